@@ -1,0 +1,72 @@
+"""The network contract: one call serves every algorithm.
+
+    v = net(x, t, text, *, frames, visible=None, cache=None, write_cache=False)
+
+    x            [B, N, C, H, W]  latent frames, clean or noisy
+    t            [B, N] float32   noise level of each frame, 0 data .. 1 noise
+    text         [B, L, D]        prompt embedding
+    frames       [N] int64        where each frame stands in time; a clean and a noisy copy may share one
+    visible      [N, N] bool      row = query frame, column = key frame; None: all see all
+    cache        KVCache | None   earlier frames' keys and values, seen by every query
+    write_cache  bool             append this call's keys and values; only without gradient
+    v            [B, N, C, H, W]  float32, velocity eps - x0
+
+Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this one
+function, not modes of it: teacher forcing passes clean and noisy frames side by side with a matrix
+that says who sees whom; a rollout passes one block and a cache.
+
+Promises every network keeps (tests/test_networks.py): a frame moves nothing that cannot see it, directly
+or through other frames; the parallel pass equals the block-by-block cached pass; gradient flows into a
+call's own frames and never into the cache; a batch of three equals three batches of one.
+
+`frames` and `visible` are read on the host (they are keys of small caches): keep them on the CPU.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from .kv_cache import KVCache
+    from .wan import Wan
+
+__all__ = ["KVCache", "Network", "Wan"]
+
+_HOMES = {"Wan": "wan", "KVCache": "kv_cache"}
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What an algorithm may ask of a network; see the module's docstring for shapes."""
+
+    config: Any
+
+    def __call__(
+        self,
+        x: "torch.Tensor",
+        t: "torch.Tensor",
+        text: "torch.Tensor",
+        *,
+        frames: "torch.Tensor",
+        visible: "torch.Tensor | None" = None,
+        cache: "KVCache | None" = None,
+        write_cache: bool = False,
+    ) -> "torch.Tensor":
+        """Velocity eps - x0 of every frame of `x`."""
+        ...
+
+    def new_cache(self) -> "KVCache":
+        """An empty cache for one rollout of one batch."""
+        ...
+
+    def save_pretrained(self, save_directory: Any) -> None:
+        """Write weights and config where stock diffusers can read them."""
+        ...
+
+
+def __getattr__(name: str) -> Any:
+    """Import a network class when it is first asked for: diffusers takes seconds to load (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,440 @@
+"""The network contract, held by Wan at tiny sizes; and Wan against stock diffusers."""
+
+import json
+from itertools import accumulate
+
+import pytest
+import torch
+from diffusers import AutoModel, WanTransformer3DModel
+
+from lightning_modules.networks import KVCache, Network, Wan
+from lightning_modules.networks.attention import attend, token_mask
+from lightning_modules.networks.rotary import rotation
+
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 3,
+}
+F, C, H, W, L = 6, 16, 4, 6, 5
+PARTITIONS = {"framewise": [1] * 6, "chunkwise": [3, 3], "ragged": [1, 2, 3]}
+
+
+def shake(net: torch.nn.Module) -> torch.nn.Module:
+    """Move every parameter off its initial value, so that no path is silent."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net() -> Wan:
+    torch.manual_seed(0)
+    return shake(Wan(**TINY)).eval()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "clean": torch.randn(3, F, C, H, W, generator=generator),
+        "noisy": torch.randn(3, F, C, H, W, generator=generator),
+        "t": torch.rand(3, F, generator=generator),
+        "text": torch.randn(3, L, 32, generator=generator),
+    }
+
+
+def owner(blocks: list[int]) -> list[int]:
+    return [number for number, size in enumerate(blocks) for _ in range(size)]
+
+
+def teacher_forced_matrix(blocks: list[int]) -> torch.Tensor:
+    """[clean | noisy]: clean sees clean up to its block; noisy sees earlier clean and its own noisy block."""
+    block = owner(blocks)
+    visible = torch.zeros(2 * F, 2 * F, dtype=torch.bool)
+    for query in range(F):
+        for key in range(F):
+            visible[query, key] = block[key] <= block[query]
+            visible[F + query, key] = block[key] < block[query]
+            visible[F + query, F + key] = block[key] == block[query]
+    return visible
+
+
+def causal_matrix(blocks: list[int]) -> torch.Tensor:
+    block = torch.tensor(owner(blocks))
+    return block[None] <= block[:, None]
+
+
+def stock_velocity(stock, x, t, text):
+    """Stock diffusers: [B, C, F, H, W] and one timestep per token."""
+    tokens = (x.shape[3] // 2) * (x.shape[4] // 2)
+    steps = (1000 * t).repeat_interleave(tokens, 1)
+    return stock(x.transpose(1, 2), steps, text, return_dict=False)[0].transpose(1, 2)
+
+
+@torch.no_grad()
+def test_bidirectional_equals_diffusers(net, batch):
+    stock = WanTransformer3DModel(**TINY).eval()
+    stock.load_state_dict(net.state_dict())
+    ours = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
+    theirs = stock_velocity(stock, batch["noisy"], batch["t"], batch["text"])
+    assert theirs.abs().mean() > 0.05
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours.dtype == torch.float32
+    late = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F) + 3)
+    torch.testing.assert_close(late, ours, atol=1e-5, rtol=1e-5)  # positions are relative
+
+
+def test_gradients_equal_diffusers(net, batch):
+    stock = WanTransformer3DModel(**TINY)
+    stock.load_state_dict(net.state_dict())
+    net(
+        batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F)
+    ).square().mean().backward()
+    stock_velocity(stock, batch["noisy"], batch["t"], batch["text"]).square().mean().backward()
+    theirs = dict(stock.named_parameters())
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name
+        )
+    net.zero_grad(set_to_none=True)
+
+
+def test_state_dict_keys_equal(net):
+    assert list(net.state_dict()) == list(WanTransformer3DModel(**TINY).state_dict())
+
+
+@torch.no_grad()
+def test_folders_go_both_ways(net, batch, tmp_path):
+    net.save_pretrained(tmp_path / "ours")
+    stock = WanTransformer3DModel.from_pretrained(tmp_path / "ours")
+    assert type(AutoModel.from_pretrained(str(tmp_path / "ours"))) is WanTransformer3DModel
+    stock.save_pretrained(tmp_path / "theirs")
+    again = Wan.from_pretrained(tmp_path / "theirs")
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    call = (batch["noisy"], batch["t"], batch["text"])
+    assert torch.equal(net(*call, frames=torch.arange(F)), again(*call, frames=torch.arange(F)))
+    saved = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert saved["num_layers"] == again.config.num_layers == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context_t", [0.0, 0.1])
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_parallel_equals_cached(net, batch, name, context_t):
+    blocks = PARTITIONS[name]
+    clean, noisy, t, text = batch.values()
+    context = torch.full_like(t, context_t)
+    parallel = net(
+        torch.cat((clean, noisy), 1),
+        torch.cat((context, t), 1),
+        text,
+        frames=torch.arange(F).repeat(2),
+        visible=teacher_forced_matrix(blocks),
+    )[:, F:]
+    cache = net.new_cache()
+    for end, size in zip(accumulate(blocks), blocks, strict=True):
+        now = slice(end - size, end)
+        frames = torch.arange(F)[now]
+        v = net(noisy[:, now], t[:, now], text, frames=frames, cache=cache)
+        torch.testing.assert_close(v, parallel[:, now], atol=1e-5, rtol=1e-5)
+        net(clean[:, now], context[:, now], text, frames=frames, cache=cache, write_cache=True)
+        assert len(cache) == end
+    assert cache.frames == tuple(range(F))
+    forgetful = net(noisy[:, -1:], t[:, -1:], text, frames=torch.arange(F)[-1:])
+    if blocks[-1] == 1:
+        assert (forgetful - parallel[:, -1:]).abs().max() > 1e-3  # the comparison has power
+
+
+def reachable(visible: torch.Tensor) -> torch.Tensor:
+    """Who is moved by whom through any number of layers."""
+    reach = visible | torch.eye(len(visible), dtype=torch.bool)
+    for _ in range(len(visible)):
+        reach = (reach.float() @ reach.float()) > 0
+    return reach
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_perturbing_a_frame_moves_only_who_sees_it(net, batch, name):
+    visible = teacher_forced_matrix(PARTITIONS[name])
+    x, t = torch.cat((batch["clean"], batch["noisy"]), 1), batch["t"].repeat(1, 2)
+    call = {"frames": torch.arange(F).repeat(2), "visible": visible}
+    before = net(x, t, batch["text"], **call)
+    reach = reachable(visible)
+    for moved in range(2 * F):
+        nudged = x.clone()
+        nudged[:, moved] += 1.0
+        change = (net(nudged, t, batch["text"], **call) - before).flatten(2).abs().amax((0, 2))
+        assert torch.equal(change > 0, reach[:, moved])
+
+
+def test_no_gradient_through_the_cache(net, batch):
+    past = batch["clean"].clone().requires_grad_()
+    cache = net.new_cache()
+    with torch.no_grad():
+        net(
+            past[:, :2],
+            batch["t"][:, :2],
+            batch["text"],
+            frames=torch.arange(2),
+            cache=cache,
+            write_cache=True,
+        )
+    assert not any(part.requires_grad for layer in range(3) for part in cache.read(layer))
+    own = batch["noisy"][:, 2:3].clone().requires_grad_()
+    v = net(own, batch["t"][:, 2:3], batch["text"], frames=torch.tensor([2]), cache=cache)
+    with torch.no_grad():  # the cache grows while the graph is alive
+        net(
+            past[:, 2:3],
+            batch["t"][:, 2:3],
+            batch["text"],
+            frames=torch.tensor([2]),
+            cache=cache,
+            write_cache=True,
+        )
+    v.square().sum().backward()
+    assert own.grad.abs().sum() > 0 and past.grad is None
+    net.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_checkpointing_changes_no_gradient(net, batch, cached):
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        net.gradient_checkpointing = checkpointing
+        cache = net.new_cache() if cached else None
+        call = {"frames": torch.tensor([0, 1]), "cache": cache}
+        if cached:
+            with torch.no_grad():
+                net(
+                    batch["clean"][:, :2],
+                    batch["t"][:, :2],
+                    batch["text"],
+                    **call,
+                    write_cache=True,
+                )
+            call["frames"] = torch.tensor([2, 3])
+        v = net(batch["noisy"][:, :2], batch["t"][:, :2], batch["text"], **call)
+        if cached:  # a write between forward and backward must not reach the recomputation
+            with torch.no_grad():
+                net(
+                    batch["clean"][:, 2:4],
+                    batch["t"][:, :2],
+                    batch["text"],
+                    **call,
+                    write_cache=True,
+                )
+        v.square().mean().backward()
+        found = [parameter.grad.clone() for parameter in net.parameters()]
+        net.zero_grad(set_to_none=True)
+        return found
+
+    try:
+        for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
+            torch.testing.assert_close(recomputed, plain, atol=1e-7, rtol=1e-6)
+    finally:
+        net.gradient_checkpointing = False
+
+
+@torch.no_grad()
+def test_batch_of_three_is_three_of_one(net, batch):
+    call = {"frames": torch.arange(F), "visible": causal_matrix([1, 2, 3])}
+    together = net(batch["noisy"], batch["t"], batch["text"], **call)
+    for one in range(3):
+        alone = net(*(batch[key][one : one + 1] for key in ("noisy", "t", "text")), **call)
+        torch.testing.assert_close(alone[0], together[one], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_token_count_multiple_of_128(net):
+    x, t, text = (
+        torch.randn(1, 8, C, 8, 8),
+        torch.rand(1, 8),
+        torch.randn(1, L, 32),
+    )  # 8 frames x 16 tokens
+    v = net(x, t, text, frames=torch.arange(8), visible=causal_matrix([1] * 8))
+    assert v.shape == x.shape and torch.isfinite(v).all()
+    first = net(x[:, :5], t[:, :5], text, frames=torch.arange(5), visible=causal_matrix([1] * 5))
+    torch.testing.assert_close(v[:, :5], first, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_time_and_position_of_each_frame_matter(net, batch):
+    base = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
+    spread = net(batch["noisy"], batch["t"], batch["text"], frames=2 * torch.arange(F))
+    assert (spread - base).abs().max() > 1e-3
+    later = batch["t"].clone()
+    later[:, 2] = 1 - later[:, 2]
+    alone = torch.eye(F, dtype=torch.bool)
+    call = {"frames": torch.arange(F), "visible": alone}
+    change = net(batch["noisy"], later, batch["text"], **call) - net(
+        batch["noisy"], batch["t"], batch["text"], **call
+    )
+    assert torch.equal(change.flatten(2).abs().amax((0, 2)) > 1e-4, torch.arange(F) == 2)
+
+
+def test_write_under_gradient_is_refused(net, batch):
+    call = {"frames": torch.arange(F), "write_cache": True}
+    with pytest.raises(AssertionError, match="no_grad"):
+        net(batch["noisy"], batch["t"], batch["text"], cache=net.new_cache(), **call)
+    with pytest.raises(AssertionError, match="no_grad"):
+        net.new_cache().append([0], [(torch.zeros(1, 4, 2, 8),) * 2] * 3)
+    with torch.no_grad(), pytest.raises(AssertionError, match="needs a cache"):
+        net(batch["noisy"], batch["t"], batch["text"], **call)
+    with pytest.raises(AssertionError, match="no_grad"):
+        net.new_cache().keep(1)
+
+
+@torch.no_grad()
+def test_window_and_sinks():
+    cache = KVCache(layers=2)
+    for frame in range(6):
+        part = torch.full((2, 4, 1, 3), float(frame))
+        cache.append([frame], [(part, -part)] * 2)
+    cache.keep(4, sinks=1)
+    assert cache.frames == (0, 3, 4, 5) and len(cache) == 4
+    for layer in range(2):
+        keys, values = cache.read(layer)
+        assert keys[0, :, 0, 0].tolist() == [0.0] * 4 + [3.0] * 4 + [4.0] * 4 + [5.0] * 4
+        assert torch.equal(values, -keys)
+    cache.keep(9)
+    assert len(cache) == 4
+    with pytest.raises(ValueError, match="sinks"):
+        cache.keep(2, sinks=2)
+
+
+@torch.no_grad()
+def test_text_is_read_once_per_rollout_and_never_confused(net, batch):
+    cache, other = net.new_cache(), torch.randn(3, L, 32)
+    call = {"frames": torch.tensor([0])}
+    x, t = batch["noisy"][:, :1], batch["t"][:, :1]
+    for text in (batch["text"], batch["text"], other):
+        with_cache, without = net(x, t, text, cache=cache, **call), net(x, t, text, **call)
+        torch.testing.assert_close(with_cache, without)
+    with torch.enable_grad():
+        text = batch["text"].clone().requires_grad_()
+        net(x, t, text, cache=cache, **call).sum().backward()
+        assert text.grad.abs().sum() > 0
+        net.zero_grad(set_to_none=True)
+
+
+def test_rotation_tables():
+    stock = WanTransformer3DModel(**TINY).rope
+    cos, sin = stock(torch.empty(1, C, F, H, W))
+    ours = rotation(tuple(range(F)), H // 2, W // 2, 24, torch.device("cpu"))
+    torch.testing.assert_close(ours[0][:, 0], cos[0, :, 0, 0::2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours[1][:, 0], sin[0, :, 0, 0::2], atol=1e-6, rtol=0)
+    far = 123_456
+    cos = rotation((far,), 1, 1, 24, torch.device("cpu"))[0]
+    exact = torch.tensor([far], dtype=torch.float64).cos().float()
+    assert torch.equal(cos[0, 0, :1], exact)  # the fastest pair turns one radian a frame
+
+
+@torch.no_grad()
+def test_bfloat16_weights_leave_positions_alone(batch):
+    torch.manual_seed(0)
+    rounded = Wan(**TINY).bfloat16()
+    assert not list(rounded.buffers())
+    far = torch.arange(F) + 1000
+    cos, _ = rotation(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
+    assert cos.dtype == torch.float32
+    v = rounded(batch["noisy"], batch["t"], batch["text"], frames=far)
+    assert v.dtype == torch.float32 and torch.isfinite(v).all()
+    shifted = rounded(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
+    assert (
+        v - shifted
+    ).abs().max() < 0.05 * v.abs().max()  # bf16 tables would have aliased frames past 256
+
+
+def test_autocast_trains(batch):
+    torch.manual_seed(0)
+    net = shake(Wan(**TINY))
+    exact = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
+    with torch.autocast("cpu", torch.bfloat16):
+        v = net(
+            batch["noisy"],
+            batch["t"],
+            batch["text"],
+            frames=torch.arange(F),
+            visible=causal_matrix([6]),
+        )
+    assert v.dtype == torch.float32
+    assert (v - exact).norm() < 0.05 * exact.norm()
+    v.square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
+def test_tables_made_in_inference_mode_can_train(net, batch):
+    call = {"frames": torch.arange(F) + 50, "visible": causal_matrix([2, 4])}
+    with torch.inference_mode():
+        net(batch["noisy"], batch["t"], batch["text"], **call)
+    net(batch["noisy"], batch["t"], batch["text"], **call).sum().backward()
+    net.zero_grad(set_to_none=True)
+
+
+def test_token_mask():
+    visible = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
+    mask = token_mask(visible, 2, 1, torch.device("cpu"), torch.float32)
+    hidden = -torch.inf
+    drawn = [[0, 0, 0, 0, hidden, hidden]] * 2 + [[0] * 6] * 2
+    assert mask.tolist() == drawn
+    assert token_mask(visible.clone(), 2, 1, torch.device("cpu"), torch.float32) is mask
+    assert (
+        token_mask(torch.ones(3, 3, dtype=torch.bool), 2, 1, torch.device("cpu"), torch.float32)
+        is None
+    )
+    with pytest.raises(ValueError, match="at least itself"):
+        token_mask(torch.zeros(2, 2, dtype=torch.bool), 2, 0, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="square bool"):
+        token_mask(torch.ones(2, 2), 2, 0, torch.device("cpu"), torch.float32)
+
+
+def test_attend_is_softmax():
+    q, k, v = torch.randn(3, 2, 5, 2, 8).unbind(0)
+    mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5 + mask
+    torch.testing.assert_close(
+        attend(q, k, v, mask), torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2)
+    )
+
+
+def test_mistakes_are_refused(net, batch):
+    with pytest.raises(ValueError, match="frames"):
+        net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F - 1))
+    with pytest.raises(ValueError, match="visible"):
+        net(
+            batch["noisy"],
+            batch["t"],
+            batch["text"],
+            frames=torch.arange(F),
+            visible=causal_matrix([3]),
+        )
+    with pytest.raises(ValueError, match="patches"):
+        net(batch["noisy"][..., :5], batch["t"], batch["text"], frames=torch.arange(F))
+    with pytest.raises(ValueError, match="merged"):
+        Wan(**TINY, patch_size=(2, 2, 2))
+    with pytest.raises(ValueError, match="image-to-video"):
+        Wan(**TINY, added_kv_proj_dim=8)
+
+
+def test_wan_is_a_network(net):
+    assert isinstance(net, Network)
+    with torch.device("meta"):
+        big = Wan(
+            **TINY
+            | {
+                "num_attention_heads": 12,
+                "attention_head_dim": 128,
+                "ffn_dim": 8960,
+                "text_dim": 4096,
+                "num_layers": 30,
+            }
+        )
+    assert 1.4e9 < sum(parameter.numel() for parameter in big.parameters()) < 1.45e9
