@@ -1,0 +1,277 @@
+"""The paper's statements about Table 2, answered from our numbers.
+
+Answers: holds, does not hold, not distinguishable, not run.
+
+A claim (`claims.yaml`) holds one relation. A relation becomes a list of comparisons, each a
+weighted sum of cells that is positive when the claim is right (the sign follows the column's
+direction), so one judgement serves all. R is the row named, q the value of a column with better
+upwards, s a step count in `at`:
+
+    worst: R            q(other, s) - q(R, s)                       > 0   for every other row
+    best: R             q(R, s) - q(other, s)                       > 0   for every other row
+    better: [A, B]      q(A, s) - q(B, s)                           > 0
+    at_least: [A, B]    q(A, s) - q(B, s)                           >= 0
+    steps_at_least: R   q(R, fewer) - q(R, more)                    >= 0
+    falls_most: R       (q(R, from) - q(R, to)) - the same of other > 0   for every other row
+    below: [R, ...]     limit - value(R, s)                         > 0   (value as printed)
+    zero: [R, ...]      value(R, s) = 0
+    cheaper: [A, B]     value(B, s) - times * value(A, s)           >= 0
+    early_late: [A, B]  on curve `early` A is better than B in the first quarter of the frames,
+                        and on curve `late` A loses more than B from the first quarter to the last
+
+A comparison supports its claim when its whole 95% interval lies on the right side, contradicts it
+when the whole interval lies on the wrong one, and is undecided otherwise (also without an
+interval). How the interval is made (paired over seeds, else over prompts) is said in `evidence.py`.
+A claim holds when all its comparisons support it, does not hold when any contradicts it, is not run
+when a number is missing, and is not distinguishable otherwise. "Holds" needs no correction for many
+comparisons, since all must pass; "does not hold" is uncorrected, so its numbers should be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sweeps.evidence import Margin, Numbers, Quantity, Row, Term
+
+HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "not distinguishable", "not run"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A weighted sum that is positive when the claim is right; `strict` tells > 0 from >= 0."""
+
+    label: str
+    terms: Sequence[Term]
+    sign: float = 1.0
+    constant: float = 0.0
+    strict: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A comparison with what was measured (None: not run) and what that says about the claim."""
+
+    label: str
+    margin: Margin | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and its answer."""
+
+    id: str
+    sentence: str
+    where: str
+    verdict: str
+    answers: Sequence[Answer]
+
+    @property
+    def hardest(self) -> Answer | None:
+        """The answer that decides: the smallest margin among those with the claim's verdict."""
+        deciding = [a for a in self.answers if a.verdict == self.verdict and a.margin]
+        return min(deciding, key=lambda a: a.margin.value, default=None)
+
+
+def _sign(layout: Mapping, name: str) -> float:
+    return -1.0 if (layout["columns"] | layout["curves"])[name]["better"] == "lower" else 1.0
+
+
+def _sum(name: str, weights: Mapping[Row, float], stage: int = 3, part: str = "") -> list[Term]:
+    return [Term(Quantity(name, stage, part), row, weight) for row, weight in weights.items()]
+
+
+def _places(e: Mapping) -> Iterator[tuple[str, int]]:
+    return product(e["in"], e["at"])
+
+
+def _extreme(layout: Mapping, e: Mapping, row: str, sign: float) -> list[Comparison]:
+    return [
+        Comparison(
+            f"{column}, {steps}-step: {row} against {other}",
+            _sum(column, {(row, steps): 1.0, (other, steps): -1.0}),
+            sign * _sign(layout, column),
+        )
+        for column, steps in _places(e)
+        for other in layout["rows"]
+        if other != row
+    ]
+
+
+def _pair(layout: Mapping, e: Mapping, rows: Sequence[str], strict: bool) -> list[Comparison]:
+    return [
+        Comparison(
+            f"{column}, {steps}-step: {rows[0]} against {rows[1]}",
+            _sum(column, {(rows[0], steps): 1.0, (rows[1], steps): -1.0}),
+            _sign(layout, column),
+            strict=strict,
+        )
+        for column, steps in _places(e)
+    ]
+
+
+def _steps_at_least(layout: Mapping, e: Mapping) -> list[Comparison]:
+    row, fewer, more = e["steps_at_least"], e["fewer"], e["more"]
+    return [
+        Comparison(
+            f"{column}: {row}, {fewer}-step against {more}-step",
+            _sum(column, {(row, fewer): 1.0, (row, more): -1.0}),
+            _sign(layout, column),
+            strict=False,
+        )
+        for column in e["in"]
+    ]
+
+
+def _falls_most(layout: Mapping, e: Mapping) -> list[Comparison]:
+    row, many, few = e["falls_most"], e["from"], e["to"]
+    own = {(row, many): 1.0, (row, few): -1.0}
+    return [
+        Comparison(
+            f"{column}, fall from {many} to {few} steps: {row} against {other}",
+            _sum(column, own | {(other, many): -1.0, (other, few): 1.0}),
+            _sign(layout, column),
+        )
+        for column in e["in"]
+        for other in layout["rows"]
+        if other != row
+    ]
+
+
+def _below(layout: Mapping, e: Mapping) -> list[Comparison]:
+    return [
+        Comparison(
+            f"{column}, {steps}-step: {row} against the limit {e['limit']}",
+            _sum(column, {(row, steps): 1.0}),
+            -1.0,
+            float(e["limit"]),
+        )
+        for column, steps in _places(e)
+        for row in e["below"]
+    ]
+
+
+def _zero(layout: Mapping, e: Mapping) -> list[Comparison]:
+    return [
+        Comparison(
+            f"{column}, {steps}-step: {row} against 0",
+            _sum(column, {(row, steps): 1.0}),
+            -1.0,
+            strict=False,
+        )
+        for column, steps in _places(e)
+        for row in e["zero"]
+    ]
+
+
+def _cheaper(layout: Mapping, e: Mapping) -> list[Comparison]:
+    cheap, dear = e["cheaper"]
+    return [
+        Comparison(
+            f"{column}: {dear} against {e['times']} times {cheap}",
+            _sum(column, {(dear, steps): 1.0, (cheap, steps): -float(e["times"])}),
+            strict=False,
+        )
+        for column, steps in _places(e)
+    ]
+
+
+def _early_late(layout: Mapping, e: Mapping) -> list[Comparison]:
+    (a, b), stage, comparisons = e["early_late"], e["stage"], []
+    for steps in e["at"]:
+        a_less_b, b_less_a = ({(a, steps): s, (b, steps): -s} for s in (1.0, -1.0))
+        fall = _sum(e["late"], a_less_b, stage, "early") + _sum(e["late"], b_less_a, stage, "late")
+        early = _sum(e["early"], a_less_b, stage, "early")
+        comparisons += [
+            Comparison(
+                f"{e['early']}, first frames, {steps}-step: {a} against {b}",
+                early,
+                _sign(layout, e["early"]),
+            ),
+            Comparison(
+                f"{e['late']}, loss from first to last frames, {steps}-step: {a} against {b}",
+                fall,
+                _sign(layout, e["late"]),
+            ),
+        ]
+    return comparisons
+
+
+RELATIONS: dict[str, Callable[[Mapping, Mapping], list[Comparison]]] = {
+    "worst": lambda layout, e: _extreme(layout, e, e["worst"], -1.0),
+    "best": lambda layout, e: _extreme(layout, e, e["best"], 1.0),
+    "better": lambda layout, e: _pair(layout, e, e["better"], strict=True),
+    "at_least": lambda layout, e: _pair(layout, e, e["at_least"], strict=False),
+    "steps_at_least": _steps_at_least,
+    "falls_most": _falls_most,
+    "below": _below,
+    "zero": _zero,
+    "cheaper": _cheaper,
+    "early_late": _early_late,
+}
+
+
+@lru_cache(maxsize=1)
+def load_claims() -> list[dict]:
+    """The claims of `claims.yaml`."""
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("claims.yaml")))["claims"]
+
+
+def compare(claim: Mapping, layout: Mapping) -> list[Comparison]:
+    """The comparisons that a claim's expression stands for.
+
+    Raises:
+        ValueError: no relation of that name, or an argument of it is missing (the claim is named).
+    """
+    expression = claim["expression"]
+    found = [name for name in expression if name in RELATIONS]
+    if len(found) != 1:
+        raise ValueError(
+            f"claims.yaml, {claim['id']}: the expression {dict(expression)} needs exactly one of "
+            f"{', '.join(RELATIONS)}"
+        )
+    try:
+        return RELATIONS[found[0]](layout, expression)
+    except KeyError as error:
+        raise ValueError(
+            f"claims.yaml, {claim['id']}: relation {found[0]} lacks {error} or names no such column"
+        ) from None
+
+
+def answer(comparison: Comparison, numbers: Numbers) -> Answer:
+    """What the numbers say about one comparison."""
+    margin = numbers.combine(comparison.terms)
+    if margin is None:
+        return Answer(comparison.label, None, NOT_RUN)
+    margin = margin.scaled(comparison.sign).shifted(comparison.constant)
+    if margin.low is None:
+        verdict = UNDECIDED
+    elif margin.low > 0 or (margin.low == 0 and not comparison.strict):
+        verdict = HOLDS
+    else:
+        verdict = FAILS if margin.high < 0 else UNDECIDED
+    return Answer(comparison.label, margin, verdict)
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """The verdict on a claim from those on its comparisons: all must hold, any may refute."""
+    for decisive in (FAILS, NOT_RUN, UNDECIDED):
+        if decisive in verdicts:
+            return decisive
+    return HOLDS
+
+
+def judge(claims: Sequence[Mapping], numbers: Numbers) -> list[Verdict]:
+    """Every claim answered from `numbers`."""
+    verdicts = []
+    for claim in claims:
+        answers = [answer(comparison, numbers) for comparison in compare(claim, numbers.layout)]
+        verdict = combine([a.verdict for a in answers])
+        verdicts.append(Verdict(claim["id"], claim["sentence"], claim["where"], verdict, answers))
+    return verdicts
