@@ -1,0 +1,56 @@
+# The two commands a newcomer needs are `make ablation` and `make test`; both install what they need.
+SCALE   ?= tiny
+CLUSTER ?= local
+SEEDS   ?= 0
+SWEEP   ?= ablation
+RUNS    ?= runs
+PYTHON  ?= python3
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.installed
+SWEEPS  = $(PY) -m sweeps
+CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
+
+.DEFAULT_GOAL := help
+.PHONY: help ablation test plan table status tensorboard benchmark lint clean
+
+help:  ## this list
+	@echo "Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS)"
+	@echo "  SEEDS takes several, separated by commas: make ablation SEEDS=0,1,2"
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+ablation: $(READY)  ## run the whole sweep (SWEEP, SCALE, SEEDS), then print its table; continues where it stopped
+	@$(SWEEPS) run $(CHOICE) --cluster $(CLUSTER)
+	@$(SWEEPS) table $(CHOICE)
+
+test: $(READY)  ## run the test suite
+	@$(PY) -m pytest
+
+plan: $(READY)  ## what would run, what is done already, what it will cost; starts nothing
+	@$(SWEEPS) plan $(CHOICE)
+
+status: $(READY)  ## the state of every run of the sweep
+	@$(SWEEPS) status $(CHOICE)
+
+table: $(READY)  ## the table from what has been run so far; blanks say "not run"
+	@$(SWEEPS) table $(CHOICE)
+
+tensorboard: $(READY)  ## TensorBoard over all runs
+	@$(VENV)/bin/tensorboard --logdir $(RUNS)
+
+benchmark: $(READY)  ## run the sweep into an empty folder; report wall time, peak memory and disk
+	@$(SWEEPS) run $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)/benchmark --measure
+
+lint: $(READY)  ## check style
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+clean:  ## remove caches and the environment; runs are kept
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,dev]'
+	@touch $@

@@ -1,0 +1,255 @@
+"""Executing a run folder: lock, log, verb, record, done.
+
+The same function serves the command line and the workers of a sweep. A worker executes many runs,
+so what a run may change for the next one (random states, torch's switches, logging, signals,
+environment, working directory) is set at its start and put back at its end: a run's result does
+not depend on who executes it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from experiments.folder import RunFolder
+from experiments.recipe import config_hash
+
+HEARTBEAT_S = 5.0
+_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "numpy")
+log = logging.getLogger(__name__)
+
+
+def verb_module(verb: str, package: str = "experiments") -> ModuleType:
+    """The module of a verb: ``check(recipe)`` and ``run(recipe, folder)``."""
+    return importlib.import_module(f"{package}.{verb}")
+
+
+def execute(
+    folder: RunFolder,
+    progress: Callable[[int, int, str], None] | None = None,
+    package: str = "experiments",
+) -> None:
+    """Execute a run, or continue it where it was interrupted; returns at once if it is done.
+
+    ``package`` is where the verb's module is found. Raises Busy if another process works in the
+    folder, KeyboardInterrupt if the run was told to stop (what was saved is kept), and whatever the
+    verb raised, after writing failed.txt.
+    """
+    if folder.done:
+        return
+    folder.on_progress = progress
+    with folder.lock():
+        if folder.done:  # the previous holder finished it
+            return
+        folder.clear_failure()
+        with _isolated(folder.recipe["seed"]), _logged(folder.path / "log.txt"):
+            try:
+                with _recorded(folder):
+                    log.info("%s starts (process %d)", folder.name, os.getpid())
+                    module = verb_module(folder.recipe["verb"], package)
+                    module.check(folder.recipe)
+                    module.run(folder.recipe, folder)
+            except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the
+                log.info("%s", saved(folder))  # second, after it has saved what it wants to save
+                raise KeyboardInterrupt(saved(folder)) from stop
+            except BaseException as error:
+                log.error("%s failed", folder.name, exc_info=error)
+                folder.mark_failed("".join(traceback.format_exception(error)))
+                raise
+        folder.mark_done()
+
+
+def saved(folder: RunFolder) -> str:
+    """What an interrupted run has kept and how to go on."""
+    last = folder.path / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        age = time.time() - last.stat().st_mtime
+        kept = f"saved {age:.0f} s ago in {last}"
+    else:
+        kept = "no checkpoint yet, it will start again"
+    verb = folder.recipe["verb"]
+    return (
+        f"{folder.name} interrupted: {kept}."
+        f" Go on with the same command, or: python -m experiments {verb} {folder.path}"
+    )
+
+
+@contextmanager
+def _recorded(folder: RunFolder) -> Iterator[None]:
+    """Keeps record.json: time adds up over interruptions, even when the process is killed."""
+    before = folder.read_record()
+    launch = folder.recipe.get("launch", {})
+    devices = launch.get("devices", 1)
+    devices = len(devices) if isinstance(devices, list) else max(int(devices), 1)
+    started = time.time()
+    clock = time.perf_counter()
+    _reset_peak_memory()
+    folder.record(
+        {
+            "started": before.get("started", started),
+            "scale": launch.get("scale"),
+            "recipe": folder.recipe["recipe"],
+            "verb": folder.recipe["verb"],
+            "code": _revision(),
+            "config_hash": config_hash(folder.recipe),
+            "versions": _versions(),
+            "devices": devices,
+        }
+    )
+
+    def update() -> None:
+        wall = before.get("wall_s", 0.0) + time.perf_counter() - clock
+        peak = max(before.get("peak_memory_bytes", 0), _peak_memory())
+        times = {"wall_s": wall, "device_s": wall * devices, "ended": time.time()}
+        folder.record(times | {"peak_memory_bytes": peak})
+
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            update()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        update()
+        folder.record({"device": _device(), "bytes_written": folder.size()})
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Appends everything that is logged to a file, also by loggers that do not propagate."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = {"": (root.level, root.handlers[:])}
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (not logger.propagate or logger.handlers):
+            before[name] = (logger.level, logger.handlers[:])
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))
+    for name in before:
+        if not name or not logging.getLogger(name).propagate:
+            logging.getLogger(name).addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for name, (level, handlers) in before.items():
+            logging.getLogger(name).setLevel(level)
+            logging.getLogger(name).handlers[:] = handlers
+        handler.close()
+
+
+@contextmanager
+def _isolated(seed: int) -> Iterator[None]:
+    """The same process-wide state at the start of every run, and the old one back at its end."""
+    with ExitStack() as stack:
+        environment, directory = dict(os.environ), os.getcwd()
+        stack.callback(_restore_environment, environment)
+        stack.callback(os.chdir, directory)
+        stack.enter_context(warnings.catch_warnings())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.getsignal(number))
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)
+        if "torch" in sys.modules:
+            _isolate_torch(sys.modules["torch"], seed, stack)
+        stack.callback(gc.collect)
+        yield
+
+
+def _isolate_torch(torch: ModuleType, seed: int, stack: ExitStack) -> None:
+    stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    stack.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+    precision = torch.get_float32_matmul_precision()
+    stack.callback(torch.set_float32_matmul_precision, precision)
+    torch.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _restore_environment(old: dict[str, str]) -> None:
+    for name in set(os.environ) - set(old):
+        del os.environ[name]
+    os.environ.update(old)
+
+
+def _reset_peak_memory() -> None:
+    """A worker's peak belongs to its earlier runs; Linux can forget it, elsewhere it stays."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        log.debug("peak memory cannot be reset on this system")
+
+
+def _peak_memory() -> int:
+    """Bytes: the GPU's peak where one is used, else the process's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return "cpu"
+
+
+@cache
+def _revision() -> str:
+    """The git revision of the code, with "+changes" if the tree differs from it."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changes.stdout else "") or "unknown"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,28 @@
+"""One torch thread and one seed for every test.
+
+Two threads on a contended two-core machine make small tests many times slower, and a result may
+depend on how a sum is split over threads. OpenMP reads its setting when torch is first imported, so
+the environment is set here, before any test module is collected.
+"""
+
+import os
+import random
+import sys
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_one_seed():
+    """Seeds only what is loaded: a test of the command line must not pay for torch."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
