@@ -1,0 +1,1 @@
+"""Data: webdataset shards with a manifest, an order that resumes exactly, one DataModule."""

@@ -1,0 +1,1 @@
+"""Sources of clips: raw material -> arrays and captions. The verb `curate` encodes them."""

@@ -1,0 +1,84 @@
+"""Bytes of a shard set: npy and json members, places in a tar, hashes, atomic replacement.
+
+Nothing here unpickles: an `.npy` that holds Python objects is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Index = dict[str, dict[str, dict[str, list[int]]]]  # file -> key -> member -> [offset, bytes]
+
+
+def local_folder(folder: Path | str) -> Path:
+    """`folder` as a path; ValueError for anything remote, which could not be read at random."""
+    # A Path has already collapsed "s3://x" to "s3:/x".
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", str(folder)):
+        raise ValueError(
+            f"shards are read from local folders, {folder} is remote: copy it first "
+            "(e.g. `hf download`, `aws s3 sync`, `rclone copy`) and give the local path"
+        )
+    return Path(folder)
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """`array` as the bytes of an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_array(data: bytes, where: str) -> np.ndarray:
+    """The array of an `.npy` file; ValueError naming `where` when the bytes are not one."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise ValueError(f"{where} is corrupt ({error}): fetch or write the shard again") from error
+
+
+def decode_info(data: bytes, where: str) -> dict[str, Any]:
+    """The sample's json; ValueError naming `where` when it is corrupt or has no caption."""
+    try:
+        info = json.loads(data)
+        if not isinstance(info, dict) or not isinstance(info.get("caption"), str):
+            raise ValueError("no caption")
+    except ValueError as error:  # includes json's and unicode's errors
+        raise ValueError(
+            f"{where}: its json is corrupt ({error}): fetch or write the shard again"
+        ) from error
+    return info
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` is either the old file or the whole new one."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def locate_members(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Where the members of the tar lie, {key: {member: [offset, bytes]}}, in stored order."""
+    places: dict[str, dict[str, list[int]]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, name = member.name.partition(".")
+            places.setdefault(key, {})[name] = [member.offset_data, member.size]
+    return places

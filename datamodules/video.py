@@ -1,0 +1,214 @@
+"""The one LightningDataModule: clips, pairs, prompts or videos, as the shard set's manifest says.
+
+A batch is
+
+    key, caption   list[str]             info  list[dict]
+    latents        [b, F, C, H, W]       float32
+    text           [b, L, D]             float32
+    trajectory     [b, S, F, C, H, W]    float32
+    state          [b, T, 4]             float32
+    video          [b, T, H, W, c]       uint8
+
+with the fields that the set has (or that were asked for) and b the global batch divided by the
+number of processes. Batch s of a run is a function of (seed, s): see `order.py`.
+
+The run is one Lightning epoch of `steps` batches: `Trainer(max_epochs=1,
+use_distributed_sampler=False)`. Without that flag Lightning would put its own sampler, which
+cannot resume, in place of ours; `train_dataloader` refuses to be used so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.order import StepBatches
+from datamodules.shards import ShardReader, open_shards, require
+
+Batch = dict[str, Any]
+
+
+class ShardDataset(Dataset[Batch]):
+    """Batches of a shard set by sample numbers.
+
+    A set that takes at most `cache_bytes` as stored is decoded and hashed once, into memory;
+    a larger one is read by seeking, sample by sample.
+    """
+
+    def __init__(self, shards: ShardReader, fields: Sequence[str], cache_bytes: int) -> None:
+        self.shards, self.fields = shards, tuple(fields)
+        self._infos: list[dict[str, Any]] = []
+        self._arrays: dict[str, np.ndarray] = {}
+        if self._decoded_bytes() <= cache_bytes:
+            self._fill_cache()
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The collated batch of `indices` (torch's loader calls this with a whole batch)."""
+        if self._infos:
+            samples = [self._infos[index] for index in indices]
+            arrays = {name: self._arrays[name][indices] for name in self.fields}
+        else:
+            samples = [self.shards.read(index, self.fields) for index in indices]
+            arrays = {name: np.stack([s[name] for s in samples]) for name in self.fields}
+        batch: Batch = {name: [s[name] for s in samples] for name in ("key", "caption", "info")}
+        return batch | {name: _tensor(array) for name, array in arrays.items()}
+
+    def _decoded_bytes(self) -> int:
+        per_sample = 0
+        for name in self.fields:
+            entry = self.shards.manifest["fields"][name]
+            per_sample += int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
+        return per_sample * len(self.shards)
+
+    def _fill_cache(self) -> None:
+        for name in self.fields:
+            entry = self.shards.manifest["fields"][name]
+            self._arrays[name] = np.empty((len(self.shards), *entry["shape"]), entry["dtype"])
+        for index, sample in enumerate(self.shards.read_all(self.fields)):
+            for name in self.fields:
+                self._arrays[name][index] = sample.pop(name)
+            self._infos.append(sample)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Floats as float32 (half precision is for storage only), anything else as it is."""
+    tensor = torch.from_numpy(array)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Delivers batches 0 .. steps-1 of a shard set; a resumed run goes on at the exact next one."""
+
+    def __init__(
+        self,
+        shards: Path | str,
+        batch: int,
+        steps: int,
+        seed: int,
+        workers: int = 0,
+        fields: list[str] | None = None,
+        cache_bytes: int = 2**29,
+    ) -> None:
+        """Open and check the set; reads no sample yet.
+
+        Args:
+            shards: folder of the shard set.
+            batch: samples a step, over all processes.
+            steps: batches of the whole run.
+            seed: of the order.
+            workers: loader processes; 0 reads in the training process. Never changes a batch.
+            fields: arrays to load; None for all.
+            cache_bytes: a set up to this size is kept in memory, per process.
+
+        Raises:
+            FileNotFoundError, ValueError: as `ShardReader`; or a field the set has not; or a
+                nonsensical number.
+        """
+        super().__init__()
+        self.shards = open_shards(shards)
+        self.manifest: dict[str, Any] = self.shards.manifest
+        missing = set(fields or ()) - set(self.shards.fields)
+        if missing:
+            raise ValueError(
+                f"{self.shards.folder / 'manifest.json'} has no fields {sorted(missing)}; "
+                f"it has {', '.join(self.shards.fields)}"
+            )
+        if batch < 1 or steps < 0 or workers < 0 or seed < 0:
+            raise ValueError(
+                f"batch={batch}, steps={steps}, workers={workers}, seed={seed}: "
+                "batch must be positive and the others not negative"
+            )
+        self.fields = tuple(fields or self.shards.fields)
+        self.batch, self.steps, self.seed, self.workers = batch, steps, seed, workers
+        self.cache_bytes = cache_bytes
+        self._consumed = 0  # batches, by all processes together; set when a checkpoint is loaded
+        self._dataset: ShardDataset | None = None
+
+    @property
+    def negative(self) -> torch.Tensor | None:
+        """[L, D] float32 text embedding of the negative prompt, where the set has one."""
+        stored = self.shards.negative
+        return None if stored is None else _tensor(stored)
+
+    def require(self, **expected: Any) -> None:
+        """Refuse an unfit set now, e.g. `require(kind="clips", latents=(None, 16, 4, 4))`."""
+        require(self.shards, **expected)
+
+    def setup(self, stage: str) -> None:
+        """Read the set into memory if it is small (Lightning calls this in every process)."""
+        if self._dataset is None:
+            self._dataset = ShardDataset(self.shards, self.fields, self.cache_bytes)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The loader of the remaining batches; its length is the whole run's.
+
+        Raises:
+            ValueError: the number of processes does not divide the batch.
+        """
+        rank, world = 0, 1
+        if self.trainer is not None:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            assert world == 1 or not self.trainer._accelerator_connector.use_distributed_sampler, (
+                "Trainer(use_distributed_sampler=False) is required"
+            )
+        self.setup("fit")
+        assert self._dataset is not None
+        order = StepBatches(
+            count=len(self._dataset),
+            batch=self.batch,
+            steps=self.steps,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            start=self._consumed,
+        )
+        return DataLoader(
+            self._dataset,
+            batch_sampler=order,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, the same on every rank: batches that the trainer has processed.
+
+        The trainer's own count: a loader's runs ahead of it by what it prefetches.
+        """
+        consumed = self._consumed
+        if self.trainer is not None:
+            consumed = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"consumed": consumed, **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches of `state_dict`, with any number of workers and processes.
+
+        Raises:
+            ValueError: the checkpoint was made with another seed, batch size or shard set.
+        """
+        for name, value in self._identity().items():
+            if state_dict[name] != value:
+                raise ValueError(
+                    f"the checkpoint was made with data {name}={state_dict[name]!r}, this run has "
+                    f"{value!r} ({self.shards.folder}): restore it, or start a new run"
+                )
+        self._consumed = int(state_dict["consumed"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch": self.batch, "shards": self.shards.fingerprint}
