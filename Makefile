@@ -3,7 +3,7 @@ SCALE   ?= tiny
 CLUSTER ?= local
 SEEDS   ?= 0
 SWEEP   ?= ablation
-RUNS    ?= runs
+RUNS    ?= $(or $(RUNS_DIR),runs)
 PYTHON  ?= python3
 
 VENV   := .venv

@@ -68,7 +68,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, run: Run, runs: Path) -> RunFolder:
-        """The folder of a run, with its recipe written unless it is done already."""
+        """The folder of a run with its recipe, which may differ from an earlier one in `launch`."""
         folder = cls(runs / run.name)
         if not folder.done:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,18 @@ class RunFolder:
                 f"{self.name}: its {role} {where} is {folder.state()}, not done"
             )
         return folder.path
+
+    def closure(self) -> list[RunFolder]:
+        """The runs behind this one and itself; a need comes before what needs it."""
+        found: dict[str, RunFolder] = {}
+        for role, need in self.needs.items():
+            if not (need.path / "recipe.yaml").is_file():
+                raise FileNotFoundError(
+                    f"{need.path}: there is no such run, and {self.name} needs it as {role};"
+                    " start from the recipe's name, or copy that run's folder there"
+                )
+            found |= {folder.name: folder for folder in need.closure()}
+        return list((found | {self.name: self}).values())
 
     @property
     def done(self) -> bool:

@@ -158,14 +158,3 @@ def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             found += paths(value, f"{prefix}{key}.")
     return found
-
-
-def difference(old: dict, new: dict, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys whose value differs; both trees have the same keys."""
-    changed: dict[str, Any] = {}
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(old.get(key), dict):
-            changed |= difference(old[key], value, f"{prefix}{key}.")
-        elif value != old.get(key):
-            changed[f"{prefix}{key}"] = value
-    return changed

@@ -23,9 +23,8 @@ import copy
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.layers import difference, fixed, flatten, interpolate, nearest, override
+from experiments.layers import fixed, flatten, interpolate, nearest, override
 
 VERBS = ("curate", "fit", "pairs", "sample", "score")
 RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
@@ -55,27 +54,20 @@ class Run:
     """A recipe with everything resolved.
 
     ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
-    paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role, and
-    ``settings`` what was given on top of scale and recipe. ``expected_s`` is the scale's hint of
-    the run's wall time in seconds (``launch: {cost_s: {<recipe>: 60}}``), used to plan only.
+    paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role.
+    ``expected_s`` is the scale's hint of the run's wall time in seconds
+    (``launch: {cost_s: {<recipe>: 60}}``), used to plan only.
     """
 
     name: str
     recipe: dict[str, Any]
     needs: dict[str, Run]
     scale: str
-    settings: dict[str, Any] = field(default_factory=dict)
     expected_s: float | None = None
 
     @property
     def verb(self) -> str:
         return self.recipe["verb"]
-
-    def command(self) -> str:
-        """The line a user types to execute this run."""
-        values = (f"{key}={_plain(value)}" for key, value in self.settings.items())
-        words = [self.verb, self.recipe["recipe"], "--scale", self.scale, *values]
-        return "python -m experiments " + shlex.join(words)
 
     def closure(self) -> dict[str, Run]:
         """This run and all behind it, by name; a need always comes before what needs it."""
@@ -146,9 +138,7 @@ class Resolver:
             run = self._resolve(behind, scale, flatten(rest), (*above, name))
             needs[role], names[role] = run, run.name
         resolved["needs"] = names
-        inherited = {k: v for k, v in difference(self._tree, scale).items() if k not in settings}
-        asked = inherited | settings
-        run = Run(run_name(resolved), resolved, needs, self.scale, asked, expected)
+        run = Run(run_name(resolved), resolved, needs, self.scale, expected)
         self._memo[key] = run
         return run
 
@@ -248,8 +238,3 @@ def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
         raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
     folder = str(spec["folder"])
     return None, folder if "/" in folder else f"./{folder}"
-
-
-def _plain(value: Any) -> str:
-    """A value as one would type it behind ``key=``; JSON is YAML."""
-    return value if isinstance(value, str) else json.dumps(value)

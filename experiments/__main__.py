@@ -1,0 +1,158 @@
+"""The command line: ``python -m experiments {curate,fit,pairs,sample,score} ...``.
+
+Only argparse and OmegaConf are imported before a verb starts, so help and mistakes are answered at
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.execute import execute
+from experiments.folder import Busy, RunFolder, runs_dir
+from experiments.recipe import VERBS, Library, Resolver, load, parse_settings, recipes
+
+WHAT = {
+    "curate": "make shards: accept, encode and store clips or prompts with a manifest",
+    "fit": "train a stage and hand off its student",
+    "pairs": "let a teacher generate the trajectories that the ODE variants regress on",
+    "sample": "generate clips for a list of prompts",
+    "score": "measure sampled (or real) clips",
+}
+
+
+def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
+    """Run one verb; returns the exit status (0 done, 1 failed, 2 mistaken, 130 interrupted)."""
+    library = library or Library()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = parser(library, arguments)
+    chosen, late = command_line.parse_known_args(arguments)
+    if wrong := [word for word in late if word.startswith("-") or "=" not in word]:
+        command_line.error(f"unrecognized arguments: {' '.join(wrong)}")
+    chosen.settings += late  # argparse loses settings that stand behind an option
+    try:
+        folder = _folder(chosen, library)
+        missing = "" if chosen.with_needs or folder.done else _missing(folder)
+        if missing:
+            print(missing, file=sys.stderr)
+            return 2
+        folders = folder.closure() if chosen.with_needs and not folder.done else [folder]
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _execute(folders)
+
+
+def parser(library: Library, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser; recipes and their keys are read only for the verb whose help is asked for."""
+    top = argparse.ArgumentParser(prog="python -m experiments", description="Execute one run.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
+    for verb, what in WHAT.items():
+        wanted = verb in arguments and ("-h" in arguments or "--help" in arguments)
+        sub = verbs.add_parser(
+            verb,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            epilog=_recipe_help(library, verb) if wanted else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("what", help="a recipe, a run folder, or a resolved recipe.yaml")
+        sub.add_argument("settings", nargs="*", metavar="key=value", help="override a setting")
+        sub.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
+        sub.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
+        sub.add_argument("--with-needs", action="store_true", help="execute missing needs first")
+    return top
+
+
+def _recipe_help(library: Library, verb: str) -> str:
+    """The recipes of one verb, each with the keys it declares."""
+    scales = ", ".join(sorted(path.stem for path in library.scales.glob("*.yaml")))
+    lines = [f"scales: {scales or 'none yet'}", "recipes, and the keys of each:"]
+    for name in recipes(library, verb):
+        own = load(library.recipes, name)
+        keys = [key for key in own if key not in ("verb", "needs")]
+        for section in ("stage", verb):
+            if isinstance(own.get(section), dict):
+                keys.remove(section)
+                keys += [f"{section}.{key}" for key in own[section]]
+        lines.append(f"  {name}: {', '.join(keys)}")
+        if own.get("needs"):
+            lines.append(f"    needs: {', '.join(own['needs'])}")
+    lines.append("A key of the scale file is set the same way, and reaches every need as well.")
+    return "\n".join(lines)
+
+
+def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
+    """The run folder that the command line means, written (with those of its needs) if need be."""
+    runs = runs_dir(chosen.runs)
+    settings = parse_settings(chosen.settings)
+    path = Path(chosen.what)
+    if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
+        resolver = Resolver(chosen.scale, library)
+        run = resolver.resolve(chosen.what, settings)
+        for key in resolver.ineffective(chosen.what, settings):
+            print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
+        folder = [RunFolder.create(each, runs) for each in run.closure().values()][-1]
+    elif settings:
+        raise ValueError(
+            f"{path} is resolved and takes no settings; give the recipe's name instead"
+        )
+    elif path.is_dir():
+        folder = RunFolder(path)
+    else:
+        folder = RunFolder.of_recipe(path, runs)
+    verb = folder.recipe["verb"]
+    if verb != chosen.verb:
+        raise ValueError(f"{chosen.what} is for another verb: python -m experiments {verb} ...")
+    return folder
+
+
+def _missing(folder: RunFolder) -> str:
+    """Which needs of a run are not there yet, and the commands that make them."""
+    lines = []
+    for role, need in folder.needs.items():
+        if not need.done:
+            verb = need.recipe["verb"]
+            lines.append(f"  {role}: {need.name} ({need.state()})")
+            lines.append(f"    python -m experiments {verb} {_shown(need.path)} --with-needs")
+    if not lines:
+        return ""
+    lines.insert(0, f"error: {folder.name} needs runs that are not done:")
+    return "\n".join([*lines, "or run all of them by adding --with-needs to your command"])
+
+
+def _shown(path: Path) -> Path:
+    """A path as short as it can be typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _execute(folders: Sequence[RunFolder]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill also saves
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for folder in folders:
+        if folder.done:
+            print(f"{folder.name} is done: {_shown(folder.path)}")
+            continue
+        print(f"{folder.name} -> {_shown(folder.path)}", flush=True)
+        try:
+            execute(folder)
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop}", file=sys.stderr)
+            return 130
+        except Busy as busy:
+            print(f"error: {busy}; wait for it, or stop that process", file=sys.stderr)
+            return 1
+        except (ValueError, FileNotFoundError) as error:
+            print(f"error: {error}\nthe log: {_shown(folder.path / 'log.txt')}", file=sys.stderr)
+            return 1
+        print(f"{folder.name} is done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
