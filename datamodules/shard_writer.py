@@ -26,7 +26,7 @@ VERSION = 1
 KINDS = ("clips", "pairs", "prompts", "videos")
 REQUIRED_FIELDS = {
     "clips": {"latents", "text"},
-    "pairs": {"latents", "text", "trajectory"},
+    "pairs": {"text", "trajectory"},
     "prompts": {"text"},
     "videos": {"video"},
 }

@@ -1,0 +1,178 @@
+"""``fit``: train a stage on a shard set, from wherever it was interrupted, and hand its result on."""
+
+import importlib
+import logging
+from dataclasses import dataclass
+
+from typing import Any
+
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.progress import Progress
+from callbacks.run_record import RunRecord
+from callbacks.student_ema import StudentEMA
+from datamodules.video import VideoDataModule
+from experiments.bind import bind, nearest, parameters_of
+from experiments.folder import RunFolder
+from experiments.hardware import Launch, launch_of, prepare
+from experiments.networks import ROLES, check_network, fresh_network, load_network
+from lightning_modules import STAGES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how a stage is trained.
+
+    Args:
+        steps: optimizer steps, of all networks together; 0 hands the student on as it is.
+        batch: clips per step, over all devices.
+        clip_gradient: norm at which gradients are clipped, per step.
+        precision: Lightning's, such as ``32-true`` or ``bf16-mixed``; weights stay fp32.
+        ema_decay: hand on an average of the student that decays so; 0 hands on the student itself.
+        ema_start: student updates before the average begins.
+    """
+
+    steps: int
+    batch: int
+    clip_gradient: float
+    precision: str
+    ema_decay: float
+    ema_start: int
+
+
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
+    kind = _stage_class(recipe)
+    bind(kind, _settings(recipe), _given(kind), "stage")
+    bind(Training, recipe["fit"], section="fit")
+    launch_of(recipe)
+    if "network" in recipe:
+        check_network(recipe["network"])
+
+
+def run(recipe: dict[str, Any], folder: RunFolder) -> None:
+    """Train ``recipe["stage"]`` in ``folder``; the result lies in ``folder/student``.
+
+    Raises:
+        ValueError: data, networks and settings that do not fit each other, named with their cure.
+    """
+    prepare(recipe)
+    launch, training = launch_of(recipe), Training(**bind(Training, recipe["fit"], section="fit"))
+    kind = _stage_class(recipe)
+    data = VideoDataModule(
+        folder.need("data") / "shards",
+        batch=training.batch,
+        steps=training.steps,
+        seed=recipe["seed"],
+        workers=launch.workers,
+        fields=list(kind.fields),
+    )
+    module = _build(kind, recipe, folder, data)
+    ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
+    if training.steps:
+        trainer = _trainer(folder, launch, training, ema)
+        last = folder.path / "checkpoints" / "last.ckpt"
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    if ema is None:
+        module.hand_off(folder.path)
+    else:
+        with ema.swapped(module):
+            module.hand_off(folder.path)
+
+
+def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
+    name = recipe["stage"].get("class")
+    if name not in STAGES:
+        raise ValueError(
+            f"stage.class: there is no stage {name!r}{nearest(str(name), STAGES)}"
+            f" (there are: {', '.join(STAGES)})"
+        )
+    return getattr(importlib.import_module(STAGES[name]), name)
+
+
+def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe["stage"].items() if key != "class"}
+
+
+def _given(kind: type) -> set[str]:
+    """Arguments that come from the run's data and needs, as far as the stage takes them."""
+    return {*ROLES, "negative", "seed", "times"} & set(parameters_of(kind))
+
+
+def _build(
+    kind: type[LightningModule], recipe: dict[str, Any], folder: RunFolder, data: VideoDataModule
+) -> LightningModule:
+    settings = bind(kind, _settings(recipe), _given(kind), "stage")
+    _require(kind, settings, data)
+    given: dict[str, Any] = {"seed": recipe["seed"], "negative": data.negative}
+    given["times"] = data.manifest.get("times")
+    for role in ROLES:
+        if role in recipe["needs"]:
+            given[role] = load_network(folder.need(role))
+    if "network" in recipe:
+        given["student"] = fresh_network(recipe["network"], recipe["seed"])
+    for role, network in given.items():
+        if isinstance(network, nn.Module):
+            _require_network(role, network, data)
+    return kind(**{name: given[name] for name in _given(kind)}, **settings)
+
+
+def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> None:
+    """The shard set must hold what the stage reads, in the stage's shape and blocks."""
+    if "clip_shape" in settings and "latents" in data.fields:
+        data.require(latents=tuple(settings["clip_shape"]))
+    if "trajectory" in data.fields:
+        data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
+
+
+def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
+    """Text and latents of the data must be of the width that the network was made for."""
+    shapes = {name: entry["shape"] for name, entry in data.manifest["fields"].items()}
+    facts = {
+        "latent channels": (shapes.get("latents", [0, None])[1], network.config.in_channels),
+        "text width": (shapes.get("text", [None])[-1], network.config.text_dim),
+    }
+    for what, (found, wanted) in facts.items():
+        if found is not None and found != wanted:
+            raise ValueError(
+                f"{data.shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
+                f" for {wanted}; curate with the encoders the {role} was trained with"
+            )
+
+
+def _trainer(
+    folder: RunFolder, launch: Launch, training: Training, ema: StudentEMA | None
+) -> Trainer:
+    callbacks = [
+        Progress(folder.progress),
+        RunRecord(),
+        StopOnNaN(),
+        Checkpoint(folder.path / "checkpoints" / "last.ckpt", launch.checkpoint_every_s),
+    ]
+    return Trainer(
+        accelerator=launch.accelerator,
+        devices=launch.devices,
+        strategy=launch.strategy,
+        precision=training.precision,
+        max_steps=training.steps,
+        max_epochs=1,
+        gradient_clip_val=training.clip_gradient,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks + ([ema] if ema else []),
+        logger=TensorBoardLogger(folder.path, name="tb", version=""),
+        log_every_n_steps=launch.log_every,
+        default_root_dir=folder.path,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=True,
+        num_sanity_val_steps=0,
+    )

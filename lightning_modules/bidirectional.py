@@ -1,0 +1,32 @@
+"""The base model: bidirectional flow matching, the part that Wan's own weights play at scale."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import solve
+from lightning_modules.flow_matching import FlowMatching
+
+
+class Bidirectional(FlowMatching):
+    """Flow matching with one ``t`` per clip and every frame visible to every other."""
+
+    def draw_times(self, random: Randomness) -> Tensor:
+        """One time for the whole clip."""
+        return self.times_per_sample(random)
+
+    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+        """No past and no future: all at once."""
+        return forcing.bidirectional(self.student, x_t, t, text)
+
+    @torch.no_grad()
+    def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
+        """All frames together by the guided ODE."""
+        noise = Randomness(self.seed, 0, keys, self.device).normal("noise", self.clip_shape)
+        grid = time_grid(self.intervals, self.shift).float().to(self.device)
+        v = forcing.bidirectional_ode(self.evaluated, text, self.negative, self.guidance)
+        return solve(v, noise, grid)[0]

@@ -1,0 +1,92 @@
+"""Stage 2 by causal consistency distillation, the method of Causal Forcing++ (eq. 3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.ema import EMA
+from lightning_modules.diffusion.flow import add_noise, euler_step, time_grid, to_x0
+from lightning_modules.diffusion.losses import regression
+from lightning_modules.stage import Stage
+
+
+class CausalCD(Stage):
+    """``min E ||G_theta(x_t, t | x0^{<i}) - sg G_theta-(x_t', t' | x0^{<i})||^2``.
+
+    ``x_t`` is the real clip noised; ``x_t'`` one Euler step of the AR teacher's guided ODE further
+    on, to the next point of a grid of ``intervals``; ``theta-`` an EMA of ``theta``, updated after
+    every step. Nothing is generated and nothing stored.
+
+    The last pair ends at t' = 0, where ``G(x, 0) = x`` holds by construction: it anchors the target
+    at data. The published code stops one pair earlier (``terminal_pair: false``).
+
+    Args:
+        teacher: the frozen AR teacher of Stage 1.
+        intervals: of the shifted grid; published 48.
+        guidance: of the teacher's step, standard scale; published 3.
+        decay: of theta-; published 0.99.
+        terminal_pair: include the pair that reaches t' = 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module,
+        intervals: int,
+        guidance: float,
+        decay: float,
+        terminal_pair: bool,
+        **stage: Any,
+    ) -> None:
+        super().__init__(**stage)
+        self.freeze("teacher", teacher)
+        self.target = EMA(self.student, decay)
+        self.guidance = guidance
+        self.pairs = intervals if terminal_pair else intervals - 1
+        grid = time_grid(intervals, self.shift).float()
+        self.register_buffer("grid", grid, persistent=False)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """One batch of clean clips."""
+        random, x0, text = self.randomness(batch), batch["latents"], batch["text"]
+        k = random.integer("time", self.pairs, (1,)).expand(-1, self.clip_shape[0])
+        t, t_next = self.grid[k], self.grid[k + 1]
+        x_t = add_noise(x0, random.normal("noise", self.clip_shape), t)
+
+        def v(net: nn.Module, x: Tensor, t: Tensor, text: Tensor = text) -> Tensor:
+            return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=x0)
+
+        with torch.no_grad():
+            v_teacher = forcing.guided(
+                lambda c: v(self.teacher, x_t, t, c), text, self.negative, self.guidance
+            )
+            x_next = euler_step(x_t, v_teacher, t, t_next)
+            target = to_x0(x_next, v(self.target.module, x_next, t_next), t_next)
+
+        loss = regression(to_x0(x_t, v(self.student, x_t, t), t), target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """theta- follows theta, once per update."""
+        super().optimizer_step(*args, **kwargs)
+        self.target.update(self.student)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """theta-: what the published code saves, samples and hands on."""
+        return self.target.module
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The student, its target and the teacher."""
+        return super().networks() | {"target": self.target.module}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """theta- is part of the state: a target that snaps back on resume is another method."""
+        checkpoint["target"] = self.target.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore theta-."""
+        self.target.load_state_dict(checkpoint["target"])

@@ -1,0 +1,38 @@
+"""Stage 2 by causal DMD: distribution matching under teacher forcing (Causal Forcing++, eq. 7)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.flow import add_noise, time_grid, to_x0
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.distribution_matching import DistributionMatching
+
+
+class CausalDMD(DistributionMatching):
+    """Student, real and fake score are all causal and all see the *true* past ``x0^{<i}``.
+
+    The real score is the AR teacher, the critic starts as its copy. All frames are generated at
+    once from noise, each given the true past, leaving the few-step sampler at a random step.
+    """
+
+    def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
+        """Few-step sampling of every frame beside the true past; gradient at the exit only."""
+        times = time_grid(self.few_steps, self.shift)[:-1].float()
+        exit_step = random.shared_integer("exit", self.few_steps)
+        x = random.normal("noise", self.clip_shape)
+        for step in range(exit_step + 1):
+            t = times[step].to(x.device).expand(x.shape[:2])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):
+                if step > 0:
+                    x = add_noise(x0, random.normal(f"renoise/{step}", self.clip_shape), t)
+                x0 = to_x0(x, self.velocity(self.student, x, t, batch["text"], batch), t)
+        return x0
+
+    def velocity(
+        self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
+    ) -> Tensor:
+        """Teacher forcing beside the real clip."""
+        return forcing.teacher_forcing(net, x_t, t, text, self.sizes, clean=batch["latents"])

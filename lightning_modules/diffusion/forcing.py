@@ -1,0 +1,80 @@
+"""How the past reaches a network in one parallel pass: not at all, noisy, or clean.
+
+Each function returns the velocity ``[B, F, C, H, W]`` of the noisy clip ``x_t`` at times ``t``
+``[B, F]``. ``sizes`` are the frames per block; ``net`` keeps the network contract.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion import visibility
+from lightning_modules.diffusion.flow import guide
+
+Network = Callable[..., Tensor]
+
+
+def bidirectional(net: Network, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """All frames see all frames: the base model, and both scores of asymmetric DMD."""
+    return net(x_t, t, text, frames=_positions(x_t))
+
+
+def diffusion_forcing(
+    net: Network, x_t: Tensor, t: Tensor, text: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Each block sees the earlier blocks as noisy as they are (CausVid, Self Forcing's ODE init)."""
+    visible = visibility.block_causal(sizes)
+    return net(x_t, t, text, frames=_positions(x_t), visible=visible)
+
+
+def teacher_forcing(
+    net: Network,
+    x_t: Tensor,
+    t: Tensor,
+    text: Tensor,
+    sizes: Sequence[int],
+    clean: Tensor,
+    clean_t: Tensor | None = None,
+) -> Tensor:
+    """Each block sees the *clean* earlier blocks: ``v(x_t^i | clean^{<i}, t)`` for all i at once.
+
+    ``clean_t`` ``[B, F]`` is the noise level of the clean half, zeros unless the context is noised.
+    """
+    frames = x_t.shape[1]
+    clean_t = torch.zeros_like(t) if clean_t is None else clean_t
+    v = net(
+        torch.cat([clean, x_t], dim=1),
+        torch.cat([clean_t, t], dim=1),
+        text,
+        frames=_positions(x_t).repeat(2),
+        visible=visibility.teacher_forcing(sizes),
+    )
+    return v[:, frames:]
+
+
+def guided(v: Callable[[Tensor], Tensor], text: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Guide a velocity ``v(text)`` away from the ``negative`` prompt ``[L, D]``.
+
+    At scale 1 the unconditional branch has no influence and is not evaluated.
+    """
+    conditional = v(text)
+    if scale == 1:
+        return conditional
+    return guide(conditional, v(negative.expand_as(text)), scale)
+
+
+def bidirectional_ode(
+    net: Network, text: Tensor, negative: Tensor, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The guided bidirectional velocity as ``v(x, t)`` with one scalar time for the whole clip."""
+
+    def v(x: Tensor, t: Tensor) -> Tensor:
+        level = t.to(x).expand(x.shape[:2])
+        return guided(lambda c: bidirectional(net, x, level, c), text, negative, guidance)
+
+    return v
+
+
+def _positions(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1])

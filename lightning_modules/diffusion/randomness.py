@@ -1,0 +1,57 @@
+"""Noise that belongs to the sample: a function of (run seed, step, sample key, purpose).
+
+Not of the rank, the worker, the batch it came in or what was drawn before, so that an interrupted
+run, another world size or another arm of the ablation sees the very same noise. Drawn on the CPU
+in fp32, then moved.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+def _generator(*words: object) -> torch.Generator:
+    digest = blake2b("|".join(map(str, words)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
+
+
+class Randomness:
+    """What chance decides for one batch.
+
+    Args:
+        seed: the run's seed.
+        step: which step of the run, so that a sample seen twice gets fresh noise.
+        keys: the samples' keys, one a row of everything that is drawn.
+        device: where draws end up.
+    """
+
+    def __init__(
+        self, seed: int, step: int, keys: Sequence[str], device: torch.device | str = "cpu"
+    ) -> None:
+        self.seed, self.step, self.keys, self.device = seed, step, list(keys), device
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal ``[B, *shape]`` fp32."""
+        return self._rows(torch.randn, purpose, shape)
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform on [0, 1), ``[B, *shape]`` fp32."""
+        return self._rows(torch.rand, purpose, shape)
+
+    def integer(self, purpose: str, below: int, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform on 0 .. below-1, ``[B, *shape]`` int64, independent per sample."""
+        return (self.uniform(purpose, shape).double() * below).long().clamp_(max=below - 1)
+
+    def shared_integer(self, purpose: str, below: int) -> int:
+        """One draw for the whole step, the same on every rank (all must run the same forwards)."""
+        generator = _generator(self.seed, self.step, purpose)
+        return int(torch.randint(below, (), generator=generator))
+
+    def _rows(self, draw, purpose: str, shape: Sequence[int]) -> Tensor:
+        rows = [
+            draw(tuple(shape), generator=_generator(self.seed, self.step, key, purpose))
+            for key in self.keys
+        ]
+        return torch.stack(rows).to(self.device)

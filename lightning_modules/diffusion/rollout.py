@@ -1,0 +1,173 @@
+"""Generating a clip block by block: one loop for training, sampling, streaming and ODE pairs.
+
+    for each block:   x0 = denoise(noise of the block | committed past)
+                      commit x0 (or the true block) as the past of the next
+
+What differs between uses is an argument: *how a block is denoised* (:class:`FewSteps`, which may
+leave early with gradient, or :class:`Solve`, the teacher's ODE) and *what is committed*. The past
+lives in a KV cache that is written without gradient, so no block's loss reaches an earlier block.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion.flow import add_noise, euler_step, guide, time_grid, to_x0
+from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.visibility import spans
+
+Denoise = Callable[["Past", Tensor, slice, int], Tensor]
+
+
+class Past:
+    """The velocity of the next block given the committed ones: ``v(x, t | past)``, guided.
+
+    Guidance needs the unconditional past too, so each branch has its own cache.
+
+    Args:
+        net: a network that keeps the contract and offers ``new_cache()``.
+        text: prompts ``[B, L, D]``.
+        negative: the negative prompt ``[L, D]``; needed when ``guidance`` is not 1.
+        guidance: standard scale, 1 = none.
+    """
+
+    def __init__(
+        self, net: Network, text: Tensor, negative: Tensor | None = None, guidance: float = 1.0
+    ) -> None:
+        self.net, self.guidance = net, guidance
+        self.branches = [(text, net.new_cache())]
+        if guidance != 1:
+            self.branches.append((negative.expand_as(text), net.new_cache()))
+
+    def velocity(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
+        """``x`` ``[B, n, C, H, W]`` at the scalar time ``t``, standing at frames ``block``."""
+        vs = [
+            self.net(x, _level(t, x), text, frames=_frames(block), cache=committed)
+            for text, committed in self.branches
+        ]
+        return vs[0] if len(vs) == 1 else guide(*vs, self.guidance)
+
+    @torch.no_grad()
+    def commit(
+        self, x0: Tensor, block: slice, context_t: float = 0.0, context_eps: Tensor | None = None
+    ) -> None:
+        """Append ``x0`` to the past, noised to ``context_t`` and declared as such to the network."""
+        t = _level(torch.tensor(context_t), x0)
+        context = x0.detach() if context_t == 0 else add_noise(x0.detach(), context_eps, t)
+        for text, committed in self.branches:
+            self.net(context, t, text, frames=_frames(block), cache=committed, write_cache=True)
+
+
+class FewSteps:
+    """Consistency sampling: jump to data, add fresh noise, jump again (Causal Forcing++, sec. 3.2).
+
+    Args:
+        times: for each block the noise levels it visits, from 1 downwards, without the final 0.
+        renoise: ``step -> [B, F, C, H, W]``, the fresh noise before step 1, 2, ... of every block.
+        exits: for each block the step to leave after; ``None`` runs to the end. Only the step that
+            is left by carries gradient (Self Forcing's truncation), if gradient is enabled at all.
+    """
+
+    def __init__(
+        self,
+        times: Sequence[Tensor],
+        renoise: Callable[[int], Tensor],
+        exits: Sequence[int] | None = None,
+    ) -> None:
+        self.times, self.renoise = times, cache(renoise)
+        self.exits = [len(steps) - 1 for steps in times] if exits is None else exits
+
+    def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
+        """Block ``index``, which stands at the frames ``block``: its ``x0`` at the exit step."""
+        times, exit_step = self.times[index], self.exits[index]
+        for step in range(exit_step + 1):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):
+                if step > 0:
+                    x = add_noise(x0, self.renoise(step)[:, block], _level(times[step], x))
+                x0 = to_x0(x, past.velocity(x, times[step], block), _level(times[step], x))
+        return x0
+
+
+class Solve:
+    """The multi-step ODE sampler: Euler along ``grid`` (fp64, 1 .. 0) from noise to data.
+
+    ``keep`` names the grid points whose states are recorded for ODE pairs; ``states`` then holds,
+    per block, ``[B, len(keep), n, C, H, W]``.
+    """
+
+    def __init__(self, grid: Tensor, keep: Collection[int] = ()) -> None:
+        self.grid, self.keep = grid.float(), keep
+        self.states: list[Tensor] = []
+
+    def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
+        """The end of block ``index``'s ODE; its kept states are appended to ``states``."""
+        x, states = solve(lambda x, t: past.velocity(x, t, block), x, self.grid, self.keep)
+        if self.keep:
+            self.states.append(states)
+        return x
+
+
+def solve(
+    v: Callable[[Tensor, Tensor], Tensor], x: Tensor, grid: Tensor, keep: Collection[int] = ()
+) -> tuple[Tensor, Tensor | None]:
+    """Euler from ``grid[0]`` to ``grid[-1]``; returns the end and the kept states ``[B, S, ...]``."""
+    states = []
+    for step, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        if step in keep:
+            states.append(x)
+        x = euler_step(x, v(x, t), _level(t, x), _level(t_next, x))
+    if len(grid) - 1 in keep:
+        states.append(x)
+    return x, torch.stack(states, dim=1) if states else None
+
+
+def few_step_times(sizes: Sequence[int], steps: int, first_steps: int, by: float) -> list[Tensor]:
+    """The noise levels each block visits: ``steps`` of the shifted grid, ``first_steps`` for block 0.
+
+    Causal Forcing++ gives the first frame, which has no past to lean on, four steps in its 1- and
+    2-step students (sec. 3.2, the ASD trick).
+    """
+    first, rest = (time_grid(m, by)[:-1].float() for m in (first_steps, steps))
+    return [first] + [rest] * (len(sizes) - 1)
+
+
+def stream(
+    past: Past,
+    noise: Tensor,
+    sizes: Sequence[int],
+    denoise: Denoise,
+    truth: Tensor | None = None,
+    context_t: float = 0.0,
+    context_eps: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yield each block's ``x0`` as soon as it is there; commit it only when the next one is wanted.
+
+    Args:
+        noise: ``[B, F, C, H, W]``, where every block starts.
+        truth: commit these frames instead of the generated ones (teacher-forced generation).
+        context_t: the noise level at which the past is presented, here as in training.
+        context_eps: the noise for that, ``[B, F, C, H, W]``; needed when ``context_t`` is not 0.
+    """
+    blocks = spans(sizes)
+    for index, block in enumerate(blocks):
+        x0 = denoise(past, noise[:, block], block, index)
+        yield x0
+        if index + 1 < len(blocks):
+            eps = None if context_eps is None else context_eps[:, block]
+            past.commit(x0 if truth is None else truth[:, block], block, context_t, eps)
+
+
+def rollout(past: Past, noise: Tensor, sizes: Sequence[int], denoise: Denoise, **how) -> Tensor:
+    """The whole clip of :func:`stream` (same arguments), ``[B, F, C, H, W]``."""
+    return torch.cat(list(stream(past, noise, sizes, denoise, **how)), dim=1)
+
+
+def _level(t: Tensor, x: Tensor) -> Tensor:
+    return t.to(device=x.device, dtype=torch.float32).expand(x.shape[:2])
+
+
+def _frames(block: slice) -> Tensor:
+    return torch.arange(block.start, block.stop)

@@ -1,0 +1,18 @@
+"""Diffusion forcing: Stage 1's alternative, whose past is as noisy as it happens to be."""
+
+from torch import Tensor
+
+from lightning_modules.diffusion import forcing
+from lightning_modules.teacher_forcing import TeacherForcing
+
+
+class DiffusionForcing(TeacherForcing):
+    """Flow matching with ``t^i`` per block, where block i sees ``x_t^{<=i}`` (CausVid's layout).
+
+    Sampling commits clean blocks, a past this training seldom showed: the mismatch that teacher
+    forcing removes.
+    """
+
+    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+        """Each block beside the noisy blocks before it."""
+        return forcing.diffusion_forcing(self.student, x_t, t, text, self.sizes)

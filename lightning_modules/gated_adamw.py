@@ -1,0 +1,33 @@
+"""AdamW over several networks, of which only the ones whose turn it is move.
+
+Lightning's DeepSpeed strategy takes one optimizer, DMD trains two networks. Merging both into one
+ordinary Adam is silently wrong: momentum, weight decay and the step counter of the waiting network
+go on. Skipping its parameter group makes the update bit-equal to two independent AdamW.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+class GatedAdamW(torch.optim.AdamW):
+    """AdamW that leaves groups with ``active: False`` entirely alone (state, decay, step count).
+
+    The closure runs first and with all groups in place, so that ``zero_grad`` and clipping inside it
+    reach every network; gradients of waiting networks are kept away by ``requires_grad`` instead.
+    """
+
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of the active groups; returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        everyone = self.param_groups
+        self.param_groups = [group for group in everyone if group.get("active", True)]
+        try:
+            if self.param_groups:
+                super().step()
+        finally:
+            self.param_groups = everyone
+        return loss

@@ -1,0 +1,34 @@
+"""Stage 1: autoregressive diffusion by teacher forcing (Causal Forcing++, sec. 3.1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Past, Solve, rollout
+from lightning_modules.flow_matching import FlowMatching
+
+
+class TeacherForcing(FlowMatching):
+    """``min E w(t) ||v_theta(x_t^i, t^i, c | x0^{<i}) - (eps^i - x0^i)||^2``, ``t^i`` per block.
+
+    The past is the clean one, strictly earlier, all blocks in one pass.
+    """
+
+    def draw_times(self, random: Randomness) -> Tensor:
+        """An independent time for every block."""
+        return self.times_per_block(random)
+
+    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+        """Each block beside the clean blocks before it."""
+        return forcing.teacher_forcing(self.student, x_t, t, text, self.sizes, clean=x0)
+
+    @torch.no_grad()
+    def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
+        """Block by block, each by the guided ODE, given its own generated past."""
+        noise = Randomness(self.seed, 0, keys, self.device).normal("noise", self.clip_shape)
+        past = Past(self.evaluated, text, self.negative, self.guidance)
+        return rollout(past, noise, self.sizes, Solve(time_grid(self.intervals, self.shift)))
