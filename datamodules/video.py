@@ -92,6 +92,20 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
+class _StartedLoader(DataLoader[Batch]):
+    """A loader that starts at the right batch already, and tells Lightning that it can resume.
+
+    Without these two methods Lightning warns at every resume; the state itself is the
+    DataModule's, which counts what was trained on and not what was fetched ahead.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert not state_dict
+
+
 class VideoDataModule(L.LightningDataModule):
     """Delivers batches 0 .. steps-1 of a shard set; a resumed run goes on at the exact next one."""
 
@@ -159,14 +173,17 @@ class VideoDataModule(L.LightningDataModule):
         """The loader of the remaining batches; its length is the whole run's.
 
         Raises:
-            ValueError: the number of processes does not divide the batch.
+            ValueError: the number of processes does not divide the batch, or the trainer would
+                put its own sampler in place.
         """
         rank, world = 0, 1
         if self.trainer is not None:
             rank, world = self.trainer.global_rank, self.trainer.world_size
-            assert world == 1 or not self.trainer._accelerator_connector.use_distributed_sampler, (
-                "Trainer(use_distributed_sampler=False) is required"
-            )
+            if world > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+                raise ValueError(
+                    "Lightning would replace the resumable order by its own sampler: "
+                    "use Trainer(use_distributed_sampler=False)"
+                )
         self.setup("fit")
         assert self._dataset is not None
         order = StepBatches(
@@ -178,7 +195,7 @@ class VideoDataModule(L.LightningDataModule):
             world=world,
             start=self._consumed,
         )
-        return DataLoader(
+        return _StartedLoader(
             self._dataset,
             batch_sampler=order,  # type: ignore[arg-type]
             num_workers=self.workers,
