@@ -9,6 +9,7 @@ from diffusers import AutoModel, WanTransformer3DModel
 
 from lightning_modules.networks import KVCache, Network, Wan
 from lightning_modules.networks.attention import attend, token_mask
+from lightning_modules.networks.rms_norm import rms_norm
 from lightning_modules.networks.rotary import rotation
 
 TINY = {
@@ -55,7 +56,7 @@ def owner(blocks: list[int]) -> list[int]:
 
 
 def teacher_forced_matrix(blocks: list[int]) -> torch.Tensor:
-    """[clean | noisy]: clean sees clean up to its block; noisy sees earlier clean and its own noisy block."""
+    """[clean | noisy]: clean sees clean up to its block; noisy earlier clean and its own block."""
     block = owner(blocks)
     visible = torch.zeros(2 * F, 2 * F, dtype=torch.bool)
     for query in range(F):
@@ -329,12 +330,12 @@ def test_rotation_tables():
     stock = WanTransformer3DModel(**TINY).rope
     cos, sin = stock(torch.empty(1, C, F, H, W))
     ours = rotation(tuple(range(F)), H // 2, W // 2, 24, torch.device("cpu"))
-    torch.testing.assert_close(ours[0][:, 0], cos[0, :, 0, 0::2], atol=1e-6, rtol=0)
-    torch.testing.assert_close(ours[1][:, 0], sin[0, :, 0, 0::2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.real[:, 0], cos[0, :, 0, 0::2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.imag[:, 0], sin[0, :, 0, 0::2], atol=1e-6, rtol=0)
     far = 123_456
-    cos = rotation((far,), 1, 1, 24, torch.device("cpu"))[0]
+    turn = rotation((far,), 1, 1, 24, torch.device("cpu"))
     exact = torch.tensor([far], dtype=torch.float64).cos().float()
-    assert torch.equal(cos[0, 0, :1], exact)  # the fastest pair turns one radian a frame
+    assert torch.equal(turn.real[0, 0, :1], exact)  # the fastest pair turns one radian a frame
 
 
 @torch.no_grad()
@@ -343,8 +344,8 @@ def test_bfloat16_weights_leave_positions_alone(batch):
     rounded = Wan(**TINY).bfloat16()
     assert not list(rounded.buffers())
     far = torch.arange(F) + 1000
-    cos, _ = rotation(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
-    assert cos.dtype == torch.float32
+    turn = rotation(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
+    assert turn.dtype == torch.complex64
     v = rounded(batch["noisy"], batch["t"], batch["text"], frames=far)
     assert v.dtype == torch.float32 and torch.isfinite(v).all()
     shifted = rounded(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
@@ -438,3 +439,15 @@ def test_wan_is_a_network(net):
             }
         )
     assert 1.4e9 < sum(parameter.numel() for parameter in big.parameters()) < 1.45e9
+
+
+def test_rms_norm_equals_torch():
+    norm = torch.nn.RMSNorm(12, eps=1e-6)
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    with torch.no_grad():
+        norm.weight.normal_()
+    grad = torch.randn_like(x)
+    expected = torch.autograd.grad(norm(x), (x, norm.weight), grad)
+    ours = torch.autograd.grad(rms_norm(norm, x), (x, norm.weight), grad)
+    torch.testing.assert_close(rms_norm(norm, x), norm(x))
+    torch.testing.assert_close(ours, expected)

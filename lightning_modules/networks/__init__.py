@@ -5,19 +5,19 @@
     x            [B, N, C, H, W]  latent frames, clean or noisy
     t            [B, N] float32   noise level of each frame, 0 data .. 1 noise
     text         [B, L, D]        prompt embedding
-    frames       [N] int64        where each frame stands in time; a clean and a noisy copy may share one
+    frames       [N] int64        where each frame stands in time; clean and noisy copies share
     visible      [N, N] bool      row = query frame, column = key frame; None: all see all
     cache        KVCache | None   earlier frames' keys and values, seen by every query
     write_cache  bool             append this call's keys and values; only without gradient
     v            [B, N, C, H, W]  float32, velocity eps - x0
 
-Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this one
-function, not modes of it: teacher forcing passes clean and noisy frames side by side with a matrix
-that says who sees whom; a rollout passes one block and a cache.
+Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this
+one function, not modes of it: teacher forcing passes clean and noisy frames side by side with a
+matrix that says who sees whom; a rollout passes one block and a cache.
 
-Promises every network keeps (tests/test_networks.py): a frame moves nothing that cannot see it, directly
-or through other frames; the parallel pass equals the block-by-block cached pass; gradient flows into a
-call's own frames and never into the cache; a batch of three equals three batches of one.
+Promises every network keeps (tests/test_networks.py): a frame moves nothing that cannot see it,
+directly or through other frames; the parallel pass equals the block-by-block cached pass; gradient
+flows into a call's own frames and never into the cache; a batch of three is three batches of one.
 
 `frames` and `visible` are read on the host (they are keys of small caches): keep them on the CPU.
 """
@@ -66,7 +66,7 @@ class Network(Protocol):
 
 
 def __getattr__(name: str) -> Any:
-    """Import a network class when it is first asked for: diffusers takes seconds to load (PEP 562)."""
+    """Import a class when it is first asked for: diffusers takes seconds to load (PEP 562)."""
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

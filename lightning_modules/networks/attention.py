@@ -1,8 +1,8 @@
 """Attention of tokens whose visibility is decided frame by frame.
 
 Every mask of this project is constant within a frame, so callers hand over a small bool matrix
-[query frame, key frame]; here it is spread over the tokens. This file is the only one that calls an attention
-kernel, and so the only one a faster backend would touch.
+[query frame, key frame]; here it is spread over the tokens. This file is the only one that calls an
+attention kernel, and so the only one a faster backend would touch.
 """
 
 from functools import lru_cache
@@ -43,8 +43,8 @@ def token_mask(
         dtype: of the queries.
 
     Returns:
-        [N * tokens, (cached + N) * tokens] additive mask, shared between equal calls (do not write to it),
-        or None when nothing is hidden.
+        [N * tokens, (cached + N) * tokens] additive mask, or None when nothing is hidden.
+        Equal calls share one tensor: do not write to it.
 
     Raises:
         ValueError: if `visible` is not a square bool matrix or a frame would see nothing.
@@ -71,7 +71,7 @@ def _expand(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    # Made outside inference mode: validation may be the first to ask for a mask that training then uses.
+    # Not in inference mode: a mask first asked for by validation would break training.
     with torch.inference_mode(False):
         hidden = F.pad(~torch.tensor(rows), (cached, 0), value=False)
         spread = hidden.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).to(device)

@@ -1,11 +1,11 @@
 """Keys and values of frames already generated: append-only, without gradient.
 
-Denoising a block attends to concat(cache, own); only the commit pass that follows appends. Nothing is
-overwritten in place, so a graph that read the cache keeps the tensors it read, and no gradient flows from
-one block into the passes that wrote an earlier one (algorithms.md 2.5).
+Denoising a block attends to concat(cache, own); only the commit pass that follows appends. Nothing
+is overwritten in place, so a graph that read the cache keeps the tensors it read, and no gradient
+flows from one block into the passes that wrote an earlier one.
 
-Shapes: one pair per layer, keys and values [B, T, heads, head_dim] with T = frames x tokens per frame; keys
-are stored after normalisation and rotation, at absolute positions.
+Shapes: one pair per layer, keys and values [B, T, heads, head_dim] with T = frames x tokens per
+frame; keys are stored after normalisation and rotation, at absolute positions.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class KVCache:
         return self._pairs[layer]
 
     def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
-        """Add the `frames` whose keys and values, one pair per layer, a network has just computed."""
+        """Add `frames`, whose keys and values, one pair per layer, were just computed."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         assert len(pairs) == len(self._pairs), "one pair of keys and values per layer"
         for layer, (keys, values) in enumerate(pairs):
@@ -68,12 +68,12 @@ class KVCache:
         self.frames = self.frames[:sinks] + self.frames[recent:]
 
     def recall_text(self, text: Tensor) -> list[Pair] | None:
-        """Return the prompt's keys and values if `text` is the very tensor they were computed from."""
+        """Return the prompt's keys and values if `text` is the tensor they were computed from."""
         if self._text is not None and self._text[0] is text:
             return self._text[1]
         return None
 
     def remember_text(self, text: Tensor, pairs: list[Pair]) -> None:
-        """Keep the prompt's keys and values, one pair per layer, for the next calls of this rollout."""
+        """Keep the prompt's keys and values, one pair per layer, for later calls."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         self._text = (text, pairs)

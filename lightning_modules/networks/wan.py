@@ -1,14 +1,15 @@
 """Wan 2.1 as a frame-causal network: diffusers' parameters, our forward.
 
-No parameter is added or renamed, so folders of stock `WanTransformer3DModel` load here and folders saved here
-load there; only how frames see each other differs (algorithms.md 2):
+No parameter is added or renamed, so folders of stock `WanTransformer3DModel` load here and folders
+saved here load there; only how frames see each other differs:
 
 - self-attention follows a frame-by-frame matrix and may look back into a cache;
-- the noise level is one number per *frame*: modulation is [B, N, 6, D], broadcast over a frame's S tokens;
+- the noise level is one number per *frame*: modulation is [B, N, 6, D], broadcast over a frame's S
+  tokens;
 - rotary positions in time are an argument.
 
-Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time embedding and
-rotation are float32 whatever the weights are, as in diffusers.
+Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time embedding
+and rotation are float32 even under autocast.
 
 Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 """
@@ -32,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import attend, token_mask
 from .kv_cache import KVCache, Pair
-from .rotary import Rotation, rotate, rotation
+from .rms_norm import rms_norm
+from .rotary import rotate, rotation
 
 __all__ = ["Wan"]
 
@@ -45,11 +47,11 @@ class Block(WanTransformerBlock):
         x: Tensor,  # [B, N, S, D]
         modulation: Tensor,  # [B, N, 6, D] float32
         prompt: Pair,  # keys and values of the text, each [B, L, heads, head_dim]
-        turn: Rotation,
+        turn: Tensor,
         mask: Tensor | None,
         past: Pair | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the frames [B, N, S, D] and the keys and values [B, N*S, heads, head_dim] they showed."""
+        """Return the frames [B, N, S, D], and the keys and values they showed [B, N*S, heads, hd]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
 
@@ -58,7 +60,9 @@ class Block(WanTransformerBlock):
         x = _gated(x, self.attn1.to_out[0](attend(queries, *seen, mask)).view_as(x), gate)
 
         normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
-        asked = self.attn2.norm_q(self.attn2.to_q(normed.flatten(1, 2))).type_as(prompt[1])
+        asked = rms_norm(self.attn2.norm_q, self.attn2.to_q(normed.flatten(1, 2))).type_as(
+            prompt[1]
+        )
         answer = attend(asked.unflatten(-1, (self.attn2.heads, -1)), *prompt)
         x = x + self.attn2.to_out[0](answer).view_as(x)
 
@@ -72,7 +76,7 @@ class Block(WanTransformerBlock):
         """Return keys and values [B, L, heads, head_dim] of the embedded text [B, L, D]."""
         attention = self.attn2
         values = attention.to_v(text)
-        keys = attention.norm_k(attention.to_k(text)).type_as(values)
+        keys = rms_norm(attention.norm_k, attention.to_k(text)).type_as(values)
         heads = (attention.heads, -1)
         return keys.unflatten(-1, heads), values.unflatten(-1, heads)
 
@@ -142,7 +146,7 @@ class Wan(ModelMixin, ConfigMixin):
         cache: KVCache | None = None,
         write_cache: bool = False,
     ) -> Tensor:
-        """Return the velocity eps - x0 [B, N, C, H, W] float32; arguments as in `networks/__init__.py`.
+        """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
 
         Raises:
             ValueError: if shapes disagree with each other or with the patch size.
@@ -193,7 +197,7 @@ class Wan(ModelMixin, ConfigMixin):
             )
 
     def _patch(self, x: Tensor) -> Tensor:
-        """[B, N, C, H, W] -> [B, N, S, D]; the convolution does not overlap, hence is one matrix product."""
+        """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
         _, high, wide = self.config.patch_size
         cut = x.unflatten(4, (-1, wide)).unflatten(3, (-1, high)).permute(0, 1, 3, 5, 2, 4, 6)
         patches = cut.flatten(4).flatten(2, 3).to(self.patch_embedding.weight.dtype)
@@ -237,25 +241,25 @@ class Wan(ModelMixin, ConfigMixin):
         return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def to_json_string(self) -> str:
-        """Name the stock class in `config.json`, so that diffusers' Auto classes and pipelines find it."""
+        """Name the stock class in `config.json`, so that diffusers' Auto classes find it."""
         ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
         return super().to_json_string().replace(ours, stock)
 
 
 def _modulate(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, norm(x.float()), 1 + scale).type_as(x)
+    return (norm(x.float()) * (1 + scale) + shift).type_as(x)
 
 
 def _gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    return torch.addcmul(x.float(), update.float(), gate).type_as(x)
+    return (x.float() + update.float() * gate).type_as(x)
 
 
-def _show(attention: WanAttention, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries and keys, and values, each [B, T, heads, head_dim], of frames x [B, N, S, D]."""
+def _show(attention: WanAttention, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values, each [B, T, heads, hd], of frames x [B, N, S, D]."""
     x = x.flatten(1, 2)
     heads = (attention.heads, -1)
-    queries = attention.norm_q(attention.to_q(x)).unflatten(-1, heads)
-    keys = attention.norm_k(attention.to_k(x)).unflatten(-1, heads)
+    queries = rms_norm(attention.norm_q, attention.to_q(x)).unflatten(-1, heads)
+    keys = rms_norm(attention.norm_k, attention.to_k(x)).unflatten(-1, heads)
     values = attention.to_v(x).unflatten(-1, heads)
     return rotate(queries, turn).type_as(values), rotate(keys, turn).type_as(values), values
 
