@@ -1,6 +1,6 @@
 """Differences between cells with the uncertainty they deserve: where the sweeps do statistics.
 
-A question is a weighted sum of cells, for example causal CD less causal ODE, both at 2 steps, of some
+A question is a weighted sum of cells, for example causal CD less causal ODE, both at 2 steps, of a
 quantity. The answer is a `Margin`, by the first of these procedures that the data allow:
 
 1. two seeds or more: the sum is formed within each seed (the seed pairs the arms: same data
@@ -152,7 +152,11 @@ class OurNumbers:
         clips = [self._clips(c, term.quantity) for c, term in zip(cells, terms, strict=True)]
         if all(c is not None for c in clips) and len({len(c) for c in clips}) == 1:
             paired = sum(term.weight * c for c, term in zip(clips, terms, strict=True))
-            return Margin(total, *bootstrap_interval(paired), "bootstrap over prompts")
+            paired = paired[np.isfinite(paired)]  # prompts to which the metric applies in all cells
+            if len(paired) > 1:
+                low, high = bootstrap_interval(paired)
+                offset = total - paired.mean()
+                return Margin(total, low + offset, high + offset, "bootstrap over prompts")
         ends = [self._ends(c, term) for c, term in zip(cells, terms, strict=True)]
         if any(end is None for end in ends):
             return Margin(total, None, None, "one seed, no interval")
@@ -172,17 +176,18 @@ class OurNumbers:
         return below * abs(term.weight), above * abs(term.weight)
 
     def _clips(self, cell: Cell, quantity: Quantity) -> np.ndarray | None:
-        """Values per clip, float64 [n], when their mean is the number itself.
+        """Values per clip, float64 [n], when their mean is the number itself; NaN: not applicable.
 
         A composite is not the mean of its clips; then they say nothing about its interval.
         """
         run, whole = _run(cell, quantity), self.value(cell, quantity)
         clips = run.per_clip.get(self._entries[quantity.name]["metric"]) if run else None
-        if clips is None or whole is None or not np.all(np.isfinite(clips)):
+        if clips is None or whole is None:
             return None
         if clips.ndim == 2:
             clips = clips[:, _part(clips.shape[1], quantity.part)].mean(1)
-        if abs(clips.mean() - whole) > 1e-3 * max(1.0, abs(whole)):
+        applies = np.isfinite(clips)
+        if not applies.any() or abs(clips[applies].mean() - whole) > 1e-3 * max(1.0, abs(whole)):
             return None
         return clips.astype(np.float64)
 

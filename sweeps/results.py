@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -168,19 +168,3 @@ def read_score_run(folder: Path | None, samples: Path | None = None) -> ScoreRun
         )
     curves = read_json(folder / "curves.json")
     return ScoreRun(folder, read_scores(scores), curves, samples)
-
-
-def stored_bytes(shards: Path) -> int:
-    """Bytes on disk of the tars in a folder of shards."""
-    return sum(path.stat().st_size for path in shards.glob("*.tar"))
-
-
-def device_seconds(folders: Iterable[Path]) -> float | None:
-    """Device-seconds of finished runs together; None when one is not done or recorded none."""
-    total = 0.0
-    for folder in folders:
-        seconds = read_json(folder / "record.json").get("device_s")
-        if seconds is None or not (folder / "done.json").exists():
-            return None
-        total += float(seconds)
-    return total

@@ -1,0 +1,159 @@
+"""A `Table` as Markdown, CSV and a rich table for the terminal.
+
+CSV holds numbers as measured (full precision, empty when absent), one line per row, with the ends
+of each interval in their own fields, so that it can be read back without parsing text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from sweeps.claims import Verdict
+from sweeps.layout import Column, Entry, Table, TableRow
+
+MARK = {"holds": "✓", "does not hold": "✗", "not distinguishable": "≈", "not run": "·"}
+
+
+def _lines(table: Table) -> Iterator[tuple[str, TableRow]]:
+    for block in table.blocks:
+        for index, row in enumerate(block.rows):
+            yield (f"{block.steps}-step" if index == 0 else ""), row
+    for row in table.references:
+        yield "", row
+
+
+def _markdown_entry(entry: Entry) -> str:
+    text = entry.text + (" ≈" if entry.like_best else "")
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(entry.rank, text)
+
+
+def _has_counts(table: Table) -> bool:
+    return any(row.n for _, row in _lines(table))
+
+
+def markdown_table(table: Table) -> str:
+    """The table with its heading, caption and notes."""
+    counts = _has_counts(table)
+    head = [
+        "steps",
+        "initialisation",
+        *(c.title for c in table.columns),
+        *(["n"] if counts else []),
+    ]
+    lines = [f"### {table.heading}", "", f"| {' | '.join(head)} |"]
+    lines.append("|---|---|" + "---:|" * (len(head) - 2))
+    for steps, row in _lines(table):
+        entries = [_markdown_entry(row.entries[c.id]) for c in table.columns]
+        cells = [steps, row.label, *entries, *([row.n] if counts else [])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", table.caption, *(f"- {note}" for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def signed(value: float) -> str:
+    """A margin's value with its sign, in three significant digits; zero without a sign."""
+    return "0" if value == 0 else f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
+
+
+def margin_text(verdict: Verdict) -> str:
+    """The comparison that decides a claim, with its margin: positive speaks for the claim."""
+    answer = verdict.hardest
+    if answer is None:
+        missing = next((a.label for a in verdict.answers if a.margin is None), "")
+        return f"no numbers for: {missing}" if missing else ""
+    margin = answer.margin
+    text = f"{answer.label}: {signed(margin.value)}"
+    if margin.method == "exact":
+        return text
+    if margin.low is None:
+        return f"{text} ({margin.method})"
+    return f"{text} [{signed(margin.low)}, {signed(margin.high)}], {margin.method}"
+
+
+def tally(verdict: Verdict) -> str:
+    """How many of a claim's comparisons speak for it."""
+    held = sum(answer.verdict == "holds" for answer in verdict.answers)
+    return f"{held} of {len(verdict.answers)}"
+
+
+def markdown_claims(verdicts: Sequence[Verdict]) -> str:
+    """The claims with their verdicts and the numbers that decide them."""
+    lines = ["### The paper's statements, answered from our numbers", ""]
+    lines += [
+        "| statement | in the paper | ours | comparisons | deciding margin (positive: for it) |"
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for v in verdicts:
+        mark = f"{MARK[v.verdict]} {v.verdict}"
+        lines.append(f"| {v.sentence} | {v.where} | {mark} | {tally(v)} | {margin_text(v)} |")
+    return "\n".join([*lines, ""])
+
+
+def csv_text(table: Table) -> str:
+    """The table's numbers, one line per row; absent numbers are empty fields."""
+    fields = ["steps", "init", "n"]
+    for column in table.columns:
+        fields += [column.id, f"{column.id}_low", f"{column.id}_high", f"{column.id}_rank"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    for steps, row in [(b.steps, row) for b in table.blocks for row in b.rows]:
+        writer.writerow({"steps": steps, **_csv_row(row, table.columns)})
+    for row in table.references:
+        writer.writerow({"steps": "", **_csv_row(row, table.columns)})
+    return out.getvalue()
+
+
+def _csv_row(row: TableRow, columns: Sequence[Column]) -> dict[str, str]:
+    values = {"init": row.id, "n": row.n}
+    for column in columns:
+        entry = row.entries[column.id]
+        if entry.margin:
+            values[column.id] = repr(entry.margin.value)
+            ends = {"low": entry.margin.low, "high": entry.margin.high}
+            values |= {f"{column.id}_{k}": repr(v) for k, v in ends.items() if v is not None}
+            values[f"{column.id}_rank"] = entry.rank
+    return values
+
+
+def rich_table(table: Table):
+    """The table for a terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    style = {"best": "bold green", "second": "underline", "": ""}
+    drawn = RichTable(title=table.heading, caption=table.caption, caption_justify="left")
+    drawn.add_column("steps")
+    drawn.add_column("initialisation", no_wrap=True)
+    for column in table.columns:
+        drawn.add_column(column.title, justify="right")
+    if _has_counts(table):
+        drawn.add_column("n", justify="right")
+    starts = {block.rows[-1].id for block in table.blocks}
+    for steps, row in _lines(table):
+        cells = [steps, row.label]
+        for column in table.columns:
+            entry = row.entries[column.id]
+            text = entry.text + (" ≈" if entry.like_best else "")
+            cells.append(Text(text, style=style[entry.rank] or ("dim" if entry.absent else "")))
+        if _has_counts(table):
+            cells.append(row.n)
+        drawn.add_row(*cells, end_section=row.id in starts)
+    return drawn
+
+
+def rich_claims(verdicts: Sequence[Verdict]):
+    """The claims for a terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    colour = {"holds": "green", "does not hold": "red", "not run": "dim"}
+    drawn = RichTable(title="The paper's statements, answered from our numbers")
+    for name in ("statement", "ours", "deciding margin (positive: for it)"):
+        drawn.add_column(name, overflow="fold")
+    for v in verdicts:
+        badge = Text(f"{MARK[v.verdict]} {v.verdict}", style=colour.get(v.verdict, "yellow"))
+        drawn.add_row(v.sentence, badge, margin_text(v))
+    return drawn

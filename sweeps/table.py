@@ -1,0 +1,72 @@
+"""`python -m sweeps table`: the table of a sweep from whatever has been run so far.
+
+Prints our table, the paper's as a block of its own and the answered claims: drawn on a terminal,
+Markdown when the output is a file or a pipe. Writes the same as table.md, our numbers as table.csv
+and everything with pictures as one self-contained index.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.folder import write_text
+from sweeps import render
+from sweeps.claims import Verdict, judge, load_claims
+from sweeps.evidence import OurNumbers
+from sweeps.layout import Table, load_yaml, our_table, paper_table
+from sweeps.results import Results
+
+
+def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | None = None) -> None:
+    """Print the table and write it below `out` (default: runs_dir/tables/<sweep>-<scale>).
+
+    Raises:
+        FileNotFoundError: no such sweep or scale.
+        ValueError: a result file cannot be read (it is named).
+    """
+    from sweeps.collect import collect
+    from sweeps.graph import load_sweep
+
+    planned = load_sweep(sweep, scale, seeds)
+    results = collect(planned, runs_dir)
+    folder = out or runs_dir / "tables" / f"{planned.name}-{scale}"
+    show(write(results, scale, planned.title or planned.name, folder), folder)
+
+
+def write(
+    results: Results, scale: str, title: str, folder: Path
+) -> tuple[Table, Table, Sequence[Verdict]]:
+    """Write table.md, table.csv and index.html into `folder`; returns what they show."""
+    from sweeps.page import page
+
+    numbers = OurNumbers(results, load_yaml("columns.yaml"))
+    ours, paper = our_table(results, scale), paper_table()
+    verdicts = judge(load_claims(), numbers)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", markdown(title, ours, paper, verdicts))
+    write_text(folder / "table.csv", render.csv_text(ours))
+    write_text(folder / "index.html", page(title, numbers, ours, paper, verdicts))
+    return ours, paper, verdicts
+
+
+def markdown(title: str, ours: Table, paper: Table, verdicts: Sequence[Verdict]) -> str:
+    """Our table, the paper's and the claims as one Markdown text."""
+    parts = [render.markdown_table(ours), render.markdown_table(paper)]
+    return "\n".join([f"## {title}", "", *parts, render.markdown_claims(verdicts)])
+
+
+def show(shown: tuple[Table, Table, Sequence[Verdict]], folder: Path) -> None:
+    """Print to the terminal, or as Markdown where there is none."""
+    from rich.console import Console
+
+    ours, paper, verdicts = shown
+    console = Console()
+    if console.is_terminal:
+        console.print(render.rich_table(ours), render.rich_table(paper))
+        console.print(render.rich_claims(verdicts))
+        for note in ours.notes:
+            console.print(f"- {note}", style="dim")
+    else:
+        console.file.write(markdown("Table", ours, paper, verdicts))
+    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True)
