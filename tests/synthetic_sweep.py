@@ -1,0 +1,123 @@
+"""A finished (or half finished) sweep on disk, made up in a moment: scores, curves, clips, costs."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from experiments.recipe import Run
+from sweeps.graph import Cell, Sweep
+from sweeps.layout import load_yaml
+
+PAPER_TO_OURS = {
+    "total": "world.total", "quality": "world.quality", "semantic": "world.semantic",
+    "dynamic": "world.dynamic_dis", "vision": "world.reward", "instruct": "world.instruct",
+}  # fmt: skip
+CLIPS, FRAMES, SIDE = 64, 8, 32
+SECONDS = {"self_forcing_ode": 120.0, "causal_ode": 90.0, "causal_dmd": 80.0, "causal_cd": 70.0}
+PAIRS_SECONDS = {"self_forcing_ode": 60.0, "causal_ode": 210.0}
+
+
+def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=True) -> Sweep:
+    """A sweep whose scores are the paper's numbers, plus noise per seed.
+
+    `skip` holds (init, steps) whose Stage-3 score run is missing.
+    """
+    paper, rng = load_yaml("paper.yaml"), np.random.default_rng(0)
+    data = _run(runs, "data", "curate", {}, device_s=5.0)
+    if clips:
+        _tar(runs / data.name / "shards", 0.0)
+    cells = []
+    for seed in seeds:
+        for steps, rows in paper["blocks"].items():
+            for init, printed in rows.items():
+                stage2 = _stage2(runs, init, seed)
+                final = _run(runs, f"stage3_{init}_{steps}_{seed}", "fit", {"student": stage2})
+                scored = {}
+                for stage, student in ((3, final), (2, stage2)):
+                    name = f"{stage}_{init}_{steps}_{seed}"
+                    sample = _run(runs, f"sample{name}", "sample", {"student": student})
+                    done = stage == 2 or (init, steps) not in skip
+                    needs = {"samples": sample, "data": data}
+                    scored[f"stage{stage}"] = _run(runs, f"score{name}", "score", needs, done)
+                    shift = rng.normal(0, noise) - (4.0 if stage == 2 else 0.0)
+                    values = dict(zip(paper["order"], printed, strict=True))
+                    scores = {m: values[c] + shift for c, m in PAPER_TO_OURS.items()}
+                    scores["world.fd_pairs"] = (86 - scores["world.total"]) / 3
+                    _scores(runs / scored[f"stage{stage}"].name, scores, rng, per_clip)
+                    if clips:
+                        _tar(runs / sample.name / "shards", 90 - scores["world.total"])
+                cells.append(Cell({"init": init, "few_steps": steps, "seed": seed}, scored))
+    ceiling = _run(runs, "score_real", "score", {"data": data})
+    real = dict.fromkeys(PAPER_TO_OURS.values(), 95.0) | {"world.fd_pairs": 0.06}
+    _scores(runs / ceiling.name, real, rng, per_clip)
+    cells.append(Cell({"init": "ceiling", "seed": seeds[0]}, {"stage3": ceiling}))
+    return Sweep("synthetic", "tiny", list(seeds), cells, "A made-up sweep")
+
+
+def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0, steps=0) -> Run:
+    name = f"{name}-{abs(hash(name)) % 16**8:08x}"
+    folder = runs / name
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"device_s": device_s, "device": "made-up CPU", "versions": {"torch": "2.13.0"}}
+    (folder / "record.json").write_text(json.dumps(record))
+    if done:
+        (folder / "done.json").write_text("{}")
+    recipe = {"recipe": name, "verb": verb, "seed": 0, "fit": {"steps": steps}, "needs": {}}
+    return Run(name, recipe, needs, "tiny")
+
+
+def _stage2(runs: Path, init: str, seed: int) -> Run:
+    if init == "ar_diffusion":
+        return _run(runs, f"stage1_{seed}", "fit", {}, steps=2000)
+    needs = {}
+    if init in PAIRS_SECONDS:
+        needs["pairs"] = _run(runs, f"pairs_{init}_{seed}", "pairs", {}, True, PAIRS_SECONDS[init])
+        shard = runs / needs["pairs"].name / "shards" / "000000.tar"
+        shard.parent.mkdir(exist_ok=True)
+        shard.write_bytes(bytes(3 << 20 if init == "causal_ode" else 2 << 20))
+    return _run(runs, f"stage2_{init}_{seed}", "fit", needs, True, SECONDS[init], 1500)
+
+
+def _scores(folder: Path, scores: dict[str, float], rng, per_clip: bool) -> None:
+    lines = []
+    for metric, value in scores.items():
+        record = {"metric": metric, "value": value, "unit": "", "n": CLIPS, "kind": "proxy"}
+        record |= {"ci95": [value - 0.5, value + 0.7], "higher_is_better": "fd" not in metric}
+        lines.append(json.dumps(record))
+    (folder / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    decay = (96 - scores["world.total"]) / 100
+    index = np.arange(FRAMES)
+    curves = {
+        "world.fd_by_frame": list(decay * (1 + index / 2)),
+        "world.identity_by_frame": list(1 - decay * index / FRAMES),
+        "world.sharpness_by_frame": list(1 - decay * index / 2 / FRAMES),
+    }
+    (folder / "curves.json").write_text(json.dumps(curves))
+    if per_clip:
+        shared = np.linspace(-1, 1, CLIPS)  # every cell sees the same prompts
+        spread = rng.normal(0, 0.05, (len(scores), CLIPS))
+        own = spread - spread.mean(1, keepdims=True)
+        arrays = {m: v + shared + own[i] for i, (m, v) in enumerate(scores.items())}
+        np.savez(folder / "per_clip.npz", **arrays)
+
+
+def _tar(folder: Path, badness: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    with tarfile.open(folder / "000000.tar", "w") as tar:
+        for number in range(4):
+            video = np.zeros((FRAMES, SIDE, SIDE, 1), np.uint8)
+            for t in range(FRAMES):
+                left = 2 + (number + 2) * t % 18
+                video[t, 8 + number : 20 + number, left : left + 8] = 230
+            noise = rng.normal(0, 6 * badness, video.shape)
+            video = np.clip(video + noise, 0, 255).astype(np.uint8)
+            out = io.BytesIO()
+            np.save(out, video)
+            info = json.dumps({"caption": f"a {number} moving right, slowly"}).encode()
+            for field, data in (("video.npy", out.getvalue()), ("json", info)):
+                member = tarfile.TarInfo(f"{number:06d}.{field}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
