@@ -3,6 +3,7 @@ SCALE   ?= tiny
 CLUSTER ?= local
 SEEDS   ?= 0
 SWEEP   ?= ablation
+RETRY   ?=
 RUNS    ?= $(or $(RUNS_DIR),runs)
 PYTHON  ?= python3
 
@@ -17,11 +18,11 @@ CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
 
 help:  ## this list
 	@echo "Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS)"
-	@echo "  SEEDS takes several, separated by commas: make ablation SEEDS=0,1,2"
+	@echo "  SEEDS takes several, separated by commas: make ablation SEEDS=0,1,2; RETRY=1 tries failed runs again"
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
 ablation: $(READY)  ## run the whole sweep (SWEEP, SCALE, SEEDS), then print its table; continues where it stopped
-	@$(SWEEPS) run $(CHOICE) --cluster $(CLUSTER)
+	@$(SWEEPS) run $(CHOICE) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) table $(CHOICE)
 
 test: $(READY)  ## run the test suite

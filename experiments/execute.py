@@ -58,11 +58,12 @@ def execute(
         if folder.done:  # the previous holder finished it
             return
         folder.clear_failure()
-        with _isolated(folder.recipe["seed"]), _logged(folder.path / "log.txt"):
+        with _logged(folder.path / "log.txt"):
             try:
-                with _recorded(folder):
-                    log.info("%s starts (process %d)", folder.name, os.getpid())
-                    module = verb_module(folder.recipe["verb"], package)
+                log.info("%s starts (process %d)", folder.name, os.getpid())
+                # Imported before anything is seeded: the first run of a process is like any other.
+                module = verb_module(folder.recipe["verb"], package)
+                with _isolated(folder.recipe["seed"]), _recorded(folder):
                     module.check(folder.recipe)
                     module.run(folder.recipe, folder)
             except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the

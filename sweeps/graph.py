@@ -75,6 +75,12 @@ class Sweep:
         return found
 
 
+def sweeps() -> list[str]:
+    """Names of the sweeps in this folder, which also holds other tables of data."""
+    texts = {path.stem: path.read_text() for path in FOLDER.glob("*.yaml")}
+    return sorted(name for name, text in texts.items() if "\ncells:" in text)
+
+
 def load_sweep(
     sweep: str | Path,
     scale: str,
@@ -104,10 +110,8 @@ def load_sweep(
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
-        raise FileNotFoundError(
-            f"{path}: there is no such sweep{nearest(path.stem, known)} (there are: {known})"
-        )
+        hint = f"{nearest(path.stem, sweeps())} (there are: {', '.join(sweeps())})"
+        raise FileNotFoundError(f"{path}: there is no such sweep{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException) as error:

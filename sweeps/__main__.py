@@ -1,0 +1,119 @@
+"""The command line: ``python -m sweeps {plan,run,status,table} SWEEP``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.folder import runs_dir
+from experiments.recipe import Library
+from sweeps.executors import CLUSTERS, executor
+from sweeps.graph import Sweep, load_sweep, sweeps
+
+WHAT = {
+    "plan": "what would run, what is done already, what it will cost; starts nothing",
+    "run": "run what is not done; the same command continues after an interruption",
+    "status": "the state of every run",
+    "table": "the table of what has been run so far",
+}
+
+
+def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
+    """Returns the exit status: 0 fine, 1 some run failed, 2 mistaken, 130 interrupted."""
+    chosen = _parser().parse_args(arguments)
+    runs = runs_dir(chosen.runs)
+    try:
+        if chosen.what == "table":
+            from sweeps import table
+
+            table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
+            return 0
+        sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
+        if chosen.what == "run":
+            return _run(sweep, runs, chosen)
+        from sweeps import status
+
+        (status.print_plan if chosen.what == "plan" else status.print_status)(sweep, runs)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m sweeps", description="Run many runs.")
+    verbs = top.add_subparsers(dest="what", required=True)
+    for name, what in WHAT.items():
+        sub = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        known = ", ".join(sweeps())
+        sub.add_argument("sweep", nargs="?", default="ablation", help=f"{known}, or a YAML file")
+        sub.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
+        sub.add_argument("--seeds", type=_seeds, default=[0], help="such as 0 or 0,1,2 (0)")
+        sub.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
+        if name == "run":
+            sub.add_argument("--cluster", default="local", help=f"{', '.join(CLUSTERS)} (local)")
+            sub.add_argument("--workers", type=int, help="worker processes (one a core)")
+            sub.add_argument("--retry", action="store_true", help="try failed runs again")
+            sub.add_argument("--measure", action="store_true", help="report time, memory, disk")
+            sub.add_argument("--package", default="experiments", help=argparse.SUPPRESS)
+    return top
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of distinct numbers like 0,1,2")
+    return seeds
+
+
+def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
+    from sweeps.display import display
+    from sweeps.runner import Interrupted, Outcome, Refused, Runner
+
+    pool = executor(chosen.cluster, chosen.workers, chosen.package)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in a background
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    runs.mkdir(parents=True, exist_ok=True)
+
+    def execute() -> Outcome:
+        with display() as shown:
+            return Runner(sweep, runs, pool, shown, chosen.retry).run()
+
+    try:
+        if chosen.measure:
+            from sweeps.measure import Measurement
+
+            with Measurement(runs) as measurement:
+                outcome = execute()
+            if outcome.found_done:
+                print(f"note: {len(outcome.found_done)} runs were done already and cost nothing")
+            print(measurement.report())
+        else:
+            outcome = execute()
+    except Refused as refused:
+        count = len(refused.problems)
+        print(f"error: nothing was started, {count} recipes are wrong:\n", file=sys.stderr)
+        print(refused, file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print("\n".join(["", *stop.messages, "To go on, give the same command again."]))
+        return 130
+    executed, before = len(outcome.executed), len(outcome.found_done)
+    print(f"{sweep.name}: {executed} runs executed, {before} done before")
+    if not outcome.failed:
+        return 0
+    print(f"{len(outcome.failed)} failed, {len(outcome.blocked)} wait for them:", file=sys.stderr)
+    for name in outcome.failed:
+        print(f"  {runs / name}/failed.txt", file=sys.stderr)
+    print("When the cause is mended, try again with --retry (make RETRY=1).", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
