@@ -1,0 +1,91 @@
+"""What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
+
+A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a
+benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip, averaged)
+or `set` (one number for all clips together). A metric that cannot be computed for some clips is
+skipped with a reason; it never becomes a zero.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column: `compute` maps a View to a Measurement."""
+
+    id: str
+    name: str
+    kind: Literal["exact", "proxy"]
+    scope: Literal["sample", "set"]
+    higher_is_better: bool | None  # None: neither, a value nearer to the real clips' is better
+    unit: str
+    needs: tuple[str, ...]
+    compute: Callable[[Any], "Measurement"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one metric says about a set of clips.
+
+    Attributes:
+        value: the number, or None when skipped.
+        n: clips that it rests on.
+        interval: 95%, over prompts; None where there is none.
+        per_clip: float [N] with NaN where the metric does not apply; None for set-wise metrics.
+        extra: plain numbers worth keeping beside it, e.g. a slope's tau.
+        skipped: why there is no value.
+    """
+
+    value: float | None
+    n: int
+    interval: tuple[float, float] | None = None
+    per_clip: np.ndarray | None = None
+    extra: dict[str, float] = field(default_factory=dict)
+    skipped: str | None = None
+
+
+class NotApplicable(ValueError):
+    """Raised by a metric that says nothing about these clips; the message is the reason."""
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(
+    id: str,
+    name: str,
+    scope: Literal["sample", "set"],
+    unit: str,
+    higher_is_better: bool | None = True,
+    needs: tuple[str, ...] = ("probe",),
+    kind: Literal["exact", "proxy"] = "proxy",
+) -> Callable[[Callable[[Any], Measurement]], Callable[[Any], Measurement]]:
+    """Register the decorated function under `id`."""
+
+    def register(compute: Callable[[Any], Measurement]) -> Callable[[Any], Measurement]:
+        assert id not in METRICS, id
+        METRICS[id] = Metric(id, name, kind, scope, higher_is_better, unit, needs, compute)
+        return compute
+
+    return register
+
+
+def selected(names: str | Iterable[str]) -> list[Metric]:
+    """The metrics a recipe asks for, in registry order; `all` is every one.
+
+    Raises:
+        ValueError: an unknown id.
+    """
+    if names == "all":
+        return list(METRICS.values())
+    names = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(
+            f"score.metrics: no metric {unknown[0]!r}; there are 'all' and {', '.join(METRICS)}"
+        )
+    return [METRICS[id] for id in METRICS if id in names]
