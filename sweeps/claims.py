@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -83,6 +83,12 @@ def _sign(layout: Mapping, name: str) -> float:
     return -1.0 if (layout["columns"] | layout["curves"])[name]["better"] == "lower" else 1.0
 
 
+def _name(layout: Mapping, id: str) -> str:
+    """What the table calls a column, a curve or a row."""
+    entry = (layout["columns"] | layout["curves"]).get(id)
+    return entry["heading"] if entry else layout["rows"][id]
+
+
 def _sum(name: str, weights: Mapping[Row, float], stage: int = 3, part: str = "") -> list[Term]:
     return [Term(Quantity(name, stage, part), row, weight) for row, weight in weights.items()]
 
@@ -92,9 +98,10 @@ def _places(e: Mapping) -> Iterator[tuple[str, int]]:
 
 
 def _extreme(layout: Mapping, e: Mapping, row: str, sign: float) -> list[Comparison]:
+    name = partial(_name, layout)
     return [
         Comparison(
-            f"{column}, {steps}-step: {row} against {other}",
+            f"{name(column)}, {steps}-step: {name(row)} against {name(other)}",
             _sum(column, {(row, steps): 1.0, (other, steps): -1.0}),
             sign * _sign(layout, column),
         )
@@ -105,9 +112,10 @@ def _extreme(layout: Mapping, e: Mapping, row: str, sign: float) -> list[Compari
 
 
 def _pair(layout: Mapping, e: Mapping, rows: Sequence[str], strict: bool) -> list[Comparison]:
+    name = partial(_name, layout)
     return [
         Comparison(
-            f"{column}, {steps}-step: {rows[0]} against {rows[1]}",
+            f"{name(column)}, {steps}-step: {name(rows[0])} against {name(rows[1])}",
             _sum(column, {(rows[0], steps): 1.0, (rows[1], steps): -1.0}),
             _sign(layout, column),
             strict=strict,
@@ -117,10 +125,11 @@ def _pair(layout: Mapping, e: Mapping, rows: Sequence[str], strict: bool) -> lis
 
 
 def _steps_at_least(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     row, fewer, more = e["steps_at_least"], e["fewer"], e["more"]
     return [
         Comparison(
-            f"{column}: {row}, {fewer}-step against {more}-step",
+            f"{name(column)}: {name(row)}, {fewer}-step against {more}-step",
             _sum(column, {(row, fewer): 1.0, (row, more): -1.0}),
             _sign(layout, column),
             strict=False,
@@ -130,11 +139,12 @@ def _steps_at_least(layout: Mapping, e: Mapping) -> list[Comparison]:
 
 
 def _falls_most(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     row, many, few = e["falls_most"], e["from"], e["to"]
     own = {(row, many): 1.0, (row, few): -1.0}
     return [
         Comparison(
-            f"{column}, fall from {many} to {few} steps: {row} against {other}",
+            f"{name(column)}, fall from {many} to {few} steps: {name(row)} against {name(other)}",
             _sum(column, own | {(other, many): -1.0, (other, few): 1.0}),
             _sign(layout, column),
         )
@@ -145,9 +155,10 @@ def _falls_most(layout: Mapping, e: Mapping) -> list[Comparison]:
 
 
 def _below(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     return [
         Comparison(
-            f"{column}, {steps}-step: {row} against the limit {e['limit']}",
+            f"{name(column)}, {steps}-step: {name(row)} against the limit {e['limit']}",
             _sum(column, {(row, steps): 1.0}),
             -1.0,
             float(e["limit"]),
@@ -158,9 +169,10 @@ def _below(layout: Mapping, e: Mapping) -> list[Comparison]:
 
 
 def _zero(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     return [
         Comparison(
-            f"{column}, {steps}-step: {row} against 0",
+            f"{name(column)}, {steps}-step: {name(row)} against 0",
             _sum(column, {(row, steps): 1.0}),
             -1.0,
             strict=False,
@@ -171,10 +183,11 @@ def _zero(layout: Mapping, e: Mapping) -> list[Comparison]:
 
 
 def _cheaper(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     cheap, dear = e["cheaper"]
     return [
         Comparison(
-            f"{column}: {dear} against {e['times']} times {cheap}",
+            f"{name(column)}: {name(dear)} against {e['times']} times {name(cheap)}",
             _sum(column, {(dear, steps): 1.0, (cheap, steps): -float(e["times"])}),
             strict=False,
         )
@@ -183,6 +196,7 @@ def _cheaper(layout: Mapping, e: Mapping) -> list[Comparison]:
 
 
 def _early_late(layout: Mapping, e: Mapping) -> list[Comparison]:
+    name = partial(_name, layout)
     (a, b), stage, comparisons = e["early_late"], e["stage"], []
     for steps in e["at"]:
         a_less_b, b_less_a = ({(a, steps): s, (b, steps): -s} for s in (1.0, -1.0))
@@ -190,12 +204,12 @@ def _early_late(layout: Mapping, e: Mapping) -> list[Comparison]:
         early = _sum(e["early"], a_less_b, stage, "early")
         comparisons += [
             Comparison(
-                f"{e['early']}, first frames, {steps}-step: {a} against {b}",
+                f"{name(e['early'])}, first frames, {steps}-step: {name(a)} against {name(b)}",
                 early,
                 _sign(layout, e["early"]),
             ),
             Comparison(
-                f"{e['late']}, loss from first to last frames, {steps}-step: {a} against {b}",
+                f"{name(e['late'])}, loss from first to last frames, {steps}-step: {name(a)} against {name(b)}",
                 fall,
                 _sign(layout, e["late"]),
             ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sweeps.evidence import Margin, OurNumbers, Quantity, Row, Term
 from sweeps.layout import human_bytes
 
 INK = "#123456"  # replaced by currentColor
+REAL = "held-out real clips"
 COLOURS = {
     "self_forcing_ode": "#d55e00",
     "ar_diffusion": "#8f8f8f",
@@ -32,7 +34,9 @@ def colour(init: str, inits: Sequence[str]) -> str:
     return COLOURS.get(init, SPARE_COLOURS[list(inits).index(init) % len(SPARE_COLOURS)])
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
+def _figure(
+    rows: int, columns: int, width: float, height: float, **shared: str
+) -> tuple[Any, np.ndarray]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -46,7 +50,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def _svg(figure: Any, name: str) -> str:
@@ -77,28 +81,22 @@ def drift(numbers: OurNumbers) -> str:
     }
     if not curves:
         return ""
-    figure, axes = _figure(len(curves), len(steps), 3.3 * len(steps) + 0.6, 2.5 * len(curves) + 0.5)
+    size = 3.7 * len(steps) + 0.6, 2.5 * len(curves) + 0.5
+    figure, axes = _figure(len(curves), len(steps), *size, sharey="row")
     for down, (metric, curve) in enumerate(curves.items()):
         for across, count in enumerate(steps):
             axis = axes[down, across]
             _drift_panel(axis, numbers, count, metric)
-            axis.sharey(axes[down, 0])
             if down == 0:
                 axis.set_title(f"{count} sampling step{'s' if count > 1 else ''}")
             if down == len(curves) - 1:
                 axis.set_xlabel("frame index")
         unit = f" [{curve['unit']}]" if curve["unit"] else ""
         arrow = "↓" if curve["better"] == "lower" else "↑"
-        axes[down, 0].set_ylabel(f"{curve['heading']}{unit} {arrow}".replace(" to ", "\nto ", 1))
-    handles = {
-        h.get_label(): h for a in axes.flat for h in a.get_lines() if h.get_label()[0] != "_"
-    }
-    figure.legend(
-        handles=list(handles.values()),
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-    )
+        axes[down, 0].set_ylabel(fill(f"{curve['heading']}{unit} {arrow}", 26))
+    drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    lines = [drawn[name] for name in (*layout["rows"].values(), REAL) if name in drawn]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     return _svg(figure, "drift")
 
 
@@ -114,7 +112,7 @@ def _drift_panel(axis: Any, numbers: OurNumbers, count: int, metric: str) -> Non
             axis.fill_between(index, values.min(0), values.max(0), color=hue, alpha=0.18, lw=0)
     ceiling = next(iter(numbers.results.references.values()), None)
     if ceiling and metric in ceiling.curves:
-        axis.plot(ceiling.curves[metric], color=INK, ls=":", lw=1.2, label="held-out real clips")
+        axis.plot(ceiling.curves[metric], color=INK, ls=":", lw=1.2, label=REAL)
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -133,7 +131,8 @@ def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) 
     ]
     if not shown:
         return ""
-    figure, axes = _figure(len(shown), len(counts), 3.3 * len(counts) + 0.9, 2.1 * len(shown) + 0.2)
+    size = 3.6 * len(counts) + 0.9, 2.2 * len(shown) + 0.2
+    figure, axes = _figure(len(shown), len(counts), *size, sharex="row", sharey="row")
     for down, column in enumerate(shown):
         entry = layout["columns"][column]
         for across, count in enumerate(counts):
@@ -141,9 +140,8 @@ def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) 
             for place, init in enumerate(inits):
                 ends = [_margin(numbers, column, (init, count), stage) for stage in (2, 3)]
                 _dumbbell(axis, place, colour(init, inits), ends)
-            axis.set_yticks(range(len(inits)), layout["rows"].values() if across == 0 else [])
+            axis.set_yticks(range(len(inits)), layout["rows"].values())
             axis.set_ylim(len(inits) - 0.5, -0.5)
-            axis.sharex(axes[down, 0])
             arrow = "lower is better" if entry["better"] == "lower" else "higher is better"
             unit = f" [{entry['unit']}]" if entry["unit"] else ""
             axis.set_xlabel(f"{entry['heading']}{unit}, {arrow}")

@@ -67,6 +67,7 @@ def page(
         drift=figures.drift(numbers),
         stages=figures.stages(numbers),
         cost=figures.cost(numbers),
+        one_seed=len(numbers.results.seeds) == 1,
         provenance=numbers.results.provenance,
     )
 

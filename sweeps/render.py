@@ -65,7 +65,7 @@ def margin_text(verdict: Verdict) -> str:
         return f"no numbers for: {missing}" if missing else ""
     margin = answer.margin
     text = f"{answer.label}: {signed(margin.value)}"
-    if margin.method == "exact":
+    if margin.low == margin.high == margin.value:
         return text
     if margin.low is None:
         return f"{text} ({margin.method})"
