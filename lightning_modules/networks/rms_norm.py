@@ -1,9 +1,11 @@
 """Root-mean-square norm, y = w x / sqrt(mean(x^2) + eps), in half the passes over memory on a CPU.
 
 CUDA fuses `torch.rms_norm`; the CPU composes it of elementwise operations whose backward costs more
-than the matrix product before it. The closed form needs, with r = 1 / sqrt(mean(x^2) + eps) and g = dy:
+than the matrix product before it. The closed form needs only this:
 
-    dx = r (w g) - x r^3 mean(w g x)        dw = sum over rows of r (g x)
+    r = 1 / sqrt(mean(x^2) + eps)    g = dy
+    dx = r (w g) - x r^3 mean(w g x)
+    dw = sum over rows of r (g x)
 """
 
 from typing import Any

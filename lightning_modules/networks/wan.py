@@ -8,8 +8,8 @@ saved here load there; only how frames see each other differs:
   tokens;
 - rotary positions in time are an argument.
 
-Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time embedding
-and rotation are float32 even under autocast.
+Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time
+embedding and rotation are float32 even under autocast.
 
 Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 """
@@ -51,7 +51,7 @@ class Block(WanTransformerBlock):
         mask: Tensor | None,
         past: Pair | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the frames [B, N, S, D], and the keys and values they showed [B, N*S, heads, hd]."""
+        """Return frames [B, N, S, D] and the keys and values they showed [B, N*S, heads, hd]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
 

@@ -1,0 +1,143 @@
+"""umT5 prompts: the tiny world's seeded one and Wan's own; protocol `encoders.TextEncoder`."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .content import WanFolder, digest
+
+
+@torch.no_grad()
+def _embed(tokenizer: Any, model: nn.Module, prompts: Sequence[str], length: int) -> Tensor:
+    """float32 [B, length, D]; positions beyond a prompt's tokens are zero, as Wan was trained."""
+    tokens = tokenizer(
+        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).to(next(model.parameters()).device)
+    hidden = model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    return hidden.float().masked_fill(tokens.attention_mask[..., None] == 0, 0.0)
+
+
+class TinyText:
+    """A frozen, randomly initialised umT5 over a closed vocabulary: the tiny world's text encoder.
+
+    Args:
+        words: every word of the captions; order and repetition do not matter. Punctuation counts
+            as words of its own.
+        length: tokens of an embedding, the end mark included.
+        dim: width of an embedding.
+        seed: of the weights; the global random state is left as it was.
+    """
+
+    def __init__(
+        self, words: Sequence[str], length: int = 12, dim: int = 32, seed: int = 0
+    ) -> None:
+        self.length, self.dim, self._seed = length, dim, seed
+        special = ["<pad>", "</s>", "<unk>"]
+        self._vocabulary = {word: place for place, word in enumerate(special + sorted(set(words)))}
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the vocabulary and the weights."""
+        weights = b"".join(part.numpy().tobytes() for part in self._model.state_dict().values())
+        settings = json.dumps([type(self).__name__, self.length, self._vocabulary])
+        return digest(settings.encode(), weights)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = Tokenizer(models.WordLevel(self._vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        end = [("</s>", self._vocabulary["</s>"])]
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=end)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        config = UMT5Config(
+            vocab_size=len(self._vocabulary),
+            d_model=self.dim,
+            d_kv=self.dim // 4,
+            d_ff=2 * self.dim,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            return UMT5EncoderModel(config).eval().requires_grad_(False)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> float32 [B, length, dim].
+
+        Raises:
+            ValueError: if a prompt has a word outside the vocabulary or does not fit.
+        """
+        for prompt in prompts:
+            split = self._tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt)
+            unknown = [word for word, _ in split if word not in self._vocabulary]
+            if unknown:
+                raise ValueError(f"prompt {prompt!r}: unknown words {unknown}; add them to `words`")
+            if len(split) >= self.length:
+                raise ValueError(f"prompt {prompt!r}: more than {self.length - 1} words")
+        return _embed(self._tokenizer, self._model, prompts, self.length)
+
+
+class WanText(WanFolder):
+    """Wan's umT5-xxl: 512 tokens, padded positions zeroed.
+
+    Args:
+        folder: holds text_encoder/ and tokenizer/.
+        device: where it runs.
+        dtype: of the weights; Wan publishes bfloat16.
+        length: tokens of an embedding; longer prompts are cut.
+
+    Raises:
+        FileNotFoundError: if the folder lacks either part.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        length: int = 512,
+    ) -> None:
+        super().__init__(folder, "text_encoder/config.json", "tokenizer")
+        config = json.loads((self._folder / "text_encoder" / "config.json").read_text())
+        self.length, self.dim = length, config["d_model"]
+        self._device, self._dtype = device, dtype
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the tokenizer, the weights and the length."""
+        return digest(self.hash_of("text_encoder", "tokenizer").encode(), str(self.length).encode())
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._folder / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        from transformers import UMT5EncoderModel
+
+        model = UMT5EncoderModel.from_pretrained(
+            self._folder / "text_encoder", dtype=self._dtype, local_files_only=True
+        )
+        return model.to(self._device).eval().requires_grad_(False)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> float32 [B, length, dim]; longer prompts are cut."""
+        return _embed(self._tokenizer, self._model, prompts, self.length)
