@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -95,13 +95,15 @@ def device_seconds(run: Path) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def _real(sweep: graph.Sweep, runs_dir: Path) -> Path | None:
-    """The held-out clips that the cells are scored against."""
+def _real(sweep: graph.Sweep, runs_dir: Path) -> Sequence[Path]:
+    """Where held-out real clips may lie: what the first cell is scored against or prompted from."""
     for planned in sweep.cells:
-        for need in _of_verb(planned.runs.get("stage3"), "curate"):
-            if (runs_dir / need.name / "done.json").exists():
-                return runs_dir / need.name
-    return None
+        score = planned.runs.get("stage3")
+        behind = [score, *_of_verb(score, "sample")]
+        curated = [need for run in behind for need in _of_verb(run, "curate")]
+        if curated:
+            return list(dict.fromkeys(runs_dir / run.name for run in curated))
+    return []
 
 
 def provenance(sweep: graph.Sweep, cells: Mapping[Key, Cell], runs_dir: Path) -> dict[str, str]:

@@ -96,7 +96,8 @@ def _prompts(results: Results) -> tuple[list[str], dict[str, Clip]]:
     for cell in results.cells.values():
         folder = cell.stage3.samples if cell.stage3 else None
         if folder and (first := read_clips(folder, PROMPTS)):
-            return list(first), _clips(results.real, list(first))
+            found = (_clips(real, list(first)) for real in results.real)
+            return list(first), next(filter(None, found), {})
     return [], {}
 
 

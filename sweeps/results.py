@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,7 @@ class Results:
 
     cells: Mapping[Key, Cell]
     references: Mapping[str, ScoreRun] = field(default_factory=dict)
-    real: Path | None = None  # shards of held-out real clips, for the strip of frames
+    real: Sequence[Path] = ()  # folders that may hold the real clips of the prompts
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property

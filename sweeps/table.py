@@ -12,9 +12,10 @@ from pathlib import Path
 
 from experiments.folder import write_text
 from sweeps import render
+from sweeps.assemble import our_table, paper_table
 from sweeps.claims import Verdict, judge, load_claims
 from sweeps.evidence import OurNumbers
-from sweeps.layout import Table, load_yaml, our_table, paper_table
+from sweeps.layout import Table, load_yaml
 from sweeps.results import Results
 
 
