@@ -21,7 +21,6 @@ A digit is drawn as a cubic B-spline surface over its 8x8 values: sub-pixel moti
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -82,6 +81,11 @@ def all_captions() -> list[str]:
     moving = [(d, s) for d in HEADINGS for s in _ADVERBS]
     kinds = [*moving, (None, "still")]
     return [caption(Attributes(digit, *kind)) for digit in range(10) for kind in kinds]
+
+
+def words() -> list[str]:
+    """Every word of the grammar, and its comma: the vocabulary of a text encoder."""
+    return sorted({word for text in all_captions() for word in re.findall(r"\w+|,", text)})
 
 
 @dataclass(frozen=True)
@@ -238,8 +242,3 @@ def _spline(distance: np.ndarray) -> np.ndarray:
     near = 2 / 3 - d**2 + d**3 / 2
     far = np.maximum(2 - d, 0) ** 3 / 6
     return np.where(d < 1, near, far)
-
-
-def parse_attributes(info: Mapping[str, Any]) -> Attributes:
-    """The attributes of a stored sample's info."""
-    return Attributes(**info["attributes"])
