@@ -1,9 +1,10 @@
-"""Does a clip do what its caption says, and what would a judge answer? Semantic, Instruct, Reward, Total.
+"""Does a clip do what its caption says, and what would a judge answer? Semantic, Instruct, Reward,
+Total.
 
-A caption has up to four attributes, each read by the probe and the law: the digit, moving or still, the
-direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K * sum_k a_k with
-a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable", "smooth" and so on are
-what 95% of real clips keep (`calibration.yaml`).
+A caption has up to four attributes, each read by the probe and the law: the digit, moving or still,
+the direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K * sum_k
+a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable",
+"smooth" and so on are what 95% of real clips keep (`calibration.yaml`).
 """
 
 import numpy as np
@@ -49,7 +50,9 @@ def semantic_table(view: View) -> dict[str, np.ndarray]:
 
 
 def bounds_of(view: View) -> dict[str, np.ndarray]:
-    """Per-clip measures that the reward's questions compare with real clips, each [N], lower is better."""
+    """Per-clip measures that the reward's questions compare with real clips, each [N], lower is
+    better.
+    """
     sharp = np.log(np.maximum(view.sharpness, 1e-6))
     real_sharp, _ = view.real_appearance
     identity = view.readings.identity

@@ -3,17 +3,21 @@
 Flicker and background consistency reward frozen and blurred clips, so they are never read alone;
 sharpness and noise are two-sided (`nearness` to the real value), since noise is sharp too.
 
-Arrays: videos uint8 [N, T, H, W, 1]; centres float [N, T, 2] px of the digit; values float [N] or [N, T].
+Arrays: videos uint8 [N, T, H, W, 1]; centres float [N, T, 2] px of the digit; values float [N] or
+    [N, T].
 """
 
 import numpy as np
 
+SEEN = 8.0  # gray levels of background noise that begin to show: a scale for the two-sided measure
 CLEARANCE = 10  # px, half the square around a digit that is not background (8) and its soft edge
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # of SSIM (Wang et al. 2004)
 
 
 def flicker(videos: np.ndarray) -> np.ndarray:
-    """VBench's temporal flickering: 1 - mean absolute difference of neighbouring frames / 255, [N]."""
+    """VBench's temporal flickering: 1 - mean absolute difference of neighbouring frames / 255,
+    [N].
+    """
     frames = videos[..., 0].astype(np.int16)
     return 1 - np.abs(np.diff(frames, axis=1)).mean(axis=(1, 2, 3)) / 255
 
@@ -57,7 +61,9 @@ def background_consistency(videos: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def consistency(features: np.ndarray) -> np.ndarray:
-    """VBench's subject consistency on features [N, T, D]: max(0, cos) to previous and first frame, [N]."""
+    """VBench's subject consistency on features [N, T, D]: max(0, cos) to previous and first frame,
+    [N].
+    """
     unit = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
     previous = np.maximum((unit[:, 1:] * unit[:, :-1]).sum(-1), 0)
     first = np.maximum((unit[:, 1:] * unit[:, :1]).sum(-1), 0)

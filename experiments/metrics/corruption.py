@@ -1,4 +1,5 @@
-"""Real clips made worse in one known way: floors of the table, calibration, and tests of the metrics.
+"""Real clips made worse in one known way: floors of the table, calibration, and tests of the
+metrics.
 
 Arrays: videos uint8 [N, T, H, W, 1]; every function is deterministic in its seed.
 """

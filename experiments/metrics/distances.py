@@ -1,4 +1,5 @@
-"""Distances between two sets of feature vectors: Frechet, nearest-neighbour manifolds, branch divergence.
+"""Distances between two sets of feature vectors: Frechet, nearest-neighbour manifolds, branch
+divergence.
 
 Features are float [N, D]; set-wise numbers come with their bootstrap over clips, computed from
 per-clip sums, so that a resample costs one small eigenvalue problem and no second look at a frame.
@@ -84,7 +85,9 @@ def square_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 class Manifold:
-    """A union of balls around points, each reaching to its k-th neighbour (Kynkaanniemi et al. 2019)."""
+    """A union of balls around points, each reaching to its k-th neighbour (Kynkaanniemi et al.
+    2019).
+    """
 
     def __init__(self, points: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
         """Points float [M, D], M > neighbours."""
@@ -149,7 +152,9 @@ def precision_recall(
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Kullback-Leibler divergence KL(p || q), nats, of counts [..., K]; half a count is added to each."""
+    """Kullback-Leibler divergence KL(p || q), nats, of counts [..., K]; half a count is added to
+    each.
+    """
     p, q = np.asarray(p, np.float64) + 0.5, np.asarray(q, np.float64) + 0.5
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     return (p * np.log(p / q)).sum(-1)

@@ -1,9 +1,11 @@
-"""Does a path obey the world's law? The likeliest lawful path behind read positions, and what is left over.
+"""Does a path obey the world's law? The likeliest lawful path behind read positions, and what is
+left over.
 
-A digit moves along an axis at the clip's speed; before each step but the first it may turn a quarter
-turn to either side, never back; at a wall its position reflects and its velocity flips. For each of the
-three speeds the best sequence of directions is found exactly (Viterbi over four directions, squared
-distance between the read displacement and the lawful one), then the best speed is kept.
+A digit moves along an axis at the clip's speed; before each step but the first it may turn a
+quarter turn to either side, never back; at a wall its position reflects and its velocity flips. For
+each of the three speeds the best sequence of directions is found exactly (Viterbi over four
+directions, squared distance between the read displacement and the lawful one), then the best speed
+is kept.
 
 Arrays: position float [N, T, 2], sprite centres in px; steps index T-1.
 """
@@ -52,7 +54,9 @@ class Path:
         return self.speed > 0
 
     def branches(self) -> np.ndarray:
-        """How often each clip went straight, clockwise, counterclockwise: float [N, 3], 0 if still."""
+        """How often each clip went straight, clockwise, counterclockwise: float [N, 3], 0 if
+        still.
+        """
         kinds = self.branch[..., None] == np.arange(len(BRANCHES))
         return (kinds & self.moving[:, None, None]).sum(axis=1).astype(float)
 
@@ -101,7 +105,9 @@ def _best(
 
 
 def _steps(position: np.ndarray, speed: float, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of four steps lands [..., 4, 2] after reflection, and whether it met a wall [..., 4]."""
+    """Where each of four steps lands [..., 4, 2] after reflection, and whether it met a wall [...,
+    4].
+    """
     low, high = world.sprite / 2, world.size - world.sprite / 2
     moved = np.clip(position, low, high)[..., None, :] + speed * _VECTORS
     landed = np.where(moved < low, 2 * low - moved, moved)

@@ -1,7 +1,8 @@
-"""Motion in pixels, from classical optical flow: VBench's rules with DIS in the place of RAFT and AMT.
+"""Motion in pixels, from classical optical flow: VBench's rules with DIS in the place of RAFT and
+AMT.
 
-Classical flow follows the true speed of a moving digit from 32 px upwards (Kroeger et al. 2016), but
-sees motion in noise too, hence the gate: a pair counts only when both frames look real.
+Classical flow follows the true speed of a moving digit from 32 px upwards (Kroeger et al. 2016),
+but sees motion in noise too, hence the gate: a pair counts only when both frames look real.
 
 Arrays: videos uint8 [N, T, H, W, 1]; magnitudes float [N, T-1] in px/frame.
 """

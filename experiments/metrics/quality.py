@@ -1,9 +1,11 @@
 """World Quality: VBench's seven quality dimensions with its weights, each in the world's own terms.
 
 Every dimension is a value per clip, min-max normalised between a floor and a ceiling measured once
-(`calibration.yaml`) and clipped there: looking cleaner than real is no merit, since freezing and blur do.
+(`calibration.yaml`) and clipped there: looking cleaner than real is no merit, since freezing and
+blur do.
 
-    World Quality = 100 * sum_d w_d * clip((x_d - floor_d) / (ceiling_d - floor_d), 0, 1) / sum_d w_d
+    World Quality = 100 * sum_d w_d * clip((x_d - floor_d) / (ceiling_d - floor_d), 0, 1) / sum_d
+    w_d
 """
 
 from collections.abc import Callable
@@ -31,7 +33,7 @@ def imaging(view: View) -> np.ndarray:
     """Two-sided sharpness and two-sided background noise, relative to real clips, [N]."""
     sharp, noise = view.real_appearance
     sharpness = appearance.nearness(view.sharpness, sharp).mean(axis=1)
-    quiet = appearance.nearness(1 + view.noise, 1 + noise).mean(axis=1)
+    quiet = appearance.nearness(appearance.SEEN + view.noise, appearance.SEEN + noise).mean(axis=1)
     return (sharpness + quiet) / 2
 
 
@@ -148,13 +150,13 @@ for _name in DIMENSIONS:
     _register(_name)
 
 
-@metric("world.dynamic", "Dynamic (DIS)", "sample", "%", higher_is_better=None)
+@metric("world.dynamic_dis", "Dynamic (DIS)", "sample", "%", higher_is_better=None)
 def dynamic_degree(view: View) -> Measurement:
     """Share of dynamic clips, gated: pairs count only between frames on the real manifold."""
     return per_clip(dimension(view, "dynamic_degree"), view.seed, 100)
 
 
-@metric("world.dynamic_raw", "Dynamic (DIS), raw", "sample", "%", None, needs=())
+@metric("world.dynamic_dis_raw", "Dynamic (DIS), raw", "sample", "%", None, needs=())
 def dynamic_raw(view: View) -> Measurement:
     """Share of dynamic clips by VBench's rule as it stands; noise counts as motion."""
     return per_clip(motion.dynamic(view.magnitudes, view.rule).astype(float), view.seed, 100)

@@ -1,9 +1,9 @@
 """What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
 
 A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a
-benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip, averaged)
-or `set` (one number for all clips together). A metric that cannot be computed for some clips is
-skipped with a reason; it never becomes a zero.
+benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip,
+averaged) or `set` (one number for all clips together). A metric that cannot be computed for some
+clips is skipped with a reason; it never becomes a zero.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,11 @@
 """Intervals, paired differences and trends: the statistics behind every number of the table.
 
-Why here: the scorer needs intervals over prompts, the table needs differences between arms that share prompts and
-seeds. Only numpy and scipy are imported, so the table can use this file without torch.
+Why here: the scorer needs intervals over prompts, the table needs differences between arms that
+share prompts and seeds. Only numpy and scipy are imported, so the table can use this file without
+torch.
 
-Convention: `values` is one number per clip [N]; the resampled unit is the clip (its prompt), never the frame.
+Convention: `values` is one number per clip [N]; the resampled unit is the clip (its prompt), never
+    the frame.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,9 @@ def resample(n: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def resample_weights(n: int, resamples: int, seed: int) -> np.ndarray:
-    """The same resamples as counts, float64 [resamples, n]: how often each clip was drawn (rows sum to n)."""
+    """The same resamples as counts, float64 [resamples, n]: how often each clip was drawn (rows sum
+    to n).
+    """
     drawn = resample(n, resamples, seed)
     return np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
 
@@ -32,7 +36,8 @@ def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of a statistic of per-clip values; NaN values are left out.
+    """Percentile bootstrap interval (Efron 1979) of a statistic of per-clip values; NaN values are
+    left out.
 
     Args:
         values: float [N]; NaN marks clips the metric does not apply to.
@@ -48,8 +53,8 @@ def bootstrap_interval(
 def spread_interval(estimate: float, resampled: np.ndarray) -> tuple[float, float]:
     """Normal interval around `estimate` with the standard deviation of bootstrap estimates.
 
-    For set-wise metrics (Frechet distance, recall) whose bootstrap is biased, because a resample holds only 63% distinct
-    clips: the spread is still usable, the centre is not.
+    For set-wise metrics (Frechet distance, recall) whose bootstrap is biased, because a resample
+    holds only 63% distinct clips: the spread is still usable, the centre is not.
     """
     half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(resampled, ddof=1))
     return estimate - half, estimate + half
@@ -61,17 +66,21 @@ def paired_difference(
     """Mean of `first - second` over clips that share prompt and noise, with a bootstrap interval.
 
     Args:
-        first, second: float [N] or [S, N] (training seeds x prompts). With several seeds, seeds and prompts are both
-            resampled (the same prompts for every seed), so the interval speaks about new seeds and new prompts.
+        first, second: float [N] or [S, N] (training seeds x prompts). With several seeds, seeds and
+            prompts are both resampled (the same prompts for every seed), so the interval speaks
+            about new seeds and new prompts.
 
     Returns:
-        difference, low, high, n (clips), seeds, and p, the two-sided bootstrap share on the other side of zero.
+        difference, low, high, n (clips), seeds, and p, the two-sided bootstrap share on the other
+        side of zero.
     """
     gap = np.atleast_2d(np.asarray(first, np.float64) - np.asarray(second, np.float64))
     gap = gap[:, np.isfinite(gap).all(axis=0)]
     seeds, n = gap.shape
     if n == 0:
-        raise ValueError("the two arms share no clip with a finite value; score both on the same prompts")
+        raise ValueError(
+            "the two arms share no clip with a finite value; score both on the same prompts"
+        )
     rows = resample(seeds, resamples, seed + 1)
     columns = resample_weights(n, resamples, seed) / n
     estimates = np.einsum("rn,rn->r", gap[rows].mean(axis=1), columns)
@@ -88,7 +97,9 @@ def paired_difference(
 
 
 def mean_over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Mean over training seeds with Student's t interval; a single seed has no interval (NaN bounds)."""
+    """Mean over training seeds with Student's t interval; a single seed has no interval (NaN
+    bounds).
+    """
     values = _finite(values)
     mean = float(values.mean())
     if len(values) < 2:
@@ -98,7 +109,9 @@ def mean_over_seeds(values: np.ndarray) -> dict[str, float]:
 
 
 def trend(curve: np.ndarray) -> dict[str, float]:
-    """Theil-Sen slope per frame of a curve over frame indices [T], its 95% interval, and Kendall's tau (Sen 1968)."""
+    """Theil-Sen slope per frame of a curve over frame indices [T], its 95% interval, and Kendall's
+    tau (Sen 1968).
+    """
     curve = np.asarray(curve, np.float64)
     index = np.arange(len(curve))
     slope, _, low, high = stats.theilslopes(curve, index, LEVEL)
@@ -115,5 +128,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     if len(values) == 0:
-        raise ValueError("no finite value to take statistics of: the metric applies to none of the clips")
+        raise ValueError(
+            "no finite value to take statistics of: the metric applies to none of the clips"
+        )
     return values

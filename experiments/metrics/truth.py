@@ -132,15 +132,16 @@ _register("coverage", "real frames with a generated neighbour")
 
 def curves(view: View) -> dict[str, list[float]]:
     """Per frame index (or per step between frames): where along the clip things go wrong."""
+    sharp, _ = view.real_appearance
     return {
-        "fd": [float(v) for v in fd_by_frame(view)],
-        "digit_right": _mean(view.digit_right),
-        "on_manifold": _mean(view.on_manifold),
-        "presence": _mean(view.readings.presence > 0.5),
-        "sharpness": _mean(view.sharpness),
-        "noise": _mean(view.noise),
-        "law_residual": _mean(view.path.residual),
-        "step": _mean(view.path.step),
+        "world.fd_by_frame": [float(v) for v in fd_by_frame(view)],
+        "world.identity_by_frame": _mean(view.digit_right),
+        "world.realism_by_frame": _mean(view.on_manifold),
+        "world.presence_by_frame": _mean(view.readings.presence > 0.5),
+        "world.sharpness_by_frame": _mean(view.sharpness / sharp),
+        "world.noise_by_frame": _mean(view.noise),
+        "world.residual_by_step": _mean(view.path.residual),
+        "world.motion_by_step": _mean(view.path.step),
     }
 
 

@@ -1,4 +1,5 @@
-"""One look at a set of clips beside real ones: everything the metrics share, computed once and on demand.
+"""One look at a set of clips beside real ones: everything the metrics share, computed once and on
+demand.
 
 Arrays: videos uint8 [N, T, H, W, 1]; per-frame values [N, T]; per-clip values [N].
 """
@@ -13,7 +14,7 @@ from experiments.metrics import appearance, motion
 from experiments.metrics.distances import Gaussian, Manifold
 from experiments.metrics.law import HEADINGS, SPEEDS, Path, World, follow
 from experiments.metrics.statistics import resample_weights
-from lightning_modules.world_probe import ProbeNetwork, Readings
+from lightning_modules.networks.probe import ProbeNetwork, Readings
 
 MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold (2,048 frames)
 SET_RESAMPLES = 100  # of set-wise metrics; their spread, not their tails, is used
@@ -21,7 +22,9 @@ SET_RESAMPLES = 100  # of set-wise metrics; their spread, not their tails, is us
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the captions of N clips ask for: digit int [N], heading int [N] (-1 still), speed int [N]."""
+    """What the captions of N clips ask for: digit int [N], heading int [N] (-1 still), speed int
+    [N].
+    """
 
     digit: np.ndarray
     heading: np.ndarray

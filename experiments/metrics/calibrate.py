@@ -1,0 +1,117 @@
+"""Measure the constants of World Quality and World Reward once, into `calibration.yaml`.
+
+    python -m experiments.metrics.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--out FILE]
+
+Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
+corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
+of a question: what 95% of the real clips keep. The clips measured (512..1023 of the held-out set,
+judged against 0..511) are not those that the ceiling row of the table shows.
+"""
+
+import argparse
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments.metrics import adherence, quality, truth  # noqa: F401  truth registers its metrics
+from experiments.metrics.corruption import PIXELS, corrupt
+from experiments.metrics.view import View
+
+FILE = Path(__file__).with_name("calibration.yaml")
+SHARE = 0.95  # of real clips that a bound lets through
+
+
+@lru_cache(maxsize=4)
+def load(path: Path = FILE) -> dict[str, Any]:
+    """The constants, with `hash` of their content.
+
+    Raises:
+        FileNotFoundError: nobody has calibrated.
+        ValueError: a constant is missing, not finite, or a floor is not below its ceiling.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run python -m experiments.metrics.calibrate")
+    constants = yaml.safe_load(path.read_text())
+    for name in quality.WEIGHTS:
+        bounds = constants.get("quality", {}).get(name, {})
+        if not {"floor", "ceiling"} <= set(bounds) or not bounds["floor"] < bounds["ceiling"]:
+            raise ValueError(f"{path}: quality.{name} needs floor < ceiling: calibrate again")
+    return {**constants, "hash": digest(constants)}
+
+
+def digest(constants: dict[str, Any]) -> str:
+    """Sixteen hex digits of the constants that enter a score."""
+    used = {part: constants[part] for part in ("quality", "bounds")}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def calibrate(
+    videos: np.ndarray, attributes: list[dict], real: np.ndarray, probe, world, fps: float
+) -> dict[str, Any]:
+    """Floors, ceilings and bounds from real clips `videos`, disjoint from `real`."""
+    clean = View(videos, attributes, real, probe, world, fps, None, seed=0)
+    ceilings = _means(clean)
+    floors = [
+        _means(View(*corrupt(name, videos, attributes, 0), real, probe, world, fps, None, 0))
+        for name in PIXELS
+    ]
+    bounds = adherence.bounds_of(clean)
+    return {
+        "quality": {
+            name: {
+                "floor": round(min(floor[name] for floor in floors), 5),
+                "ceiling": round(ceilings[name], 5),
+            }
+            for name in quality.WEIGHTS
+        },
+        "bounds": {
+            name: round(float(np.quantile(values, SHARE)), 5) for name, values in bounds.items()
+        },
+    }
+
+
+def _means(view: View) -> dict[str, float]:
+    return {name: float(np.nanmean(quality.dimension(view, name))) for name in quality.WEIGHTS}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    from experiments.folder import write_text
+    from experiments.score import read_clips, world_of
+    from lightning_modules.networks.probe import ProbeNetwork
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("probe", type=Path, help="run folder of the probe")
+    parser.add_argument("heldout", type=Path, help="run folder of the held-out clips")
+    parser.add_argument("--out", type=Path, default=FILE)
+    chosen = parser.parse_args(arguments)
+    real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, 1024)
+    probe = ProbeNetwork.load(chosen.probe / "probe")
+    found = calibrate(
+        real[512:], attributes[512:], real[:512], probe, world_of(manifest), manifest["fps"]
+    )
+    meta = json.loads((chosen.probe / "probe" / "meta.json").read_text())
+    found = {
+        "made_from": {
+            "probe": chosen.probe.name,
+            "probe_sha256": meta["sha256"],
+            "probe_gate": meta["gate"],
+            "heldout": chosen.heldout.name,
+            "clips": [512, 1024],
+            "real": [0, 512],
+            "floors": list(PIXELS),
+            "bounds_keep": SHARE,
+        },
+        **found,
+    }
+    header = "# Written by python -m experiments.metrics.calibrate; scores name its hash.\n"
+    write_text(chosen.out, header + yaml.safe_dump(found, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()
