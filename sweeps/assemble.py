@@ -91,7 +91,7 @@ def _our_entries(numbers: OurNumbers, columns: Sequence[Column], row: Row) -> di
     entries = {}
     for column in columns:
         margin = numbers.combine([Term(Quantity(column.id), row, 1.0)])
-        absent = NONE if stage1_only and started and column.id in ("time", "steps") else NOT_RUN
+        absent = NONE if stage1_only and started and column.id in ("time", "stage2_steps") else NOT_RUN
         entries[column.id] = entry(margin, column, absent)
     return entries
 

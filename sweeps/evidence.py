@@ -155,7 +155,7 @@ class OurNumbers:
             paired = paired[np.isfinite(paired)]  # prompts to which the metric applies in all cells
             if len(paired) > 1:
                 low, high = bootstrap_interval(paired)
-                offset = total - paired.mean()
+                offset = total - float(paired.mean())
                 return Margin(total, low + offset, high + offset, "bootstrap over prompts")
         ends = [self._ends(c, term) for c, term in zip(cells, terms, strict=True)]
         if any(end is None for end in ends):

@@ -8,6 +8,7 @@ inside, since planning and help must start at once.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -57,10 +58,12 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids differ between figures of one page
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure gives the same text
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # Figures stand side by side in one page, and ids must differ there.
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
 
 
 def _curves(numbers: OurNumbers, row: Row, metric: str) -> np.ndarray | None:

@@ -93,16 +93,16 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
 
 def csv_text(table: Table) -> str:
     """The table's numbers, one line per row; absent numbers are empty fields."""
-    fields = ["steps", "init", "n"]
+    fields = ["few_steps", "init", "n"]
     for column in table.columns:
         fields += [column.id, f"{column.id}_low", f"{column.id}_high", f"{column.id}_rank"]
     out = io.StringIO()
     writer = csv.DictWriter(out, fields, lineterminator="\n")
     writer.writeheader()
     for steps, row in [(b.steps, row) for b in table.blocks for row in b.rows]:
-        writer.writerow({"steps": steps, **_csv_row(row, table.columns)})
+        writer.writerow({"few_steps": steps, **_csv_row(row, table.columns)})
     for row in table.references:
-        writer.writerow({"steps": "", **_csv_row(row, table.columns)})
+        writer.writerow({"few_steps": "", **_csv_row(row, table.columns)})
     return out.getvalue()
 
 

@@ -1,11 +1,13 @@
-"""A finished (or half finished) sweep on disk, made up in a moment: scores, curves, clips, costs."""
+"""A finished (or half finished) sweep on disk, made up: scores, curves, clips, costs."""
 
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
+
 from experiments.recipe import Run
 from sweeps.graph import Cell, Sweep
 from sweeps.layout import load_yaml
@@ -57,7 +59,7 @@ def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=
 
 
 def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0, steps=0) -> Run:
-    name = f"{name}-{abs(hash(name)) % 16**8:08x}"
+    name = f"{name}-{zlib.crc32(name.encode()):08x}"
     folder = runs / name
     folder.mkdir(parents=True, exist_ok=True)
     record = {"device_s": device_s, "device": "made-up CPU", "versions": {"torch": "2.13.0"}}
