@@ -44,19 +44,19 @@ def execute(
     folder: RunFolder,
     progress: Callable[[int, int, str], None] | None = None,
     package: str = "experiments",
-) -> None:
-    """Execute a run, or continue it where it was interrupted; returns at once if it is done.
+) -> bool:
+    """Execute a run, or continue it where it was interrupted; False if it was done already.
 
     ``package`` is where the verb's module is found. Raises Busy if another process works in the
     folder, KeyboardInterrupt if the run was told to stop (what was saved is kept), and whatever the
     verb raised, after writing failed.txt.
     """
     if folder.done:
-        return
+        return False
     folder.on_progress = progress
     with folder.lock():
         if folder.done:  # the previous holder finished it
-            return
+            return False
         folder.clear_failure()
         with _logged(folder.path / "log.txt"):
             try:
@@ -74,6 +74,7 @@ def execute(
                 folder.mark_failed("".join(traceback.format_exception(error)))
                 raise
         folder.mark_done()
+    return True
 
 
 def saved(folder: RunFolder) -> str:

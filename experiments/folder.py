@@ -230,7 +230,7 @@ def read_resolved(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no resolved recipe there")
     try:
-        recipe = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        recipe = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:
         raise ValueError(f"{file}: not readable as a recipe: {error}") from error
     lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in (recipe or {})]

@@ -42,7 +42,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job: checked, progress, done, failed, busy, interrupted or died."""
+    """What happened to a job.
+
+    checked, progress, done, found (done by another), failed, busy, interrupted or died.
+    """
 
     kind: str
     job: Job

@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.layers import nearest
+from experiments.layers import flatten, nearest
 from experiments.recipe import Library, Resolver, Run
 
 FOLDER = Path(__file__).parent
@@ -157,7 +157,7 @@ def _runs(
         recipe = spec.pop("recipe")
         settings: dict[str, Any] = {"seed": labels["seed"]}
         for layer in (layers[0], spec, layers[1]):
-            settings |= layer
+            settings |= flatten(layer)
         try:
             runs[name] = resolver.resolve(recipe, settings)
         except (ValueError, FileNotFoundError) as error:

@@ -89,8 +89,7 @@ class Runner:
             self._check()
             while self._todo or self._since or self._elsewhere:
                 self._look_elsewhere()
-                self._submit()
-                if not (self._since or self._elsewhere):
+                if not self._submit() and not self._since and not self._elsewhere:
                     break  # what is left waits for something that failed
                 for event in self.pool.poll(POLL_S):
                     self._handle(event)
@@ -136,7 +135,8 @@ class Runner:
         if problems:
             raise Refused([problems[name] for name in self._todo if name in problems])
 
-    def _submit(self) -> None:
+    def _submit(self) -> bool:
+        """Start what can start, most urgent first; whether anything could."""
         order = urgency(self.sweep.runs, self.costs)
         ready = [
             run
@@ -145,9 +145,12 @@ class Runner:
         ]
         for run in sorted(ready, key=lambda run: -order[run.name]):
             if not self.pool.free:
-                return
+                break
             folder = RunFolder.create(run, self.runs_dir)
             del self._todo[run.name]
+            if folder.done:  # by another runner, in the meantime
+                self._succeed(run, executed=False)
+                continue
             if folder.running():
                 self._elsewhere[run.name] = time.monotonic() + LOOK_AGAIN_S
                 self.display.say(f"{run.name} is being run by another process; waiting for it")
@@ -155,6 +158,7 @@ class Runner:
             self.pool.submit(Job("run", run.name, folder=folder.path))
             self._since[run.name] = time.monotonic()
             self.display.started(run)
+        return bool(ready)
 
     def _look_elsewhere(self) -> None:
         """See what became of the runs that another runner had."""
@@ -179,8 +183,8 @@ class Runner:
             return
         folder = RunFolder(self.runs_dir / run.name)
         self._since.pop(run.name, None)
-        if event.kind == "done":
-            self._succeed(run, executed=True)
+        if event.kind in ("done", "found"):
+            self._succeed(run, executed=event.kind == "done")
         elif event.kind == "failed":
             self._fail(run, event.text, folder)
         elif event.kind == "busy":
@@ -239,7 +243,7 @@ class Runner:
             end = time.monotonic() + GRACE_S
             while any(job.do == "run" for job in self.pool.jobs) and time.monotonic() < end:
                 for event in self.pool.poll(POLL_S):
-                    if event.kind in ("interrupted", "failed", "done"):
+                    if event.kind in ("interrupted", "failed", "done", "found"):
                         messages.append(event.text or f"{event.job.run}: {event.kind}")
         except KeyboardInterrupt:
             messages.append("stopped at once; runs in work go on from their last checkpoint")

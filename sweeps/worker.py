@@ -81,7 +81,7 @@ def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
         with _output_to(folder.path / "log.txt"):
             with contextlib.suppress(Exception):  # execute meets it again, and reports it
                 _load(folder.recipe["verb"], package)
-            execute(folder, progress, package)
+            executed = execute(folder, progress, package)
     except KeyboardInterrupt as stop:
         return "interrupted", str(stop) or f"{folder.name} had not started"
     except Busy as busy:
@@ -91,7 +91,7 @@ def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-    return "done", ""
+    return ("done" if executed else "found"), ""
 
 
 def _load(verb: str, package: str) -> Any:

@@ -1,0 +1,158 @@
+"""Both command lines: quick help without heavy imports, clear refusals, plan, status, execution."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as verbs
+from experiments.execute import execute
+from experiments.folder import RunFolder
+from experiments.recipe import VERBS, Library, resolve
+from sweeps import __main__ as sweeping
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = FIXTURES.parent.parent
+LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
+HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers")
+LOADED = (
+    "import runpy, sys\n"
+    "sys.argv = [''] + {words!r}\n"
+    "try: runpy.run_module({module!r}, run_name='__main__')\n"
+    "except SystemExit as end: code = end.code\n"
+    "print('HEAVY', [name for name in {heavy!r} if name in sys.modules], code)"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("experiments", ["--help"]),
+        *[("experiments", [verb, "--help"]) for verb in VERBS],
+        ("sweeps", ["--help"]),
+        *[("sweeps", [verb, "--help"]) for verb in sweeping.WHAT],
+    ],
+)
+def test_help_imports_nothing_heavy(module, words):
+    code = LOADED.format(words=words, module=module, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("HEAVY [] 0"), done.stderr
+    assert "usage: python -m" in done.stdout
+
+
+def test_planning_imports_nothing_heavy():
+    code = LOADED.format(
+        words=["plan", str(FIXTURES / "diamond.yaml")], module="sweeps", heavy=HEAVY
+    )
+    code = (
+        "import experiments.recipe as r; from pathlib import Path\n"
+        f"r.Library.__init__.__defaults__ = (Path({str(LIBRARY.recipes)!r}),"
+        f" Path({str(LIBRARY.scales)!r}))\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("HEAVY [] 0"), done.stdout + done.stderr
+    assert "4 cells, 13 runs" in done.stdout
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch, capsys):
+    """The command line with the fixture library and verbs; returns (status, stdout, stderr)."""
+    monkeypatch.syspath_prepend(str(FIXTURES))
+    monkeypatch.setattr(verbs, "execute", lambda folder: execute(folder, None, "fixture_verbs"))
+
+    def call(*words):
+        status = verbs.main([*words, "--runs", str(tmp_path)], LIBRARY)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_missing_need_is_named_with_its_command(fit, tmp_path):
+    status, _, err = fit("fit", "join", "few_steps=2")
+    need = resolve("join", "tiny", {}, LIBRARY).needs["student"].name
+    assert status == 2 and f"student: {need} (new)" in err
+    assert f"python -m experiments fit {tmp_path / need} --with-needs" in err
+
+
+def test_needs_are_executed_on_demand_and_a_finished_run_says_so(fit, tmp_path):
+    status, out, _ = fit("fit", "join", "--with-needs", "few_steps=2")
+    assert status == 0 and out.count("is done") == 3
+    name = resolve("join", "tiny", {"few_steps": 2}, LIBRARY).name
+    again = fit("fit", str(tmp_path / name))
+    assert again[0] == 0 and f"{name} is done: " in again[1]
+    assert fit("fit", str(tmp_path / name / "recipe.yaml"))[0] == 0
+
+
+def test_a_settings_that_a_recipe_fixes_is_pointed_out(fit):
+    assert "base fixes seed itself" in fit("fit", "base", "seed=3")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "join", "few_stpes=2"], "did you mean 'few_steps'"),
+        (["fit", "jion"], "did you mean 'join'"),
+        (["fit", "join", "--scale", "tinny"], "did you mean 'tiny'"),
+        (["sample", "join"], "for another verb: python -m experiments fit"),
+        (["fit", "join", "quickly"], "written key=value"),
+        (["fit", "nowhere.yaml"], "no resolved recipe there"),
+        (["fit", str(FIXTURES / "recipes" / "join.yaml")], "run by its name"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(fit, words, message):
+    status, _, err = fit(*words)
+    assert status == 2 and message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_a_failure_ends_with_its_reason_and_log(fit):
+    status, _, err = fit("fit", "right", "act=fail", "--with-needs")
+    assert status == 1 and "the loss is NaN" in err and "log.txt" in err
+
+
+def test_plan_and_status_read_the_disk_and_start_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    words = [str(FIXTURES / "diamond.yaml"), "--runs", str(tmp_path)]
+    assert sweeping.main(["plan", *words], LIBRARY) == 0
+    text = capsys.readouterr().out
+    assert "4 cells, 13 runs (28 if nothing were shared): 0 done, 13 to run" in text
+    assert "unknown" in text and not list(tmp_path.iterdir())
+    base = RunFolder.create(resolve("base", "tiny", {}, LIBRARY), tmp_path)
+    base.record({"wall_s": 61, "scale": "tiny", "recipe": "base"})
+    base.mark_done()
+    left = RunFolder.create(resolve("left", "tiny", {}, LIBRARY), tmp_path)
+    left.mark_failed("ValueError: no")
+    assert sweeping.main(["plan", *words], LIBRARY) == 0
+    assert "1 done, 12 to run" in capsys.readouterr().out
+    assert sweeping.main(["status", *words], LIBRARY) == 0
+    text = capsys.readouterr().out
+    assert "1:01" in text and "ValueError: no" in text and "11 new" in text
+
+
+def test_sweep_mistakes(capsys, tmp_path):
+    assert sweeping.main(["plan", "ablatoin"]) == 2
+    assert "did you mean 'ablation'" in capsys.readouterr().err
+    words = ["run", str(FIXTURES / "diamond.yaml"), "--cluster", "slrm", "--runs", str(tmp_path)]
+    assert sweeping.main(words, LIBRARY) == 2
+    assert "unknown cluster 'slrm'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweeping.main(["plan", "--seeds", "0,zero"])
+    assert "list of distinct numbers" in capsys.readouterr().err
+
+
+def test_run_folders_move_between_machines(fit, tmp_path):
+    """A run folder finds its needs beside it: nothing in it names the place where it was made."""
+    fit("fit", "left", "--with-needs")
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    name = resolve("left", "tiny", {}, LIBRARY).name
+    (moved / name / "done.json").unlink()
+    status, out, _ = fit("fit", str(moved / name))
+    assert status == 0 and json.loads((moved / name / "done.json").read_text())["run"] == name
+
+
+def test_make_help_needs_no_environment(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    done = subprocess.run(["make", "help"], cwd=tmp_path, capture_output=True, text=True)
+    words = ("ablation", "test", "plan", "table", "tensorboard", "lint", "clean", "SCALE=tiny")
+    assert done.returncode == 0 and all(word in done.stdout for word in words)

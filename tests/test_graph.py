@@ -1,0 +1,120 @@
+"""Sweeps as graphs: what is shared, what is not, in which order, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.recipe import Library
+from sweeps.costs import Costs, duration, remaining, urgency
+from sweeps.graph import load_sweep, sweeps
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
+DIAMOND = FIXTURES / "diamond.yaml"
+
+
+def diamond(seeds=(0,), **changed):
+    return load_sweep(DIAMOND, "tiny", seeds, LIBRARY, changed)
+
+
+def test_cells_and_sharing():
+    sweep = diamond()
+    assert [(c.labels["init"], c.labels["few_steps"]) for c in sweep.cells] == [
+        ("left", 1), ("left", 2), ("right", 1), ("right", 2)
+    ]  # fmt: skip
+    kinds = [run.recipe["recipe"] for run in sweep.runs.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "base": 1, "left": 1, "right": 1, "join": 4, "judge": 6
+    }  # fmt: skip
+    assert sweep.title and sweep.more == {"columns": {"mean": "Mean"}}
+
+
+def test_seeds_share_what_fixes_its_own():
+    one, two = diamond([0]), diamond([0, 1])
+    assert len(two.runs) == 2 * len(one.runs) - 1, "all but the base belong to one seed"
+    assert set(one.runs) < set(two.runs)
+
+
+SETTINGS = st.fixed_dictionaries({}, optional={"steps": st.integers(1, 3), "step_s": st.just(0.5)})
+
+
+@settings(max_examples=25, deadline=None)
+@given(SETTINGS, st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True))
+def test_every_graph_is_in_order_and_names_follow_content(changed, seeds):
+    sweep = diamond(seeds, **changed)
+    seen = set()
+    for name, run in sweep.runs.items():
+        assert name == run.name and all(need.name in seen for need in run.needs.values())
+        assert run.recipe["needs"] == {role: need.name for role, need in run.needs.items()}
+        seen.add(name)
+    contents = {json.dumps(r.recipe, sort_keys=True) for r in sweep.runs.values()}
+    assert len(contents) == len(sweep.runs), "two names for one content, or one for two"
+    again = diamond(reversed(seeds), **changed)
+    assert set(again.runs) == set(sweep.runs)
+
+
+def test_changing_one_setting_renames_what_depends_on_it_and_nothing_else(tmp_path):
+    plain = diamond()
+    text = DIAMOND.read_text().replace("few_steps: [1, 2]", "few_steps: [1, 3]")
+    (tmp_path / "d.yaml").write_text(text)
+    changed = load_sweep(tmp_path / "d.yaml", "tiny", [0], LIBRARY)
+    gone = {plain.runs[name].recipe["recipe"] for name in set(plain.runs) - set(changed.runs)}
+    assert gone == {"join", "judge"}
+    assert len(set(plain.runs) & set(changed.runs)) == 3 + 2 + 2 + 2
+
+
+def test_dependants_are_all_that_come_after():
+    sweep = diamond()
+    left = next(name for name in sweep.runs if name.startswith("left"))
+    found = sorted(sweep.runs[name].recipe["recipe"] for name in sweep.dependants(left))
+    assert found == ["join", "join", "judge", "judge", "judge"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cells:", "cell:", "'cells' must be a list"),
+        ("axes:", "axis:", "unknown key 'axis'; did you mean 'axes'"),
+        ("${init}", "${inti}", "cell.*inti"),
+        ("recipe: judge,", "recipe: jugde,", "runs.after.*did you mean 'judge'"),
+        ('few_steps: "${', 'few_stpes: "${', "few_stpes.*did you mean 'few_steps'"),
+        ("init: [left, right]", "seed: [1]", "seeds are given"),
+    ],
+)
+def test_mistakes_in_a_sweep_name_file_and_place(tmp_path, old, new, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(DIAMOND.read_text().replace(old, new))
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s)wrong.yaml.*{message}"):
+        load_sweep(path, "tiny", [0], LIBRARY)
+
+
+def test_unknown_sweep_names_those_that_exist():
+    with pytest.raises(FileNotFoundError, match="did you mean 'ablation'.*smoke"):
+        load_sweep("ablatoin", "tiny", [0], LIBRARY)
+    assert {"ablation", "smoke"} <= set(sweeps()) and "paper" not in sweeps()
+
+
+def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):
+    sweep = diamond()
+    by_recipe = {run.recipe["recipe"]: run for run in reversed(sweep.runs.values())}
+    costs = Costs(tmp_path)
+    assert costs.estimate(by_recipe["base"]) == 5 and costs.estimate(by_recipe["join"]) is None
+    for number, wall in enumerate((10, 30, 20)):
+        folder = tmp_path / f"join-0000000{number}"
+        folder.mkdir()
+        record = {"recipe": "join", "scale": "tiny", "wall_s": wall}
+        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "done.json").touch()
+    costs = Costs(tmp_path)
+    assert costs.estimate(by_recipe["join"]) == 20
+    order = urgency(sweep.runs, costs)
+    for run in sweep.runs.values():
+        for need in run.needs.values():
+            assert order[need.name] >= order[run.name]
+    left = [by_recipe["base"], by_recipe["left"], by_recipe["join"]]
+    assert remaining(left, {}, sweep.runs, costs, 2) == (27, True), "a chain gains no second worker"
+    assert remaining([by_recipe["judge"]], {}, sweep.runs, costs, 2)[1] is False
+    assert [duration(s) for s in (None, 5, 75, 3661)] == ["unknown", "0:05", "1:15", "1:01:01"]

@@ -1,0 +1,172 @@
+"""Layers, edges, names and refusals of recipes; and that every recipe of ours is a good one."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.folder import RunFolder, read_resolved
+from experiments.layers import flatten
+from experiments.recipe import Library, parse_settings, recipes, resolve
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
+OURS = Library()
+SCALES = sorted(path.stem for path in OURS.scales.glob("*.yaml"))
+
+
+def fixture(name, *words, scale="tiny", library=LIBRARY):
+    return resolve(name, scale, parse_settings(words), library)
+
+
+def own(tmp_path, **texts):
+    """The fixture library with some recipes replaced or added."""
+    folder = Path(shutil.copytree(FIXTURES / "recipes", tmp_path / "recipes", dirs_exist_ok=True))
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return Library(folder, LIBRARY.scales)
+
+
+def test_layers_and_what_is_kept():
+    run = fixture("left", "steps=7", "blocks=chunkwise")
+    assert run.recipe["fit"] == {
+        "steps": 7, "step_s": 0.0, "act": "train", "blocks": "chunkwise"
+    }  # fmt: skip
+    assert set(run.recipe) == {"recipe", "verb", "seed", "blocks", "needs", "fit", "launch"}
+    assert run.recipe["needs"] == {"student": run.needs["student"].name}
+    assert run.expected_s == 2
+
+
+def test_scale_settings_reach_the_needs_and_own_settings_do_not():
+    plain, wide = fixture("join"), fixture("join", "steps=9")
+    assert [run.recipe["fit"]["steps"] for run in wide.closure().values()] == [9, 9, 9]
+    assert fixture("join", "few_steps=1").needs["student"].name == plain.needs["student"].name
+    seeded = fixture("join", "seed=3")
+    assert seeded.needs["student"].recipe["seed"] == 3
+    base = seeded.needs["student"].needs["student"]
+    assert base.recipe["seed"] == 0, "a seed that the recipe fixes is shared by all seeds"
+    assert base.name == plain.needs["student"].needs["student"].name
+
+
+def test_edges_pass_settings_and_can_be_replaced():
+    run = fixture("join", "needs.student.blocks=chunkwise")
+    assert run.needs["student"].recipe["blocks"] == "chunkwise"
+    run = fixture("join", "needs.student={recipe: right, act: print}")
+    assert run.needs["student"].recipe["fit"]["act"] == "print"
+    run = fixture("join", "needs.student={folder: models/one}")
+    assert run.recipe["needs"] == {"student": "models/one"} and not run.needs
+    assert fixture("join", "needs.student={folder: here}").recipe["needs"]["student"] == "./here"
+    assert fixture("left", scale="other").recipe["needs"] == {"student": "some/model"}
+    assert fixture("left", "base={folder: x/y}").recipe["needs"] == {"student": "x/y"}
+
+
+def test_launch_and_order_of_keys_do_not_change_the_name(tmp_path):
+    plain = fixture("join")
+    assert fixture("join", "launch.workers=8").name == plain.name
+    assert fixture("join", "launch.workers=8").recipe["launch"]["workers"] == 8
+    text = (LIBRARY.recipes / "join.yaml").read_text().splitlines()
+    turned = own(tmp_path, join="\n".join(reversed(text)))
+    assert fixture("join", library=turned).name == plain.name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(["steps", "few_steps", "seed"]), st.integers(0, 4)))
+def test_equal_content_equal_name(chosen):
+    """The name follows from the content and from nothing else, whoever asks and how."""
+    full = {"steps": 3, "few_steps": 4, "seed": 0} | chosen
+    partial = {key: value for key, value in full.items() if key in chosen}
+    first, second = (resolve("judge", "tiny", _under(s), LIBRARY) for s in (full, partial))
+    assert first.name == second.name
+    assert (first.name == resolve("judge", "tiny", {}, LIBRARY).name) == (
+        full == {"steps": 3, "few_steps": 4, "seed": 0}
+    )
+
+
+def _under(chosen):
+    """Settings of a score; `few_steps` belongs to the run behind it."""
+    return {
+        (f"needs.samples.{key}" if key == "few_steps" else key): value
+        for key, value in chosen.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("join", "few_stpes=2", "'few_stpes'.*join.yaml.*did you mean 'few_steps'"),
+        ("join", "fit.act.x=2", "unknown key 'fit.act.x'"),
+        ("left", "stpes=2", "did you mean 'steps'"),
+        ("join", "needs.studnet.x=2", "no need 'studnet'; did you mean 'student'"),
+        ("join", "needs.student.blocsk=2", "'blocsk'.*left.yaml.*blocks.*needs of 'join'"),
+        ("join", "needs.student={recpie: left}", "must name a recipe or a folder"),
+        ("join", "few_steps", "written key=value"),
+        ("join", "few_steps=[1", "not readable as YAML"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_nearest_name(name, word, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        fixture(name, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("verb: fit\nsed: 0\n", "nothing reads the key 'sed'; did you mean 'seed'"),
+        ("verb: fti\nseed: 0\n", "verb is 'fti'"),
+        ("verb: fit\n", "'seed' is missing"),
+        ("verb: fit\nseed: 0\nfit: {steps: '${stesp}'}\n", "fit:.*stesp.*did you mean 'steps'"),
+        ("verb: fit\nseed: 0\nfit: {steps: '???'}\n", "bad.yaml: fit"),
+        ("verb: fit\nseed: 0\nverb: fit\n", "not readable as YAML"),
+        ("- 1\n", "mapping"),
+        ("verb: fit\nseed: 0\nneeds: {x: {recipe: bad}}\n", "circle: bad -> bad"),
+        ("verb: fit\nseed: 0\nneeds: {x: {folder: a/b, y: 1}}\n", "takes no settings"),
+    ],
+)
+def test_bad_recipes_are_refused_with_their_file(tmp_path, text, message):
+    with pytest.raises(ValueError, match=f"(?s)bad.*{message}|{message}"):
+        fixture("bad", library=own(tmp_path, bad=text))
+
+
+def test_unknown_names_are_answered_with_those_that_exist():
+    with pytest.raises(FileNotFoundError, match="did you mean 'join'.*base, join"):
+        fixture("jion")
+    with pytest.raises(FileNotFoundError, match="did you mean 'tiny'"):
+        fixture("join", scale="tinny")
+
+
+def test_the_resolved_recipe_names_the_same_run(tmp_path):
+    run = fixture("join", "few_steps=1")
+    folder = RunFolder.create(run, tmp_path / "runs")
+    assert read_resolved(folder.path / "recipe.yaml") == run.recipe
+    elsewhere = tmp_path / "mine.yaml"
+    shutil.copy(folder.path / "recipe.yaml", elsewhere)
+    assert RunFolder.of_recipe(elsewhere, tmp_path / "runs").name == run.name
+
+
+def test_flatten_keeps_the_description_of_a_need_whole():
+    nested = {
+        "a": {"b": {"c": 1}},
+        "needs": {"x": {"recipe": "r", "y": 2}},
+        "base": {"folder": "f"},
+    }
+    assert flatten(nested) == {
+        "a.b.c": 1, "needs.x": {"recipe": "r", "y": 2}, "base": {"folder": "f"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", recipes(OURS))
+def test_every_recipe_of_ours_resolves_at_every_scale_and_passes_its_check(name, scale):
+    from experiments.execute import verb_module
+
+    run = resolve(name, scale)
+    verb_module(run.verb).check(run.recipe)
+
+
+@pytest.mark.parametrize("name", recipes(OURS))
+def test_recipes_of_ours_are_short(name):
+    lines = (OURS.recipes / f"{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 110, os.fspath(name)
