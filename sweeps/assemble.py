@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sweeps.evidence import Margin, Numbers, OurNumbers, PaperNumbers, Quantity, Row, Term, exact
-from sweeps.layout import NONE, NOT_RUN, Block, Column, Entry, Table, TableRow, entry, load_yaml
+from sweeps.layout import (
+    NONE,
+    NOT_RUN,
+    SKIPPED,
+    Block,
+    Column,
+    Entry,
+    Table,
+    TableRow,
+    entry,
+    load_yaml,
+)
 from sweeps.results import Results, ScoreRun
 
 
@@ -88,10 +99,13 @@ def our_table(results: Results, scale: str, layout: Mapping | None = None) -> Ta
 def _our_entries(numbers: OurNumbers, columns: Sequence[Column], row: Row) -> dict[str, Entry]:
     stage1_only = row[0] in numbers.layout["no_stage2"]
     started = any(cell.cost for cell in numbers.results.of(*row))
+    scored = any(cell.stage3 for cell in numbers.results.of(*row))
     entries = {}
     for column in columns:
         margin = numbers.combine([Term(Quantity(column.id), row, 1.0)])
-        absent = NONE if stage1_only and started and column.id in ("time", "stage2_steps") else NOT_RUN
+        absent = SKIPPED if scored and column.metric else NOT_RUN
+        if stage1_only and started and column.id in ("time", "stage2_steps"):
+            absent = NONE
         entries[column.id] = entry(margin, column, absent)
     return entries
 
@@ -111,7 +125,7 @@ def _reference(name: str, run: ScoreRun, columns: Sequence[Column]) -> TableRow:
             if score
             else None
         )
-        entries[column.id] = entry(margin, column, NONE)
+        entries[column.id] = entry(margin, column, SKIPPED if column.metric else NONE)
     return TableRow(name, name, entries, f"{max((s.n for s in run.scores.values()), default=0)}")
 
 

@@ -22,7 +22,11 @@ from sweeps.results import Cell, Cost, Key, Results, ScoreRun, read_score_run
 
 
 def collect(sweep: graph.Sweep, runs_dir: Path) -> Results:
-    """Everything that the sweep's runs in `runs_dir` have measured so far."""
+    """Everything that the sweep's runs in `runs_dir` have measured so far.
+
+    Raises:
+        ValueError: a cell's init has no row in columns.yaml, or a result file cannot be read.
+    """
     layout = load_yaml("columns.yaml")
     cells: dict[Key, Cell] = {}
     references: dict[str, ScoreRun] = {}
@@ -34,6 +38,8 @@ def collect(sweep: graph.Sweep, runs_dir: Path) -> Results:
             if found and init not in references:
                 references[layout["references"].get(init, init)] = found
             continue
+        if init not in layout["rows"]:
+            raise ValueError(f"columns.yaml: rows has no name for init {init!r} of {sweep.name}")
         key = (init, int(planned.labels["few_steps"]), int(planned.labels["seed"]))
         state = _state(planned.runs.values(), runs_dir)
         cost = _cost(planned.runs.get("stage3"), init in layout["no_stage2"], runs_dir)

@@ -150,7 +150,7 @@ class OurNumbers:
         if all("cost" in self._entries[term.quantity.name] for term in terms):
             return exact(total)
         clips = [self._clips(c, term.quantity) for c, term in zip(cells, terms, strict=True)]
-        if all(c is not None for c in clips) and len({len(c) for c in clips}) == 1:
+        if all(c is not None for c in clips) and _same_prompts(cells, terms):
             paired = sum(term.weight * c for c, term in zip(clips, terms, strict=True))
             paired = paired[np.isfinite(paired)]  # prompts to which the metric applies in all cells
             if len(paired) > 1:
@@ -194,6 +194,12 @@ class OurNumbers:
 
 def _run(cell: Cell, quantity: Quantity) -> ScoreRun | None:
     return cell.stage3 if quantity.stage == 3 else cell.stage2
+
+
+def _same_prompts(cells: Sequence[Cell], terms: Sequence[Term]) -> bool:
+    """Whether the clips of all terms answer the same prompts in the same order."""
+    keys = [_run(c, t.quantity).per_clip["key"] for c, t in zip(cells, terms, strict=True)]
+    return all(np.array_equal(keys[0], other) for other in keys[1:])
 
 
 def _part(frames: int, part: str) -> slice:

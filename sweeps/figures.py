@@ -182,14 +182,14 @@ def cost(numbers: OurNumbers) -> str:
     inits = list(numbers.layout["rows"])
     for place, (init, spent) in enumerate(costs.items()):
         hue = colour(init, inits)
-        axis.barh(place, spent["pairs"], 0.6, color=hue, alpha=0.4, hatch="////", ec=hue, lw=0)
+        axis.barh(place, spent["pairs"], 0.6, color=hue, alpha=0.4)
         axis.barh(place, spent["training"], 0.6, left=spent["pairs"], color=hue)
         total = spent["pairs"] + spent["training"]
-        label = f" {total:,.0f} s, {human_bytes(spent['storage'])} stored"
-        axis.text(total, place, label, va="center")
+        label = f"{total:,.0f} s, {human_bytes(spent['storage'])} stored"
+        axis.annotate(label, (total, place), (5, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(costs)), [numbers.layout["rows"][init] for init in costs])
     axis.set_ylim(len(costs) - 0.5, -0.5)
     axis.set_xlim(0, 1.35 * max(c["pairs"] + c["training"] for c in costs.values()))
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("Stage-2 time [device-seconds]; hatched: curation of pairs, solid: training")
+    axis.set_xlabel("Stage-2 time [device-seconds]; pale: curation of pairs, solid: training")
     return _svg(figure, "cost")

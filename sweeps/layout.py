@@ -1,7 +1,8 @@
 """The words of a table before it is drawn: columns, entries, rows, blocks.
 
 Our table and the paper's are two `Table`s with their own columns; nothing ever merges them. An
-entry without a number says why ("not run", or a dash where a method has no such stage).
+entry without a number says why: "not run", "skipped" by its metric, or a dash where a method has
+no such stage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sweeps.evidence import Margin
 
-NOT_RUN, NONE = "not run", "-"
+NOT_RUN, SKIPPED, NONE = "not run", "skipped", "-"
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _scores(folder: Path, scores: dict[str, float], rng, per_clip: bool) -> None
         spread = rng.normal(0, 0.05, (len(scores), CLIPS))
         own = spread - spread.mean(1, keepdims=True)
         arrays = {m: v + shared + own[i] for i, (m, v) in enumerate(scores.items())}
-        np.savez(folder / "per_clip.npz", **arrays)
+        keys = np.array([f"{number:06d}" for number in range(CLIPS)])
+        np.savez(folder / "per_clip.npz", key=keys, **arrays)
 
 
 def _tar(folder: Path, badness: float) -> None:

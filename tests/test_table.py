@@ -125,7 +125,7 @@ def test_csv_reads_back(ours):
                 assert float(line[column.id]) == margin.value
                 assert float(line[f"{column.id}_low"]) == margin.low
     missing = next(x for x in lines if (x["few_steps"], x["init"]) == ("1", "causal_dmd"))
-    assert missing["total"] == "" and missing["storage"] == "0"
+    assert missing["total"] == "" and float(missing["storage"]) == 0
 
 
 def test_mixed_kinds_in_a_column_are_refused(tmp_path):
@@ -193,6 +193,44 @@ def test_one_seed_pairs_prompts_when_it_can(tmp_path):
     assert close.value == pytest.approx(wide.value)
     assert close.high - close.low < 0.2  # what the prompts share cancels
     assert wide.value - wide.low == pytest.approx((0.5**2 + 0.7**2) ** 0.5)
+
+
+def test_other_prompts_are_not_paired(tmp_path):
+    results = collect(make_sweep(tmp_path, clips=False), tmp_path)
+    clips = results.cells[("causal_cd", 2, 0)].stage3.per_clip
+    clips["key"] = clips["key"][::-1]
+    rows = [("causal_cd", 1.0), ("causal_ode", -1.0)]
+    terms = [Term(Quantity("total"), (init, 2), w) for init, w in rows]
+    margin = OurNumbers(results, load_yaml("columns.yaml")).combine(terms)
+    assert margin.method == "intervals combined"
+
+
+def test_clips_to_which_a_metric_does_not_apply_are_left_out(tmp_path):
+    results = collect(make_sweep(tmp_path, clips=False), tmp_path)
+    run = results.cells[("causal_cd", 2, 0)].stage3
+    run.per_clip["world.total"][[3, 60]] = np.nan  # opposite ends: the mean stays
+    numbers = OurNumbers(results, load_yaml("columns.yaml"))
+    margin = numbers.combine([Term(Quantity("total"), ("causal_cd", 2), 1.0)])
+    assert margin.method == "bootstrap over prompts"
+    assert margin.low < margin.value < margin.high
+
+
+def test_a_metric_that_was_skipped_says_so(tmp_path):
+    sweep = make_sweep(tmp_path, clips=False)
+    path = tmp_path / sweep.cells[0].runs["stage3"].name / "scores.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"value": None, "ci95": None, "n": 0, "skipped": "no calibration"}
+    path.write_text("\n".join(map(json.dumps, lines)))
+    row = _row(our_table(collect(sweep, tmp_path), "tiny"), 1, "self_forcing_ode")
+    assert row.entries["total"].text == "skipped"
+    assert row.entries["quality"].margin is not None
+
+
+def test_an_init_without_a_row_is_refused_not_dropped(tmp_path):
+    sweep = make_sweep(tmp_path, clips=False)
+    sweep.cells[0].labels["init"] = "causal_new"
+    with pytest.raises(ValueError, match="rows has no name for init 'causal_new'"):
+        collect(sweep, tmp_path)
 
 
 def test_entries_like_the_best_are_marked_by_the_paired_difference(tmp_path):
