@@ -15,7 +15,10 @@ from lightning_modules.networks.encoders import (
     measure_patches,
 )
 
-WORDS = [*"a zero one seven moving standing still left right up down fast slowly".split(" "), ","]
+WORDS = [
+    *("a", "zero", "one", "seven", "moving", "standing", "still", "left", "right", "up", "down"),
+    *("fast", "slowly", ","),
+]
 
 
 def noise_video(seed: int, *shape: int) -> torch.Tensor:

@@ -1,0 +1,192 @@
+"""Checkpoints that survive interruption, a full disk and a diverging loss.
+
+A checkpoint serves to *resume this run*; what the next run starts from is the hand-off. It is
+written beside its place, synced and renamed, so the file under the name is always whole, and read
+with `weights_only=True`, so nothing is ever unpickled.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint whole or not at all; reads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write to a temporary neighbour, sync, rename.
+
+        Raises:
+            OSError: if it could not be written, for example because the disk is full; the file that
+                was there before is untouched.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            kept = "the previous one is kept" if path.exists() else "there is no earlier one"
+            raise OSError(
+                f"{path}: checkpoint not written, {kept} ({error}); free disk space and start the "
+                "same command again"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain values; `weights_only` cannot be switched off.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint; start without one")
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoint(Callback):
+    """Saves `path` every so often, and once more when the process is asked to stop.
+
+    The first SIGINT or SIGTERM lets the running step finish, saves and ends `fit` normally with
+    `interrupted` set: a resumed run continues exactly there. The second one stops at once, with the
+    last periodic checkpoint to resume from.
+
+    Args:
+        path: of the one checkpoint that is kept.
+        every_s: seconds between checkpoints; None: no limit.
+        every_steps: optimizer steps between checkpoints; None: no limit.
+    """
+
+    def __init__(
+        self, path: str | Path, every_s: float | None = None, every_steps: int | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.every_s, self.every_steps = every_s, every_steps
+        self.interrupted = False
+        self.saved_step: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._asked = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move behind all other callbacks: their state of this step belongs into the checkpoint."""
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and listen for signals."""
+        self.interrupted = self._asked = False
+        self._saved_at, self._step = time.monotonic(), trainer.global_step
+        self.saved_step = trainer.global_step if trainer.ckpt_path else None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; stop if asked."""
+        asked, due = self._agreed(trainer)
+        if asked or due:
+            trainer.save_checkpoint(self.path)
+            self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
+            self._step = trainer.global_step
+        if asked:
+            log.info("stopped at step %d; saved %s", trainer.global_step, self.path)
+            self.interrupted = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._listen_no_more()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back; a state cut off inside a step is not worth saving."""
+        self._listen_no_more()
+
+    def _agreed(self, trainer: Trainer) -> tuple[bool, bool]:
+        """Whether to stop and whether to save: the first rank decides, its clock is the clock."""
+        late = self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s
+        far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
+        answer = (self._asked, late or far)
+        return trainer.strategy.broadcast(answer) if trainer.world_size > 1 else answer
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class StopOnNaN(Callback):
+    """Ends training at the first non-finite loss or gradient, before any weight is touched."""
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Refuse a loss that is not finite.
+
+        Raises:
+            ValueError: says the step, the last good checkpoint and what to try.
+        """
+        if not torch.isfinite(loss).all():
+            raise ValueError(_diverged(trainer, f"the loss is {loss.detach().mean().item()}"))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Refuse gradients that are not finite.
+
+        Raises:
+            ValueError: says the step, the last good checkpoint and what to try.
+        """
+        grads = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if grads:
+            norm = torch.stack(torch._foreach_norm(grads)).norm()
+            if not torch.isfinite(norm):
+                raise ValueError(_diverged(trainer, f"the gradient's norm is {norm.item()}"))
+
+
+def _diverged(trainer: Trainer, what: str) -> str:
+    good = "there is no checkpoint yet"
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint) and callback.saved_step is not None:
+            good = f"the last good checkpoint is {callback.path} (step {callback.saved_step})"
+    return (
+        f"step {trainer.global_step}: {what}; {good}. Lower the learning rate or "
+        "fit.clip_gradient, or train in 32-true, and start again"
+    )
