@@ -15,6 +15,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -48,7 +49,7 @@ class Toy(LightningModule):
         loss = (network(batch["x"]) - target).square().mean()
         if self.global_step == self.poison_at:
             loss = loss * float("nan")
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
         return loss
 
     def configure_optimizers(self):
@@ -112,9 +113,8 @@ def fit(folder: Path, callbacks, module=None, steps=10, resume=False, **settings
         default_root_dir=folder,
         **{"logger": False} | settings,
     )
-    trainer.fit(
-        module, datamodule=Batches(steps), ckpt_path=folder / "last.ckpt" if resume else None
-    )
+    last = folder / "last.ckpt" if resume else None
+    trainer.fit(module, datamodule=Batches(steps), ckpt_path=last)
     return module, trainer
 
 
@@ -303,15 +303,18 @@ def test_record_counts_passes(tmp_path):
 def test_progress_reports_and_logs(tmp_path, caplog):
     heard: list[tuple[int, int, str]] = []
     with caplog.at_level(logging.INFO, logger="callbacks.progress"):
-        bar = Progress(lambda *told: heard.append(told), every_s=0.0, terminal=False)
+        bar = Progress(
+            lambda *told: heard.append(told), every_s=0.0, console=Console(file=io.StringIO())
+        )
         module, _ = fit(tmp_path, [bar])
     assert heard[0][:2] == (1, 10) and heard[-1] == (10, 10, f"loss {module.losses[-1]:.4f}")
     assert "step 10/10" in caplog.text and "s left" in caplog.text
 
 
-def test_progress_draws_on_a_terminal(tmp_path, capsys):
-    fit(tmp_path, [Progress(terminal=True)])
-    assert "10/10" in capsys.readouterr().err
+def test_progress_draws_on_a_terminal(tmp_path):
+    drawn = io.StringIO()
+    fit(tmp_path, [Progress(console=Console(file=drawn, force_terminal=True, width=100))])
+    assert "10/10" in drawn.getvalue()
 
 
 # -- the panel -----------------------------------------------------------------------------------
