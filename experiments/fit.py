@@ -1,12 +1,11 @@
-"""``fit``: train a stage on a shard set, from wherever it was interrupted, and hand its result on."""
+"""``fit``: train a stage on a shard set, from where it was interrupted, and hand its result on."""
 
 import importlib
 import logging
 from dataclasses import dataclass
-
 from typing import Any
 
-
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
@@ -14,15 +13,20 @@ from torch import nn
 from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
+from callbacks.sample_clips import Panel, SampleClips
 from callbacks.student_ema import StudentEMA
+from datamodules.shards import open_shards
 from datamodules.video import VideoDataModule
-from experiments.bind import bind, nearest, parameters_of
+from experiments.bind import bind, parameters_of
+from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 from experiments.hardware import Launch, launch_of, prepare
+from experiments.layers import nearest
 from experiments.networks import ROLES, check_network, fresh_network, load_network
 from lightning_modules import STAGES
 
 log = logging.getLogger(__name__)
+PANEL = 8  # prompts in TensorBoard's video panel
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     module = _build(kind, recipe, folder, data)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
     if training.steps:
-        trainer = _trainer(folder, launch, training, ema)
-        last = folder.path / "checkpoints" / "last.ckpt"
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        _train(module, data, folder, launch, training, ema)
     if ema is None:
         module.hand_off(folder.path)
     else:
@@ -148,16 +148,22 @@ def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> No
             )
 
 
-def _trainer(
-    folder: RunFolder, launch: Launch, training: Training, ema: StudentEMA | None
-) -> Trainer:
-    callbacks = [
-        Progress(folder.progress),
-        RunRecord(),
-        StopOnNaN(),
-        Checkpoint(folder.path / "checkpoints" / "last.ckpt", launch.checkpoint_every_s),
-    ]
-    return Trainer(
+def _train(
+    module: LightningModule,
+    data: VideoDataModule,
+    folder: RunFolder,
+    launch: Launch,
+    training: Training,
+    ema: StudentEMA | None,
+) -> None:
+    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop."""
+    last = folder.path / "checkpoints" / "last.ckpt"
+    checkpoint, record = Checkpoint(last, launch.checkpoint_every_s), RunRecord()
+    callbacks = [Progress(folder.progress), StopOnNaN(), record]
+    callbacks += [ema] if ema else []
+    if launch.panel_every and "panel" in folder.recipe["needs"]:
+        callbacks.append(_panel(folder, launch, ema))
+    trainer = Trainer(
         accelerator=launch.accelerator,
         devices=launch.devices,
         strategy=launch.strategy,
@@ -166,13 +172,30 @@ def _trainer(
         max_epochs=1,
         gradient_clip_val=training.clip_gradient,
         plugins=[AtomicCheckpointIO()],
-        callbacks=callbacks + ([ema] if ema else []),
+        callbacks=[*callbacks, checkpoint],
         logger=TensorBoardLogger(folder.path, name="tb", version=""),
         log_every_n_steps=launch.log_every,
         default_root_dir=folder.path,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=True,
         num_sanity_val_steps=0,
     )
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
+    folder.record(record.summary())
+    if checkpoint.interrupted:
+        raise KeyboardInterrupt
+
+
+def _panel(folder: RunFolder, launch: Launch, ema: StudentEMA | None) -> SampleClips:
+    """The first held-out prompts, generated beside real now and then."""
+    shards = open_shards(folder.need("panel") / "shards")
+    samples = [shards.read(index, ["text", "video"]) for index in range(PANEL)]
+    text, videos = (
+        torch.stack([torch.from_numpy(sample[field]) for sample in samples])
+        for field in ("text", "video")
+    )
+    panel = Panel(text, [s["key"] for s in samples], [s["caption"] for s in samples], videos)
+    autoencoder = autoencoder_of(shards.manifest)
+    fps = shards.manifest["fps"]
+    return SampleClips(panel, autoencoder, folder.path, launch.panel_every, fps, ema)
