@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sweeps.claims import Verdict
 from sweeps.layout import Column, Entry, Table, TableRow
@@ -118,39 +118,80 @@ def _csv_row(row: TableRow, columns: Sequence[Column]) -> dict[str, str]:
     return values
 
 
-def rich_table(table: Table):
-    """The table for a terminal."""
+def rich_tables(table: Table, width: int) -> list:
+    """The table for a terminal of `width` characters: in parts of as many columns as fit."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    style = {"best": "bold green", "second": "underline", "": ""}
-    drawn = RichTable(title=table.heading, caption=table.caption, caption_justify="left")
-    drawn.add_column("steps")
-    drawn.add_column("initialisation", no_wrap=True)
-    for column in table.columns:
-        drawn.add_column(column.title, justify="right")
-    if _has_counts(table):
-        drawn.add_column("n", justify="right")
-    starts = {block.rows[-1].id for block in table.blocks}
-    for steps, row in _lines(table):
-        cells = [steps, row.label]
-        for column in table.columns:
-            entry = row.entries[column.id]
-            text = entry.text + (" ≈" if entry.like_best else "")
-            cells.append(Text(text, style=style[entry.rank] or ("dim" if entry.absent else "")))
-        if _has_counts(table):
-            cells.append(row.n)
-        drawn.add_row(*cells, end_section=row.id in starts)
-    return drawn
+    rows = list(_lines(table))
+    ends = {id(block.rows[-1]) for block in table.blocks}
+    label_width = min(16, max(len(row.label) for _, row in rows))
+    parts = []
+    for columns in _fitting(table, width - len("1-step") - label_width - 6):
+        title = table.heading if not parts else f"{table.heading}, continued"
+        drawn = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        drawn.add_column("steps", no_wrap=True)
+        drawn.add_column("init", width=label_width)
+        for column in columns:
+            heading, least = Text(column.title if column else "n"), _needs(table, column)
+            drawn.add_column(heading, justify="right", width=least)
+        for steps, row in rows:
+            cells = [_rich_entry(row, column, Text) for column in columns]
+            drawn.add_row(steps, row.label, *cells, end_section=id(row) in ends)
+        parts.append(drawn)
+    return parts
+
+
+def _terminal_text(row: TableRow, column: Column | None) -> str:
+    if column is None:
+        return row.n.replace(" ", "")
+    entry = row.entries[column.id]
+    return entry.text.replace(" ± ", "±") + ("≈" if entry.like_best else "")
+
+
+def _rich_entry(row: TableRow, column: Column | None, text: Callable) -> object:
+    entry = row.entries[column.id] if column else None
+    style = {"best": "bold green", "second": "underline"}.get(entry.rank, "") if entry else ""
+    dim = "dim" if entry and entry.absent else ""
+    return text(_terminal_text(row, column), style=style or dim, no_wrap=True)
+
+
+def _needs(table: Table, column: Column | None) -> int:
+    words = column.title.split() if column else ["n"]
+    texts = [_terminal_text(row, column) for _, row in _lines(table)]
+    return max(map(len, [*words, *texts]))
+
+
+def _fitting(table: Table, width: int) -> list[list[Column | None]]:
+    """The columns in groups that fit a width; None stands for the counts."""
+    groups: list[list[Column | None]] = [[]]
+    left = width
+    for column in [*table.columns, *([None] if _has_counts(table) else [])]:
+        needs = _needs(table, column) + 2
+        if needs > left and column is None:
+            break  # a part of its own for the counts alone is not worth the lines
+        if needs > left and groups[-1]:
+            groups.append([])
+            left = width
+        groups[-1].append(column)
+        left -= needs
+    return groups
 
 
 def rich_claims(verdicts: Sequence[Verdict]):
     """The claims for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
     colour = {"holds": "green", "does not hold": "red", "not run": "dim"}
-    drawn = RichTable(title="The paper's statements, answered from our numbers")
+    drawn = RichTable(
+        title="The paper's statements, answered from our numbers",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("statement", "ours", "deciding margin (positive: for it)"):
         drawn.add_column(name, overflow="fold")
     for v in verdicts:

@@ -46,7 +46,7 @@ class ScoreRun:
 
     @cached_property
     def per_clip(self) -> dict[str, np.ndarray]:
-        """Arrays [n] or [n, F] by metric id, and the clips' keys as `key`; {} when there are none."""
+        """Arrays [n] or [n, F] by metric id, and the clips' keys as `key`; {} when none."""
         path = self.folder / "per_clip.npz"
         if not path.exists():
             return {}

@@ -64,10 +64,12 @@ def show(shown: tuple[Table, Table, Sequence[Verdict]], folder: Path) -> None:
     ours, paper, verdicts = shown
     console = Console()
     if console.is_terminal:
-        console.print(render.rich_table(ours), render.rich_table(paper))
+        for shown_table in (ours, paper):
+            console.print(*render.rich_tables(shown_table, console.width))
+            console.print(shown_table.caption, style="dim")
         console.print(render.rich_claims(verdicts))
         for note in ours.notes:
-            console.print(f"- {note}", style="dim")
+            console.print(f"- {note}", style="dim", highlight=False)
     else:
         console.file.write(markdown("Table", ours, paper, verdicts))
     console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True)

@@ -274,6 +274,21 @@ def test_ours_and_the_paper_share_no_table(ours, tmp_path, capsys):
     assert not any("World Total" in h and "VBench Total" in h for h in headers)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_the_terminal_shows_every_number_whole(ours, width):
+    from rich.console import Console
+
+    shown = our_table(ours, "tiny")
+    console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    console.print(*render.rich_tables(shown, width))
+    printed = console.file.getvalue()
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= width
+    for row in (row for block in shown.blocks for row in block.rows):
+        for entry in row.entries.values():
+            assert entry.text.replace(" ± ", "±") in printed
+    assert "[device-s]" in printed
+
+
 def test_records_of_costs_may_be_absent(tmp_path):
     sweep = make_sweep(tmp_path, clips=False)
     for path in tmp_path.glob("pairs_*/record.json"):
