@@ -85,3 +85,10 @@ def duration(seconds: float | None) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def forecast(seconds: float, known: bool) -> str:
+    """Time left in words; part of it may be unknown, or all."""
+    if known:
+        return f"{duration(seconds)} left"
+    return f"at least {duration(seconds)} left" if seconds else "time left unknown"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from experiments.recipe import Run
-from sweeps.costs import duration
+from sweeps.costs import duration, forecast
 
 
 class Lines:
@@ -44,8 +44,7 @@ class Lines:
         self.say(f"{self._count}{state:6} {run.name}{took}{': ' if text else ''}{text}")
 
     def overall(self, done: int, total: int, left_s: float, known: bool) -> None:
-        more = "" if known else "at least "
-        self._count = f"{done}/{total}, {more}{duration(left_s)} left: "
+        self._count = f"{done}/{total}, {forecast(left_s, known)}: "
 
 
 class Bars:
@@ -96,8 +95,8 @@ class Bars:
         self.say(f"{state:6} {run.name}{took}{': ' if text else ''}{text}")
 
     def overall(self, done: int, total: int, left_s: float, known: bool) -> None:
-        more = "" if known else "at least "
-        note = f"{duration(time.monotonic() - self._begin)} so far, {more}{duration(left_s)} left"
+        so_far = duration(time.monotonic() - self._begin)
+        note = f"{so_far} so far, {forecast(left_s, known)}"
         self._bars.update(
             self._all, completed=done, total=total, count=f"{done}/{total} runs", note=note
         )

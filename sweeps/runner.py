@@ -211,6 +211,7 @@ class Runner:
         wall = folder.read_record().get("wall_s")
         if wall is not None:
             self.costs.learn(run, wall)
+        self._tell()
         self.display.ended(run, "done", "")
 
     def _fail(self, run: Run, why: str, folder: RunFolder) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.folder import STATES, RunFolder
-from sweeps.costs import Costs, duration, remaining
+from sweeps.costs import Costs, duration, forecast, remaining
 from sweeps.executors import cores
 from sweeps.graph import Sweep
 
@@ -35,8 +35,8 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         f" {len(sweep.runs) - len(left)} done, {len(left)} to run"
     )
     if left:
-        more = "" if known else f"at least (the cost of {unknown} runs is unknown) "
-        console.print(f"time on {cores()} workers: {more}{duration(seconds)}")
+        more = f" (the cost of {unknown} runs is unknown)" if unknown else ""
+        console.print(f"on {cores()} workers: {forecast(seconds, known)}{more}")
 
 
 def print_status(sweep: Sweep, runs_dir: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.recipe import Library
-from sweeps.costs import Costs, duration, remaining, urgency
+from sweeps.costs import Costs, duration, forecast, remaining, urgency
 from sweeps.graph import load_sweep, sweeps
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -118,3 +118,5 @@ def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):
     assert remaining(left, {}, sweep.runs, costs, 2) == (27, True), "a chain gains no second worker"
     assert remaining([by_recipe["judge"]], {}, sweep.runs, costs, 2)[1] is False
     assert [duration(s) for s in (None, 5, 75, 3661)] == ["unknown", "0:05", "1:15", "1:01:01"]
+    assert forecast(75, True) == "1:15 left" and forecast(75, False) == "at least 1:15 left"
+    assert forecast(0, False) == "time left unknown"
