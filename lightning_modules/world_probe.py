@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.networks.autoencoders import PatchTransform
 from lightning_modules.networks.probe import SIDE, ProbeNetwork, centred
@@ -132,6 +132,10 @@ class WorldProbe(lightning.LightningModule):
             self.network = ProbeNetwork()
         self._codec = PatchTransform([0.0] * kept, 1.0, kept)
         self.gate: dict[str, float] | None = None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """None whose forwards the run's record should count: the probe is in no comparison."""
+        return {}
 
     def configure_optimizers(self):
         """AdamW under a one-cycle schedule, stepped every batch."""

@@ -10,7 +10,7 @@ a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bound
 import numpy as np
 
 from experiments.metrics import appearance, quality
-from experiments.metrics.quality import per_clip
+from experiments.metrics.quality import of_resamples, per_clip
 from experiments.metrics.registry import Measurement, NotApplicable, metric
 from experiments.metrics.statistics import resample_weights
 from experiments.metrics.view import View
@@ -119,22 +119,17 @@ def total_of(quality_score: np.ndarray, semantic_score: np.ndarray) -> np.ndarra
     return (4 * quality_score + semantic_score) / 5
 
 
-def _of_resamples(scores: np.ndarray, n: int) -> Measurement:
-    low, high = np.quantile(scores[1:], [0.025, 0.975])
-    return Measurement(float(scores[0]), n, (float(low), float(high)))
-
-
 @metric("world.total", "World Total", "set", "0..100", needs=("probe", "calibration"))
 def world_total(view: View) -> Measurement:
     """(4 World Quality + World Semantic) / 5."""
     scores = quality.quality_of(quality.resampled_means(view), quality.constants(view))
-    return _of_resamples(total_of(scores, _semantic(view)), view.clips)
+    return of_resamples(total_of(scores, _semantic(view)), view.clips)
 
 
 @metric("world.semantic", "World Semantic", "set", "0..100")
 def world_semantic(view: View) -> Measurement:
     """Mean of the attribute accuracies."""
-    return _of_resamples(_semantic(view), view.clips)
+    return of_resamples(_semantic(view), view.clips)
 
 
 @metric("world.instruct", "World Instruct", "sample", "-100..100")

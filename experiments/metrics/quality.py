@@ -72,6 +72,17 @@ def per_clip(values: np.ndarray, seed: int, scale: float = 1.0) -> Measurement:
     return Measurement(float(np.nanmean(values)), n, bootstrap_interval(values, seed), values)
 
 
+def of_resamples(scores: np.ndarray, n: int) -> Measurement:
+    """A composite [1 + R], of all clips and of the resamples, with its percentile interval.
+
+    Near the ceiling clipping pulls every resample below the value; the interval is then extended
+    to hold it.
+    """
+    value = float(scores[0])
+    low, high = np.quantile(scores[1:], [0.025, 0.975])
+    return Measurement(value, n, (min(float(low), value), max(float(high), value)))
+
+
 def dimension(view: View, name: str) -> np.ndarray:
     """Values [N] of one dimension, computed once per view."""
     known = view.__dict__.setdefault("dimensions", {})
@@ -125,8 +136,7 @@ def constants(view: View) -> dict[str, dict[str, float]]:
 def world_quality(view: View) -> Measurement:
     """Weighted mean of the normalised dimensions."""
     scores = quality_of(resampled_means(view), constants(view))
-    low, high = np.quantile(scores[1:], [0.025, 0.975])
-    return Measurement(float(scores[0]), view.clips, (float(low), float(high)))
+    return of_resamples(scores, view.clips)
 
 
 def _register(name: str) -> None:

@@ -54,10 +54,11 @@ def spread_interval(estimate: float, resampled: np.ndarray) -> tuple[float, floa
     """Normal interval around `estimate` with the standard deviation of bootstrap estimates.
 
     For set-wise metrics (Frechet distance, recall) whose bootstrap is biased, because a resample
-    holds only 63% distinct clips: the spread is still usable, the centre is not.
+    holds only 63% distinct clips: the spread is still usable, the centre is not. None of these
+    metrics is negative.
     """
     half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(resampled, ddof=1))
-    return estimate - half, estimate + half
+    return max(estimate - half, 0.0), estimate + half
 
 
 def paired_difference(

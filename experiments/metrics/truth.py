@@ -12,7 +12,7 @@ from experiments.metrics.distances import (
     frechet_distances,
     precision_recall,
 )
-from experiments.metrics.law import BRANCHES
+from experiments.metrics.law import BRANCHES, SPEEDS
 from experiments.metrics.quality import per_clip
 from experiments.metrics.registry import Measurement, NotApplicable, metric
 from experiments.metrics.statistics import spread_interval, trend
@@ -44,8 +44,14 @@ def law_residual(view: View) -> Measurement:
 
 @metric("world.motion_ratio", "motion relative to real", "sample", "ratio", None)
 def motion_ratio(view: View) -> Measurement:
-    """Mean step length over that of real clips; 1 is right."""
-    return per_clip(view.path.step.mean(axis=1) / view.real_path.step.mean(), view.seed)
+    """Mean step length over that of real clips of the speeds that the captions name; 1 is right."""
+    step, speed = view.real_path.step.mean(axis=1), view.real_path.speed
+    kinds = np.unique(view.wanted.speed)
+    if missing := set(kinds) - set(np.unique(speed)):
+        raise NotApplicable(f"the reference has no {', '.join(SPEEDS[k] for k in missing)} clip")
+    usual = {kind: step[speed == kind].mean() for kind in kinds}
+    expected = np.mean([usual[kind] for kind in view.wanted.speed])
+    return per_clip(view.path.step.mean(axis=1) / expected, view.seed)
 
 
 def _turns(view: View, forward: bool) -> Measurement:

@@ -1,0 +1,284 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_probe import WORLD, clips, probe
+
+from experiments.metrics import adherence, appearance, calibrate, motion, quality, truth
+from experiments.metrics.corruption import corrupt
+from experiments.metrics.distances import (
+    Gaussian,
+    Manifold,
+    divergence,
+    frechet_distances,
+    precision_recall,
+)
+from experiments.metrics.law import HEADINGS, SPEEDS, follow
+from experiments.metrics.registry import METRICS, NotApplicable, selected
+from experiments.metrics.statistics import resample_weights
+from experiments.metrics.view import View
+
+_views: dict[str, View] = {}
+
+
+def view(name: str) -> View:
+    """Held-out clips after a corruption, beside other held-out clips, with constants of our own."""
+    if name not in _views:
+        judged, real = clips("heldout", 192, 256), clips("heldout", 256)
+        args = (real.videos, probe().network, WORLD, 8)
+        if "constants" not in _views:
+            _views["constants"] = calibrate.calibrate(judged.videos, judged.attributes, *args)
+        changed = corrupt(name, judged.videos, judged.attributes, 0)
+        _views[name] = View(*changed, *args, _views["constants"], 0)
+    return _views[name]
+
+
+def value(metric: str, corruption: str) -> float:
+    return METRICS[metric].compute(view(corruption)).value
+
+
+@pytest.mark.parametrize(
+    ("metric", "corruptions"),
+    [
+        ("world.total", ["noise", "grain", "blur", "shuffle_frames", "freeze", "splice"]),
+        ("world.reward", ["noise", "grain", "blur", "shuffle_frames", "freeze", "splice"]),
+        ("world.semantic", ["noise", "shuffle_frames", "freeze", "shuffle_captions"]),
+        ("world.instruct", ["noise", "shuffle_frames", "freeze", "shuffle_captions"]),
+        ("world.quality", ["noise", "grain", "blur", "freeze", "splice"]),
+        ("world.dynamic_dis", ["noise", "freeze"]),
+        ("world.quality.realism", ["noise", "grain", "blur"]),
+        ("world.quality.imaging", ["noise", "grain", "blur"]),
+        ("world.quality.subject_consistency", ["splice"]),
+        ("world.quality.motion_smoothness", ["noise", "shuffle_frames", "splice"]),
+        ("world.recall", ["noise", "blur"]),
+    ],
+)
+def test_corruption_lowers(metric, corruptions):
+    for corruption in corruptions:
+        assert value(metric, corruption) < value(metric, "none"), corruption
+
+
+@pytest.mark.parametrize(
+    ("metric", "corruptions"),
+    [
+        ("world.fd_pairs", ["noise", "grain", "blur", "shuffle_frames", "freeze"]),
+        ("world.physics.residual", ["noise", "shuffle_frames", "splice"]),
+        ("world.identity.switches", ["splice"]),
+        ("world.turns.kl_covering", ["shuffle_frames", "freeze"]),
+    ],
+)
+def test_corruption_raises(metric, corruptions):
+    for corruption in corruptions:
+        assert value(metric, corruption) > value(metric, "none"), corruption
+
+
+def test_raw_dynamic_degree_is_fooled_by_noise_and_the_gated_one_is_not():
+    assert value("world.dynamic_dis_raw", "noise") == 100
+    assert value("world.dynamic_dis", "noise") == 0
+    real = view("none").wanted.moving.mean() * 100
+    assert value("world.dynamic_dis_raw", "none") == pytest.approx(real, abs=5)
+
+
+def test_flicker_and_smoothness_alone_reward_freezing():
+    """Why they are never read alone (evaluation.md 5.3)."""
+    assert value("world.quality.motion_smoothness", "freeze") > value(
+        "world.quality.motion_smoothness", "none"
+    )
+
+
+def test_real_clips_score_near_the_ceiling():
+    assert value("world.total", "none") > 95
+    assert value("world.semantic.all", "none") > 80
+    assert value("world.motion_ratio", "none") == pytest.approx(1, abs=0.15)
+    assert value("world.presence", "none") > 97
+
+
+def test_total_is_four_parts_quality_and_one_semantic():
+    for corruption in ("none", "shuffle_frames"):
+        total = (4 * value("world.quality", corruption) + value("world.semantic", corruption)) / 5
+        assert value("world.total", corruption) == pytest.approx(total, abs=1e-9)
+    assert adherence.total_of(85.0, 80.0) == 84.0
+
+
+def test_intervals_hold_their_value():
+    for metric in METRICS.values():
+        found = metric.compute(view("none"))
+        if found.interval is not None:
+            low, high = found.interval
+            assert low - 1e-9 <= found.value <= high + 1e-9, metric.id
+        if metric.scope == "sample":
+            assert found.per_clip.shape == (192,)
+            assert np.nanmean(found.per_clip) == pytest.approx(found.value)
+            assert np.isfinite(found.per_clip).sum() == found.n
+
+
+def test_curves_have_one_value_a_frame():
+    curves = truth.curves(view("none"))
+    assert len(curves["world.fd_by_frame"]) == 8 and len(curves["world.residual_by_step"]) == 7
+    assert np.mean(curves["world.sharpness_by_frame"]) == pytest.approx(1, abs=0.2)
+
+
+def test_quality_refuses_a_missing_dimension():
+    constants = {name: {"floor": 0.0, "ceiling": 1.0} for name in quality.WEIGHTS}
+    means = {name: np.array(1.0) for name in quality.WEIGHTS}
+    assert quality.quality_of(means, constants) == 100
+    assert quality.quality_of({n: np.array(0.0) for n in means}, constants) == 0
+    for broken in (means | {"imaging": np.array(np.nan)}, {**means, "imaging": np.array(np.inf)}):
+        with pytest.raises(ValueError, match="imaging"):
+            quality.quality_of(broken, constants)
+    del means["realism"]
+    with pytest.raises(ValueError, match="realism"):
+        quality.quality_of(means, constants)
+
+
+def test_flicker_without_standing_clips_is_skipped_not_zero():
+    judged = clips("heldout", 192, 256)
+    moving = [i for i, a in enumerate(judged.attributes) if a["speed"] != "still"][:40]
+    some = View(
+        judged.videos[moving],
+        [judged.attributes[i] for i in moving],
+        clips("heldout", 256).videos,
+        probe().network,
+        WORLD,
+        8,
+        _views.get("constants"),
+        0,
+    )
+    with pytest.raises(NotApplicable, match="standing still"):
+        METRICS["world.quality.temporal_flickering"].compute(some)
+    with pytest.raises(NotApplicable):
+        METRICS["world.total"].compute(some)
+
+
+def test_attributes_of_another_world_are_refused():
+    judged = clips("heldout", 256)
+    attributes = [dict(a) for a in judged.attributes]
+    del attributes[7]["speed"]
+    with pytest.raises(ValueError, match="clip 7"):
+        View(judged.videos, attributes, judged.videos, probe().network, WORLD, 8, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fps", "rule"),
+    [
+        ((81, 480, 832), 16, (2, 41, 11.25, 10)),
+        ((8, 32, 32), 8, (1, 8, 0.75, 2)),
+        ((21, 32, 32), 8, (1, 21, 0.75, 5)),
+    ],
+)
+def test_dynamic_rule_constants(shape, fps, rule):
+    found = motion.DynamicRule.of(*shape, fps)
+    assert (found.interval, found.frames, found.threshold, found.pairs) == rule
+
+
+def test_flow_follows_the_true_speed():
+    data = clips("heldout", 64)
+    magnitudes = motion.fastest(data.pixels).mean(axis=1)
+    speeds = np.array([a["speed"] for a in data.attributes])
+    assert magnitudes[speeds == "still"].max() < 0.2
+    assert magnitudes[speeds == "slow"].mean() == pytest.approx(1.25, abs=0.3)
+    assert magnitudes[speeds == "fast"].mean() == pytest.approx(3.0, abs=0.7)
+
+
+def test_the_law_explains_true_paths_exactly():
+    data = clips("heldout", 256)
+    path = follow(data.states[..., :2], WORLD)
+    assert path.residual.max() < 1e-4
+    assert [SPEEDS[s] for s in path.speed] == [a["speed"] for a in data.attributes]
+    for heading, wanted in zip(path.heading[:, 0], data.attributes, strict=True):
+        assert wanted["direction"] in (None, HEADINGS[heading])
+    shares = path.branches().sum(0) / path.branches().sum()
+    assert shares == pytest.approx([0.75, 0.125, 0.125], abs=0.04)
+
+
+def test_going_back_and_drifting_are_unlawful():
+    x = np.array([16, 19, 16, 19, 16, 19, 16, 19.0])
+    back = follow(np.stack([x, np.full(8, 16.0)], -1)[None], WORLD)
+    assert back.residual.mean() > 0.5
+    diagonal = follow((12 + 2 * np.arange(5.0))[None, :, None].repeat(2, 2), WORLD)
+    assert diagonal.residual.min() > 0.5
+
+
+def test_frechet_of_a_set_with_itself_is_zero_and_of_shifted_gaussians_is_known():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4, 6))
+    real = Gaussian.of(features.reshape(-1, 6))
+    weights = resample_weights(200, 20, 0)
+    distance, drawn = frechet_distances(features, real, weights)
+    assert distance == pytest.approx(0, abs=1e-8) and drawn.min() >= 0
+    moved, drawn = frechet_distances(features + 2.0, real, weights)
+    assert moved == pytest.approx(24, rel=1e-6)
+    assert drawn.mean() == pytest.approx(24, rel=0.1)
+    scaled, _ = frechet_distances(3 * (features - real.mean) + real.mean, real, None)
+    assert scaled == pytest.approx(4 * np.trace(real.covariance), rel=1e-6)
+
+
+def test_mode_dropping_and_seeking_leave_their_signatures():
+    data = clips("heldout", 256)
+    features = probe().network.read(data.videos).identity.mean(axis=1)
+    digit = np.array([a["digit"] for a in data.attributes])
+    other = clips("heldout", 192, 256)
+    held = probe().network.read(other.videos).identity.mean(axis=1)
+    held_digit = np.array([a["digit"] for a in other.attributes])
+    real = Manifold(features)
+
+    def measured(fake):
+        owner = np.arange(len(fake))
+        return precision_recall(real, fake, owner, resample_weights(len(fake), 10, 0))
+
+    whole, few = measured(held), measured(held[held_digit < 3])
+    assert few.recall < 0.6 * whole.recall and few.coverage < 0.6 * whole.coverage
+    assert few.precision > 0.8 * whole.precision
+    means = np.stack([features[digit == d].mean(0) for d in range(10)])
+    shrunk = means[held_digit] + 0.1 * (held - means[held_digit])
+    seeking = measured(shrunk)
+    assert seeking.recall < 0.3 * whole.recall and seeking.density > whole.density
+
+
+def test_turn_divergence_tells_seeking_from_covering():
+    p = np.array([0.5, 0.3, 0.15, 0.05]) * 2000
+    seeking, covering = np.array([0.95, 0.05, 0, 0]) * 2000, np.full(4, 500.0)
+    assert divergence(p, p) == 0
+    assert divergence(p, seeking) > divergence(seeking, p)
+    assert divergence(covering, p) > divergence(p, covering) > 0
+
+
+@given(st.lists(st.integers(0, 50), min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_divergence_is_never_negative(counts):
+    assert divergence(np.array(counts), np.array([30, 5, 5])) >= -1e-12
+
+
+def test_closed_form_appearance():
+    still = np.repeat(clips("heldout", 4).videos[:, :1], 8, axis=1)
+    centres = np.repeat(clips("heldout", 4).states[:, :1, :2], 8, axis=1)
+    mask = appearance.background(still, centres)
+    assert np.all(appearance.flicker(still) == 1)
+    assert appearance.background_consistency(still, mask) == pytest.approx(np.ones(4))
+    assert appearance.nearness(np.array([2.0, 8.0, 4.0]), 4.0) == pytest.approx(
+        [1 - np.log(2), 1 - np.log(2), 1]
+    )
+    flipped = np.where(np.arange(8)[None, :, None, None, None] % 2, 255, 0).astype(np.uint8)
+    assert appearance.flicker(np.broadcast_to(flipped, still.shape)) == pytest.approx(0)
+
+
+def test_registry_speaks_of_proxies_and_refuses_unknown_names():
+    assert all(m.kind == "proxy" and m.id.startswith("world.") for m in METRICS.values())
+    names = {m.name for m in METRICS.values()}
+    assert {"World Total", "World Quality", "World Semantic", "World Reward"} <= names
+    assert {"World Instruct", "Dynamic (DIS)"} <= names
+    assert [m.id for m in selected(["world.total"])] == ["world.total"]
+    with pytest.raises(ValueError, match=r"world\.totl"):
+        selected(["world.totl"])
+    with pytest.raises(ValueError, match="smear"):
+        corrupt("smear", np.zeros((1, 2, 4, 4, 1), np.uint8), [{}], 0)
+
+
+def test_the_stored_calibration_is_sound(tmp_path):
+    constants = calibrate.load()
+    assert constants["hash"] == calibrate.digest(constants)
+    with pytest.raises(FileNotFoundError, match="calibrate"):
+        calibrate.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("quality: {imaging: {floor: 1, ceiling: 0}}\nbounds: {}\n")
+    with pytest.raises(ValueError, match="floor < ceiling"):
+        calibrate.load(tmp_path / "bad.yaml")

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.metrics.statistics import (
+    bootstrap_interval,
+    mean_over_seeds,
+    paired_difference,
+    resample_weights,
+    spread_interval,
+    trend,
+)
+
+
+def test_bootstrap_matches_the_standard_error_and_is_seeded():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = bootstrap_interval(values, 0)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+    assert bootstrap_interval(values, 0) == (low, high)
+    with_gaps = np.r_[values, np.full(100, np.nan)]
+    assert bootstrap_interval(with_gaps, 0) == (low, high)
+
+
+def test_bootstrap_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    held = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(rng.exponential(1.0, 100), seed, resamples=300)
+        held += low <= 1.0 <= high
+    assert 0.87 <= held / 200 <= 0.99
+
+
+def test_weights_are_counts():
+    weights = resample_weights(50, 30, 0)
+    assert weights.shape == (30, 50) and np.all(weights.sum(axis=1) == 50)
+
+
+def test_pairing_sees_what_unpaired_intervals_hide():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 10, 300)
+    first = hard + 0.5 + rng.normal(0, 0.5, 300)
+    found = paired_difference(first, hard, 0)
+    assert found["low"] > 0 and found["p"] == 0
+    low, high = bootstrap_interval(first, 0)
+    assert low < hard.mean() < high
+    assert paired_difference(hard, hard, 0)["p"] == 1
+
+
+def test_several_seeds_widen_the_interval_when_they_disagree():
+    rng = np.random.default_rng(0)
+    gap = rng.normal(1, 1, (3, 200)) + np.array([[-2.0], [0.0], [2.0]])
+    together = paired_difference(gap, np.zeros_like(gap), 0)
+    alone = paired_difference(gap[1], np.zeros(200), 0)
+    assert together["seeds"] == 3 and together["n"] == 200
+    assert together["high"] - together["low"] > 3 * (alone["high"] - alone["low"])
+
+
+def test_no_common_clip_is_refused():
+    with pytest.raises(ValueError, match="share no clip"):
+        paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan]), 0)
+    with pytest.raises(ValueError, match="no finite value"):
+        bootstrap_interval(np.array([np.nan]), 0)
+
+
+def test_seeds():
+    found = mean_over_seeds(np.array([1.0, 2.0, 3.0]))
+    assert found["mean"] == 2 and found["high"] == pytest.approx(2 + 4.302653 / np.sqrt(3))
+    assert np.isnan(mean_over_seeds(np.array([1.0]))["low"])
+
+
+@given(st.floats(-5, 5), st.integers(4, 20))
+@settings(max_examples=30, deadline=None)
+def test_trend_of_a_line_is_its_slope(slope, length):
+    found = trend(2 + slope * np.arange(length))
+    assert found["slope"] == pytest.approx(slope, abs=1e-9)
+    assert found["low"] - 1e-9 <= found["slope"] <= found["high"] + 1e-9
+
+
+def test_trend_ignores_one_outlier():
+    curve = np.arange(20.0)
+    curve[4] = 500
+    assert trend(curve)["slope"] == pytest.approx(1, abs=0.05)
+    assert trend(np.ones(8))["tau"] == 0
+
+
+def test_spread_interval_is_centred_and_never_negative():
+    low, high = spread_interval(5.0, np.array([7.0, 9.0, 8.0]))
+    assert low + high == pytest.approx(10)
+    assert spread_interval(0.1, np.array([0.0, 5.0]))[0] == 0

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tiny_probe import WORLD, clips, probe
+
+from datamodules.shards import ShardWriter
+from experiments import score
+from experiments.folder import RunFolder
+from experiments.metrics.registry import METRICS
+from lightning_modules.networks.autoencoders import PatchTransform
+
+SCORE = {"metrics": "all", "first": 256, "clips": 128, "reference_clips": 256, "corrupt": "none"}
+
+
+def write_run(path, kind, source, field):
+    """A finished curate or sample run with `source`'s clips in `field`."""
+    codec = PatchTransform([0.0] * 16, 1.0, 16)
+    about = {
+        "fps": 8,
+        "world": WORLD.__dict__,
+        "normalisation": {"mean": [0.0] * 16, "std": 1.0},
+        "autoencoder": {"class": "PatchTransform", "id": codec.id, "kept": 16},
+    }
+    latents = codec.encode(torch.from_numpy(source.pixels)).numpy()
+    arrays = latents if field == "latents" else source.videos
+    with ShardWriter(path / "shards", kind, about=about) as writer:
+        for i, attributes in enumerate(source.attributes):
+            info = {"caption": source.captions[i], "attributes": attributes}
+            text = np.zeros((12, 32), np.float32)
+            writer.write(f"clip-{i:04d}", {field: arrays[i], "text": text}, info)
+    (path / "done.json").write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    source = clips("heldout", 448)
+    write_run(folder / "heldout-00000000", "clips", source, "latents")
+    write_run(folder / "sample-00000000", "videos", source, "video")
+    (folder / "probe-00000000").mkdir()
+    probe().hand_off(folder / "probe-00000000")
+    (folder / "probe-00000000" / "done.json").write_text("{}")
+    return folder
+
+
+def prepare(runs, name, samples="heldout-00000000", **changes):
+    recipe = {
+        "recipe": "score",
+        "verb": "score",
+        "seed": 0,
+        "needs": {
+            "samples": samples,
+            "reference": "heldout-00000000",
+            "probe": "probe-00000000",
+        },
+        "score": {**SCORE, **changes},
+        "launch": {"threads": 1, "accelerator": "cpu"},
+    }
+    (runs / name).mkdir(exist_ok=True)
+    (runs / name / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
+    return recipe, RunFolder(runs / name)
+
+
+def test_scores_are_written_as_the_schema_says_and_repeat_bit_for_bit(runs):
+    for name in ("score-00000001", "score-00000002"):
+        score.run(*prepare(runs, name))
+    first, second = runs / "score-00000001", runs / "score-00000002"
+    for file in ("scores.jsonl", "curves.json", "per_clip.npz"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    records = [json.loads(line) for line in (first / "scores.jsonl").read_text().splitlines()]
+    assert [r["metric"] for r in records] == list(METRICS)
+    with np.load(first / "per_clip.npz", allow_pickle=False) as arrays:
+        assert list(arrays["key"][:2]) == ["clip-0256", "clip-0257"]
+        for r in records:
+            assert r["kind"] == "proxy" and r["suite"] == "world" and len(r["calibration"]) == 16
+            assert r["inputs"]["clips"] == 128 and r["inputs"]["corrupt"] == "none"
+            assert len(r["backend"]["probe_sha256"]) == 64
+            assert r["value"] is not None or r["skipped"]
+            if r["per_sample"]:
+                values = arrays[r["per_sample"].split(":")[1]]
+                assert values.shape == (128,)
+    curves = json.loads((first / "curves.json").read_text())
+    assert len(curves["world.fd_by_frame"]) == 8
+
+
+def test_pixels_and_latents_of_the_same_clips_score_alike(runs):
+    chosen = ["world.semantic", "world.fd_pairs"]
+    score.run(*prepare(runs, "score-00000003", metrics=chosen))
+    score.run(*prepare(runs, "score-00000004", samples="sample-00000000", metrics=chosen))
+    values = [
+        [json.loads(line)["value"] for line in (runs / name / "scores.jsonl").open()]
+        for name in ("score-00000003", "score-00000004")
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6) and len(values[0]) == 2
+
+
+def test_a_corrupted_row_scores_lower(runs):
+    for name, how in (("score-00000005", "none"), ("score-00000006", "shuffle_captions")):
+        score.run(*prepare(runs, name, metrics=["world.semantic"], corrupt=how))
+    good, bad = (
+        json.loads((runs / name / "scores.jsonl").read_text())
+        for name in ("score-00000005", "score-00000006")
+    )
+    assert bad["value"] < 0.6 * good["value"] and bad["inputs"]["corrupt"] == "shuffle_captions"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["world.totall"]}, r"no metric 'world.totall'"),
+        ({"corrupt": "smear"}, "no corruption 'smear'"),
+        ({"first": 255}, "compared with themselves"),
+        ({"clip": 3}, "did you mean 'clips'"),
+        ({"clips": "many"}, r"score.clips: 'many' is not a valid"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_loaded(runs, changes, message):
+    recipe, _ = prepare(runs, "score-00000007", **changes)
+    with pytest.raises(ValueError, match=message):
+        score.check(recipe)
+
+
+def test_too_few_clips_and_missing_needs_are_refused(runs):
+    with pytest.raises(ValueError, match="clips 256..755 wanted"):
+        score.run(*prepare(runs, "score-00000008", clips=500))
+    recipe, _ = prepare(runs, "score-00000009")
+    del recipe["needs"]["probe"]
+    with pytest.raises(ValueError, match="needs.probe is missing"):
+        score.check(recipe)

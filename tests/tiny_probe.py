@@ -1,0 +1,77 @@
+"""A probe trained for seconds, and clips of the tiny world, shared by the tests of the metrics."""
+
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from datamodules.curation.moving_digits import World, caption
+from lightning_modules.networks.autoencoders import PatchTransform
+from lightning_modules.world_probe import WorldProbe
+
+WORLD = World(size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1)
+SETTINGS = {
+    "steps": 350,
+    "learning_rate": 4e-3,
+    "position_weight": 1.0,
+    "min_accuracy": 0.9,
+    "max_position_error": 1.0,
+    "kept": 16,
+    "seed": 0,
+}
+
+
+@lru_cache(maxsize=8)
+def clips(split: str, count: int, first: int = 0) -> SimpleNamespace:
+    """Pixels [N, 8, 32, 32, 1], videos (pixels through the codec), states [N, 8, 4], captions."""
+    made = [WORLD.clip(0, split, number) for number in range(first, first + count)]
+    pixels = np.stack([clip.video for clip in made])
+    codec = PatchTransform([0.0] * 16, 1.0, 16)
+    return SimpleNamespace(
+        videos=codec.decode(codec.encode(torch.from_numpy(pixels))).numpy(),
+        pixels=pixels,
+        states=np.stack([clip.states for clip in made]),
+        attributes=[clip.attributes.as_dict() for clip in made],
+        captions=[caption(clip.attributes) for clip in made],
+    )
+
+
+def samples(source: SimpleNamespace) -> list[dict]:
+    """As a shard reader yields them."""
+    return [
+        {"video": video, "state": state, "info": {"attributes": attributes}}
+        for video, state, attributes in zip(
+            source.pixels, source.states, source.attributes, strict=True
+        )
+    ]
+
+
+def train(steps: int) -> WorldProbe:
+    """`steps` steps of the real training step, without a Trainer."""
+    module = WorldProbe(**{**SETTINGS, "steps": steps})
+    module.log = lambda *_, **__: None
+    (optimizer,), (schedule,) = module.configure_optimizers()
+    data, rng = clips("train", 1024), np.random.default_rng(0)
+    module.train()
+    for _ in range(steps):
+        chosen = rng.integers(len(data.pixels), size=32)
+        batch = {
+            "video": torch.from_numpy(data.pixels[chosen]),
+            "state": torch.from_numpy(data.states[chosen]),
+            "info": [{"attributes": data.attributes[i]} for i in chosen],
+        }
+        loss = module.training_step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule["scheduler"].step()
+    return module
+
+
+@lru_cache(maxsize=1)
+def probe() -> WorldProbe:
+    """The shared probe, measured on held-out handwriting."""
+    module = train(SETTINGS["steps"])
+    module.measure(samples(clips("heldout", 128)))
+    return module
