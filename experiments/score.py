@@ -23,7 +23,7 @@ from experiments.bind import bind
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
-from experiments.metrics import adherence, calibrate, quality, records, truth  # noqa: F401
+from experiments.metrics import adherence, calibration, quality, records, truth  # noqa: F401
 from experiments.metrics.corruption import NAMES, corrupt
 from experiments.metrics.registry import Measurement, Metric, NotApplicable, selected
 from experiments.metrics.view import View
@@ -98,7 +98,7 @@ def score_clips(
     keys = open_shards(samples / "shards").keys[first : first + clips]
     videos, attributes = _corrupted(corrupt, judged[0], judged[1], seed)
     network = ProbeNetwork.load(probe / "probe")
-    constants = calibrate.load()
+    constants = calibration.load()
     view = View(
         videos, attributes, real, network, world_of(manifest), manifest["fps"], constants, seed
     )

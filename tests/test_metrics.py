@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_probe import WORLD, clips, probe
 
-from experiments.metrics import adherence, appearance, calibrate, motion, quality, truth
+from experiments.metrics import adherence, appearance, calibration, motion, quality, truth
 from experiments.metrics.corruption import corrupt
 from experiments.metrics.distances import (
     Gaussian,
@@ -27,7 +27,7 @@ def view(name: str) -> View:
         judged, real = clips("heldout", 192, 256), clips("heldout", 256)
         args = (real.videos, probe().network, WORLD, 8)
         if "constants" not in _views:
-            _views["constants"] = calibrate.calibrate(judged.videos, judged.attributes, *args)
+            _views["constants"] = calibration.calibrate(judged.videos, judged.attributes, *args)
         changed = corrupt(name, judged.videos, judged.attributes, 0)
         _views[name] = View(*changed, *args, _views["constants"], 0)
     return _views[name]
@@ -275,10 +275,10 @@ def test_registry_speaks_of_proxies_and_refuses_unknown_names():
 
 
 def test_the_stored_calibration_is_sound(tmp_path):
-    constants = calibrate.load()
-    assert constants["hash"] == calibrate.digest(constants)
+    constants = calibration.load()
+    assert constants["hash"] == calibration.digest(constants)
     with pytest.raises(FileNotFoundError, match="calibrate"):
-        calibrate.load(tmp_path / "none.yaml")
+        calibration.load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("quality: {imaging: {floor: 1, ceiling: 0}}\nbounds: {}\n")
     with pytest.raises(ValueError, match="floor < ceiling"):
-        calibrate.load(tmp_path / "bad.yaml")
+        calibration.load(tmp_path / "bad.yaml")

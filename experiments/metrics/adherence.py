@@ -74,7 +74,7 @@ def answers(view: View) -> dict[str, np.ndarray]:
         NotApplicable: without a calibration.
     """
     if view.calibration is None:
-        raise NotApplicable("no calibration: run python -m experiments.metrics.calibrate")
+        raise NotApplicable("no calibration: run python -m experiments.calibrate")
     limit, measured = view.calibration["bounds"], bounds_of(view)
     within = {name: measured[name] <= limit[name] for name in measured}
     read = view.readings.classes.argmax(axis=-1)

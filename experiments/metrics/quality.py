@@ -128,7 +128,7 @@ def resampled_means(view: View) -> dict[str, np.ndarray]:
 def constants(view: View) -> dict[str, dict[str, float]]:
     """Floors and ceilings of the calibration."""
     if view.calibration is None:
-        raise NotApplicable("no calibration: run python -m experiments.metrics.calibrate")
+        raise NotApplicable("no calibration: run python -m experiments.calibrate")
     return view.calibration["quality"]
 
 

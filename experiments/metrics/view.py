@@ -66,7 +66,7 @@ class View:
         probe: the gated network.
         world: numbers of the law.
         fps: frames a second.
-        calibration: floors, ceilings and bounds (`calibrate`), or None while calibrating.
+        calibration: floors, ceilings and bounds (`calibration`), or None while calibrating.
         seed: of the bootstrap.
     """
 

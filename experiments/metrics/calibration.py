@@ -1,6 +1,6 @@
-"""Measure the constants of World Quality and World Reward once, into `calibration.yaml`.
+"""The constants of World Quality and World Reward: how they are measured, and how they are read.
 
-    python -m experiments.metrics.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--out FILE]
+They lie in `calibration.yaml`; `python -m experiments.calibrate` measures them anew.
 
 Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
 corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
@@ -8,7 +8,6 @@ of a question: what 95% of the real clips keep. The clips measured (512..1023 of
 judged against 0..511) are not those that the ceiling row of the table shows.
 """
 
-import argparse
 import hashlib
 import json
 from functools import lru_cache
@@ -35,7 +34,7 @@ def load(path: Path = FILE) -> dict[str, Any]:
         ValueError: a constant is missing, not finite, or a floor is not below its ceiling.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run python -m experiments.metrics.calibrate")
+        raise FileNotFoundError(f"{path} is missing: run python -m experiments.calibrate")
     constants = yaml.safe_load(path.read_text())
     for name in quality.WEIGHTS:
         bounds = constants.get("quality", {}).get(name, {})
@@ -77,41 +76,3 @@ def calibrate(
 
 def _means(view: View) -> dict[str, float]:
     return {name: float(np.nanmean(quality.dimension(view, name))) for name in quality.WEIGHTS}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    from experiments.folder import write_text
-    from experiments.score import read_clips, world_of
-    from lightning_modules.networks.probe import ProbeNetwork
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("probe", type=Path, help="run folder of the probe")
-    parser.add_argument("heldout", type=Path, help="run folder of the held-out clips")
-    parser.add_argument("--out", type=Path, default=FILE)
-    chosen = parser.parse_args(arguments)
-    real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, 1024)
-    probe = ProbeNetwork.load(chosen.probe / "probe")
-    found = calibrate(
-        real[512:], attributes[512:], real[:512], probe, world_of(manifest), manifest["fps"]
-    )
-    meta = json.loads((chosen.probe / "probe" / "meta.json").read_text())
-    found = {
-        "made_from": {
-            "probe": chosen.probe.name,
-            "probe_sha256": meta["sha256"],
-            "probe_gate": meta["gate"],
-            "heldout": chosen.heldout.name,
-            "clips": [512, 1024],
-            "real": [0, 512],
-            "floors": list(PIXELS),
-            "bounds_keep": SHARE,
-        },
-        **found,
-    }
-    header = "# Written by python -m experiments.metrics.calibrate; scores name its hash.\n"
-    write_text(chosen.out, header + yaml.safe_dump(found, sort_keys=False))
-
-
-if __name__ == "__main__":
-    main()

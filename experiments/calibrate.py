@@ -1,0 +1,52 @@
+"""Measure the constants of World Quality and World Reward into `metrics/calibration.yaml`.
+
+    python -m experiments.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--out FILE]
+
+Done once, by hand, when the world or the probe's recipe changes: scores name the constants' hash.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from experiments.folder import write_text
+from experiments.metrics.calibration import FILE, SHARE, calibrate
+from experiments.metrics.corruption import PIXELS
+from experiments.score import read_clips, world_of
+from lightning_modules.networks.probe import ProbeNetwork
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("probe", type=Path, help="run folder of the probe")
+    parser.add_argument("heldout", type=Path, help="run folder of the held-out clips")
+    parser.add_argument("--out", type=Path, default=FILE)
+    chosen = parser.parse_args(arguments)
+    real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, 1024)
+    probe = ProbeNetwork.load(chosen.probe / "probe")
+    found = calibrate(
+        real[512:], attributes[512:], real[:512], probe, world_of(manifest), manifest["fps"]
+    )
+    meta = json.loads((chosen.probe / "probe" / "meta.json").read_text())
+    found = {
+        "made_from": {
+            "probe": chosen.probe.name,
+            "probe_sha256": meta["sha256"],
+            "probe_gate": meta["gate"],
+            "heldout": chosen.heldout.name,
+            "clips": [512, 1024],
+            "real": [0, 512],
+            "floors": list(PIXELS),
+            "bounds_keep": SHARE,
+        },
+        **found,
+    }
+    header = "# Written by python -m experiments.calibrate; scores name its hash.\n"
+    write_text(chosen.out, header + yaml.safe_dump(found, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()
