@@ -113,7 +113,7 @@ class Checkpoint(Callback):
         """Save if it is time; stop if asked."""
         asked, due = self._agreed(trainer)
         if asked or due:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
             self._step = trainer.global_step
         if asked:

@@ -67,6 +67,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         ValueError: data, networks and settings that do not fit each other, named with their cure.
     """
     prepare(recipe)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
     launch, training = launch_of(recipe), Training(**bind(Training, recipe["fit"], section="fit"))
     kind = _stage_class(recipe)
     data = VideoDataModule(
@@ -81,6 +82,8 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
     if training.steps:
         _train(module, data, folder, launch, training, ema)
+    if "held_out" in recipe["needs"]:  # a stage with a gate measures itself before handing on
+        module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
     if ema is None:
         module.hand_off(folder.path)
     else:

@@ -1,4 +1,4 @@
-"""Where a run computes: the ``launch`` section of a recipe, which never changes a result's meaning."""
+"""Where a run computes: the ``launch`` section of a recipe, which never changes its meaning."""
 
 from dataclasses import dataclass
 from typing import Any

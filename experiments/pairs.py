@@ -3,7 +3,8 @@
 Two teachers, two pasts (Causal Forcing, sec. 3; CausVid):
 
     causal          the AR teacher generates each block beside the *true* past of a real clip; the
-                    KV cache is fed the real blocks, so the clean past is encoded once, not 2 N times
+                    KV cache is fed the real blocks, so the clean past is encoded once and not 2 N
+                    times
     bidirectional   the base model generates whole clips from prompts alone
 
 Stored are the states at the few-step times and the end, with the times themselves: a trajectory's
