@@ -100,7 +100,6 @@ class World:
     fast: float
     turn: float  # chance of a quarter turn before each step but the first
     still: float  # share of clips that stand still
-    lattice: float = 0.0  # px; starts lie on its multiples (with the speeds, all places do); 0: any
 
     def __post_init__(self) -> None:
         """Refuse numbers under which the law has no meaning."""
@@ -137,8 +136,6 @@ class World:
         velocity = heading * self.speed(attributes)
         # Uniform over the starts from which the first step is as the caption says, not a bounce.
         position = rng.uniform(low + np.maximum(-velocity, 0), high - np.maximum(velocity, 0))
-        if self.lattice:
-            position = low + self.lattice * np.floor((position - low) / self.lattice)
         turns = np.where(rng.random(self.frames) < self.turn, rng.choice([-1, 1], self.frames), 0)
         states = np.empty((self.frames, 4), np.float32)
         for frame in range(self.frames):
