@@ -1,0 +1,168 @@
+"""AR(1) Gaussian frames, where velocity and flow map are known: what the losses must say of them.
+
+    x^i = a x^{i-1} + sqrt(1 - a^2) z          given the past, x0^i ~ N(m, q^2)
+    m = a x^{i-1}, q^2 = 1 - a^2               (first frame: m = 0, q = 1)
+    d(t)^2 = (1 - t)^2 q^2 + t^2
+    v(x, t) = (t - (1 - t) q^2) / d^2 (x - (1 - t) m) - m
+    f(x, t) = m + q (x - (1 - t) m) / d        the end of the ODE through (x, t)
+
+`Velocity` predicts v, as a perfect Stage 1 would; `FlowMap` predicts (x - f) / t, as a perfect
+Stage 2 would. Both keep the network contract, in parallel and with a cache.
+"""
+
+import pytest
+import torch
+from minimal import draw, stage
+from torch import Tensor, nn
+
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.causal_cd import CausalCD
+from lightning_modules.causal_dmd import CausalDMD
+from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Past, Solve, rollout
+from lightning_modules.ode_regression import CausalODE
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+A = 0.8
+SHAPE = (4, 1, 2, 2)
+CLIPS = 256
+DMD = {
+    "few_steps": 2,
+    "first_few_steps": 2,
+    "guidance": 1.0,
+    "critic_learning_rate": 1e-3,
+    "critic_steps": 5,
+    "t_min": 0.02,
+    "t_max": 0.98,
+}
+
+
+class Velocity(nn.Module):
+    """Frames apart by one; a frame looks at the clean frame before it, in the call or the cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(()))  # something to train, zero when exact
+
+    def new_cache(self) -> dict[int, Tensor]:
+        return {}
+
+    def forward(self, x, t, text, *, frames, visible=None, cache=None, write_cache=False):
+        places, before = frames.tolist(), []
+        for row, place in enumerate(places):
+            sees = [key for key in range(len(places)) if visible is None or visible[row, key]]
+            last = [key for key in sees if places[key] == place - 1]
+            if cache and place - 1 in cache:
+                before.append(cache[place - 1])
+            else:
+                before.append(x[:, last[0]] if last else torch.zeros_like(x[:, 0]))
+        if write_cache:
+            cache |= {place: x[:, row] for row, place in enumerate(places)}
+        m = A * torch.stack(before, 1)
+        q2 = torch.tensor([1.0 if place == 0 else 1 - A**2 for place in places])
+        return self.answer(x, t[:, :, None, None, None], m, q2[:, None, None, None]) + self.offset
+
+    def answer(self, x, t, m, q2):
+        d2 = (1 - t) ** 2 * q2 + t**2
+        return (t - (1 - t) * q2) / d2 * (x - (1 - t) * m) - m
+
+
+class FlowMap(Velocity):
+    def answer(self, x, t, m, q2):
+        d = ((1 - t) ** 2 * q2 + t**2).sqrt()
+        end = m + q2.sqrt() * (x - (1 - t) * m) / d
+        return torch.where(t > 0, (x - end) / t.clamp(min=1e-9), super().answer(x, t, m, q2))
+
+
+def real(count=CLIPS) -> dict:
+    frames = [draw(0, count, *SHAPE[1:])]
+    for number in range(1, SHAPE[0]):
+        frames.append(A * frames[-1] + (1 - A**2) ** 0.5 * draw(number, count, *SHAPE[1:]))
+    keys = [f"clip-{number}" for number in range(count)]
+    return {"key": keys, "latents": torch.stack(frames, 1), "text": torch.zeros(count, 1, 1)}
+
+
+def oracle(kind, student=None, **own):
+    shape = {"clip_shape": list(SHAPE), "negative": torch.zeros(1, 1), "shift": 2.0}
+    return stage(kind, student=student or FlowMap(), **shape, **own)
+
+
+def consistency(intervals: int, student: nn.Module) -> float:
+    module = oracle(
+        CausalCD, student, teacher=Velocity(), intervals=intervals, guidance=1.0, decay=0.99,
+        terminal_pair=True,
+    )  # fmt: skip
+    return module.training_step(real(), 0).item()
+
+
+def test_consistency_loss_of_the_exact_flow_map_vanishes():
+    """An Euler step is wrong by h^2, so the loss by h^4; the velocity's own only by h^2."""
+    exact = [consistency(n, FlowMap()) for n in (16, 32, 64)]
+    naive = [consistency(n, Velocity()) for n in (16, 32, 64)]
+    for coarse, fine in zip(exact, exact[1:], strict=False):
+        assert 10 < coarse / fine < 24, f"order 4 halves to a sixteenth: {exact}"
+    for coarse, fine in zip(naive, naive[1:], strict=False):
+        assert 2.5 < coarse / fine < 6, f"order 2 halves to a quarter: {naive}"
+    assert exact[-1] < 1e-6 < naive[-1]
+
+
+def ode_pairs(intervals: int, keep: int) -> dict:
+    """Trajectories of the teacher beside the true past, as the verb `pairs` makes them."""
+    data, grid = real(), time_grid(intervals, 2.0)
+    kept = range(0, intervals + 1, intervals // keep)
+    solver, noise = Solve(grid, kept), Randomness(5, 0, data["key"]).normal("noise", SHAPE)
+    rollout(Past(Velocity(), data["text"]), noise, (1,) * 4, solver, truth=data["latents"])
+    times = [grid[index].item() for index in kept[:-1]]
+    return data | {"trajectory": torch.cat(solver.states, 2), "times": times}
+
+
+def test_ode_regression_of_the_exact_flow_map_vanishes():
+    """The teacher's Euler ODE ends off by h, so the loss falls by h^2."""
+    losses = []
+    for intervals in (12, 24, 48):
+        data = ode_pairs(intervals, 4)
+        module = oracle(CausalODE, times=data.pop("times"))
+        losses.append(module.training_step(data, 0).item())
+    for coarse, fine in zip(losses, losses[1:], strict=False):
+        assert 2.8 < coarse / fine < 5.5, losses
+    data = ode_pairs(48, 4)
+    naive = oracle(CausalODE, Velocity(), times=data.pop("times")).training_step(data, 0).item()
+    assert losses[-1] < 1e-3 < 1e-2 < naive
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_exact_flow_map_samples_the_world_in_few_steps(steps):
+    module = oracle(CausalCD, teacher=Velocity(), intervals=4, guidance=1.0, decay=0.9,
+                    terminal_pair=True)  # fmt: skip
+    module.few_steps = module.first_few_steps = steps
+    keys = [f"new-{number}" for number in range(2000)]
+    clip = module.sample(torch.zeros(2000, 1, 1), keys)
+    flat = clip.transpose(0, 1).reshape(4, -1)
+    lag = torch.tensor([[A ** abs(i - j) for j in range(4)] for i in range(4)])
+    torch.testing.assert_close(torch.cov(flat), lag, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [AsymmetricDMD, CausalDMD])
+def test_distribution_matching_is_at_rest_where_the_distributions_agree(kind):
+    module = oracle(kind, teacher=Velocity(), critic=Velocity(), **DMD)
+    loss = module.training_step(real(32), 0)
+    loss.backward()
+    assert module.student.offset.grad.item() == 0
+
+
+def test_distribution_matching_pulls_the_student_back():
+    """The student's clips stand too low (their velocity is off by 0.5); a critic that knows it
+    tells. In closed form: beside the true past, real = N(m, q^2) and fake = N(m - 0.5, q^2).
+    """
+
+    class Lower(Velocity):
+        def answer(self, x, t, m, q2):
+            return super().answer(x, t, m - 0.5, q2)
+
+    student = FlowMap()
+    student.offset.data.fill_(0.5)
+    data = real(32)
+    module = oracle(CausalDMD, student, teacher=Velocity(), critic=Lower(), **DMD)
+    module.training_step(data, 0).backward()
+    assert student.offset.grad.item() > 0, "descent lowers the velocity, which lifts the clips"
