@@ -6,9 +6,11 @@ which runs one block of one clip at a time and shares no code with the stages.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from callbacks.checkpointing import AtomicCheckpointIO
@@ -76,7 +78,7 @@ class Repeat(LightningDataModule):
         self.batch, self.steps, self.first = batch, steps, 0
 
     def train_dataloader(self):
-        return _Loader([self.batch] * (self.steps - self.first))
+        return _Loader(self.batch, self.steps, self.first)
 
     def state_dict(self):
         return {"position": self.trainer.global_step}
@@ -85,8 +87,35 @@ class Repeat(LightningDataModule):
         self.first = state["position"]
 
 
-class _Loader(list):
-    """An iterable that Lightning takes as a loader."""
+class _Loader:
+    """What is left, though its length is the whole run's, as Lightning counts."""
+
+    def __init__(self, batch: dict, steps: int, first: int) -> None:
+        self.batch, self.steps, self.first = batch, steps, first
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self):
+        return iter([self.batch] * (self.steps - self.first))
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing: `Repeat` knows where the run stands. Without this Lightning warns."""
+
+
+class SaveAndStop(Callback):
+    """Ends a run in the middle, leaving a checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+            trainer.should_stop = True
 
 
 def train(module, batch: dict, steps: int, resume=None, **settings) -> Trainer:

@@ -1,0 +1,194 @@
+"""Stages under a real Lightning Trainer: they learn, and their checkpoints hold what they should.
+
+Each stage is judged by what it is for: flow matching and regression by their loss, consistency
+distillation by how well it jumps to the end of its teacher's ODE, distribution matching by where
+its clips lie. The teachers of the last two are analytic.
+"""
+
+import pytest
+import torch
+from minimal import SHAPE, SaveAndStop, batch, draw, network, stage, train
+from torch import nn
+
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.bidirectional import Bidirectional
+from lightning_modules.causal_cd import CausalCD
+from lightning_modules.causal_dmd import CausalDMD
+from lightning_modules.diffusion.flow import add_noise, to_x0
+from lightning_modules.diffusion.forcing import teacher_forcing
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion_forcing import DiffusionForcing
+from lightning_modules.ode_regression import CausalODE, SelfForcingODE
+from lightning_modules.teacher_forcing import TeacherForcing
+
+FLOW = {"text_dropout": 0.0, "intervals": 4, "guidance": 1.0}
+ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
+CD = {"intervals": 8, "guidance": 1.0, "decay": 0.9, "terminal_pair": True}
+DMD = {
+    "few_steps": 1,
+    "first_few_steps": 1,
+    "guidance": 1.0,
+    "critic_learning_rate": 2e-2,
+    "critic_steps": 3,
+    "t_min": 0.02,
+    "t_max": 0.98,
+}
+MEAN, DEVIATION = 1.5, 0.5
+
+
+class Gaussian(nn.Module):
+    """The exact velocity of independent latents N(MEAN, DEVIATION^2), whatever is visible."""
+
+    def forward(self, x, t, text, **_):
+        t = t[:, :, None, None, None]
+        slope = (t - (1 - t) * DEVIATION**2) / ((1 - t) ** 2 * DEVIATION**2 + t**2)
+        return slope * (x - (1 - t) * MEAN) - MEAN
+
+
+def end_of_ode(x, t):
+    """Where the Gaussian's ODE through (x, t) ends."""
+    t = t[:, :, None, None, None]
+    return MEAN + DEVIATION * (x - (1 - t) * MEAN) / ((1 - t) ** 2 * DEVIATION**2 + t**2).sqrt()
+
+
+@torch.no_grad()
+def mean_loss(module, data, draws: int = 24) -> float:
+    """The training loss over many draws of noise and time, the same ones each time."""
+    losses = []
+    for number in range(draws):
+        keys = [f"{key}/{number}" for key in data["key"]]
+        losses.append(module.training_step(data | {"key": keys}, 0))
+    return torch.stack(losses).mean().item()
+
+
+@pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+@pytest.mark.parametrize(
+    ("kind", "own", "states"),
+    [
+        (Bidirectional, FLOW, 0),
+        (TeacherForcing, FLOW, 0),
+        (DiffusionForcing, FLOW, 0),
+        (CausalODE, ODE, 4),
+        (SelfForcingODE, ODE, 4),
+    ],
+)
+def test_loss_falls(kind, own, states):
+    data = batch(2, states)
+    student = network(1, std=0.05)
+    before = mean_loss(stage(kind, student=student, **own), data)
+    module = stage(kind, student=student, **own | {"learning_rate": 2e-2})
+    train(module, data, 60)
+    after = mean_loss(stage(kind, student=module.student, **own), data)
+    assert after < 0.85 * before, (before, after)
+
+
+@torch.no_grad()
+def error_of_jump(net, data) -> float:
+    """Mean squared error of the student's jump from x_t, against the exact flow map."""
+    random, errors = Randomness(77, 0, data["key"]), []
+    for number in range(16):
+        t = random.uniform(f"t{number}", (1,)).expand(-1, SHAPE[0])
+        x_t = add_noise(data["latents"], random.normal(f"eps{number}", SHAPE), t)
+        v = teacher_forcing(net, x_t, t, data["text"], (1,) * 4, clean=data["latents"])
+        errors.append((to_x0(x_t, v, t) - end_of_ode(x_t, t)).square().mean())
+    return torch.stack(errors).mean().item()
+
+
+def gaussian_clips(count=8) -> dict:
+    return batch(count) | {"latents": MEAN + DEVIATION * draw(5, count, *SHAPE)}
+
+
+def test_consistency_distillation_learns_the_flow_map():
+    data = gaussian_clips()
+    module = stage(
+        CausalCD, student=network(1, 0.05), teacher=Gaussian(), **CD | {"learning_rate": 1e-2}
+    )
+    before = error_of_jump(module.evaluated, data)
+    train(module, data, 120)
+    after = error_of_jump(module.evaluated, data)
+    assert after < 0.35 * before, (before, after)
+
+
+@pytest.mark.parametrize("kind", [AsymmetricDMD, CausalDMD])
+def test_distribution_matching_moves_clips_to_the_teachers(kind):
+    data = gaussian_clips()
+    module = stage(
+        kind, student=network(1, 0.05), teacher=Gaussian(), critic=network(3, 0.05),
+        **DMD | {"learning_rate": 1e-2},
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def mean() -> float:
+        return module.generate(data, Randomness(77, 0, data["key"])).mean().item()
+
+    before = abs(mean() - MEAN)
+    train(module, data, 160)
+    after = abs(mean() - MEAN)
+    assert after < 0.35 * before, (before, after)
+
+
+# -- what a checkpoint holds ---------------------------------------------------------------------
+
+
+def names(tree, path="") -> list[str]:
+    """Every key in a checkpoint."""
+    if isinstance(tree, dict):
+        return [
+            n for key, value in tree.items() for n in [f"{path}{key}", *names(value, f"{key}.")]
+        ]
+    if isinstance(tree, (list, tuple)):
+        return [n for value in tree for n in names(value, path)]
+    return []
+
+
+def tensors(tree) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    branches = tree.values() if isinstance(tree, dict) else tree
+    return (
+        [t for b in branches for t in tensors(b)] if isinstance(tree, (dict, list, tuple)) else []
+    )
+
+
+def test_target_of_consistency_survives_a_resume(tmp_path):
+    data = batch(3)
+    whole = stage(CausalCD, teacher=network(2), **CD)
+    train(whole, data, 9)
+
+    first = stage(CausalCD, teacher=network(2), **CD)
+    train(first, data, 9, callbacks=[SaveAndStop(tmp_path / "last.ckpt", 4)])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for name, value in first.target.module.state_dict().items():
+        assert torch.equal(saved["target"][name], value)
+        assert not torch.equal(value, first.student.state_dict()[name]), "an average, not a copy"
+
+    second = stage(CausalCD, teacher=network(2), **CD)
+    train(second, data, 9, resume=tmp_path / "last.ckpt")
+    for one, other in (
+        (second.target.module, whole.target.module),
+        (second.student, whole.student),
+    ):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "trained"),
+    [
+        (CausalCD, CD, {"student"}),
+        (CausalDMD, DMD | {"critic": network(3)}, {"student", "critic"}),
+        (AsymmetricDMD, DMD | {"critic": network(3)}, {"student", "critic"}),
+    ],
+)
+def test_teachers_are_in_no_checkpoint(tmp_path, kind, own, trained):
+    module = stage(kind, teacher=network(2), **own)
+    trainer = train(module, batch(2), 2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == trained
+    assert not [name for name in names(saved) if "teacher" in name]
+    assert not [name for name in module.state_dict() if "teacher" in name]
+    assert "teacher" in module.networks(), "but it is counted among the networks"
+    weights = sum(p.numel() for p in module.student.parameters())
+    copies = 3 * len(trained) + (kind is CausalCD)  # weight and two moments each; theta-
+    assert copies * weights <= sum(map(torch.numel, tensors(saved))) < (copies + 0.5) * weights
