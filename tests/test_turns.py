@@ -111,11 +111,11 @@ def test_training_equals_two_independent_adamw(kind):
 
 
 class Watch(Callback):
-    """Who moved in each step, and what was logged as trainable in between."""
+    """Who moved in each step, and who was meant to."""
 
     def __init__(self) -> None:
         self.moved: list[str] = []
-        self.between: list[bool] = []
+        self.active: list[str] = []
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
         self.before = {name: copies(net) for name, net in self.nets(module)}
@@ -123,6 +123,8 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         moved = [n for n, net in self.nets(module) if not same(self.before[n], copies(net))]
         self.moved.append("+".join(moved))
+        groups = trainer.optimizers[0].param_groups
+        self.active.append("+".join(group["name"] for group in groups if group["active"]))
 
     @staticmethod
     def nets(module):
@@ -134,6 +136,7 @@ def test_one_moves_at_a_time():
     watch, module = Watch(), made()
     train(module, batch(2), 13, callbacks=[watch])
     assert watch.moved == ["student", *["critic"] * 5, "student", *["critic"] * 5, "student"]
+    assert watch.active == watch.moved, "the optimizer is told, and does not go by gradients alone"
     assert all(p.requires_grad for p in [*module.student.parameters(), *module.critic.parameters()])
     assert not any(p.requires_grad for p in module.teacher.parameters())
 
