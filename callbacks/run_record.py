@@ -1,7 +1,6 @@
-"""What a training run cost: passes through each network, samples, seconds, memory.
+"""What a training run cost: passes through each network, samples, seconds, memory, throughput.
 
-Two columns of the ablation table (cost and storage) are read from what is counted here, so the
-numbers are measured, never typed. Only training steps count: panels drawn in between do not.
+Measured, never typed. Only training steps count as passes: panels drawn in between do not.
 """
 
 import resource
@@ -18,6 +17,9 @@ from torch import Tensor, nn
 class RunRecord(Callback):
     """Counts over all interruptions of a run; `summary()` has the result.
 
+    `throughput/clips_per_s` is logged as often as anything is: everything that happened since the
+    last time (panels, checkpoints) is in it.
+
     Networks are those of `pl_module.networks()`, a dict from role to module. A *backward* is
     counted when a gradient reaches a network's output.
     """
@@ -33,6 +35,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook every network and start the clock."""
         self._started = time.monotonic()
+        self._mark = self._started, self._counts["samples"]
         for role, network in pl_module.networks().items():
             self._hooks.append(network.register_forward_hook(self._counter(role)))
 
@@ -50,6 +53,11 @@ class RunRecord(Callback):
         self._counts["batches"] += 1
         self._counts["samples"] += _size(batch) * trainer.world_size
         self._look()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            (since, before), now = self._mark, time.monotonic()
+            self._mark = now, self._counts["samples"]
+            rate = (self._counts["samples"] - before) / (now - since)
+            pl_module.log("throughput/clips_per_s", rate)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the hooks off."""

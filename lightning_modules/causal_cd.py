@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.flow import add_noise, euler_step, time_grid, to_x0
-from lightning_modules.diffusion.losses import regression
+from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.stage import Stage
 
 
@@ -65,8 +65,10 @@ class CausalCD(Stage):
             x_next = euler_step(x_t, v_teacher, t, t_next)
             target = to_x0(x_next, v(self.target.module, x_next, t_next), t_next)
 
-        loss = regression(to_x0(x_t, v(self.student, x_t, t), t), target)
+        prediction = to_x0(x_t, v(self.student, x_t, t), t)
+        loss = regression(prediction, target)
         self.log("train/loss", loss, prog_bar=True)
+        self.log_by_time(per_frame_regression(prediction.detach(), target), t)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

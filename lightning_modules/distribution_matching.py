@@ -11,6 +11,7 @@ from lightning_modules.diffusion.flow import add_noise, to_x0, velocity
 from lightning_modules.diffusion.losses import (
     distribution_matching,
     distribution_matching_gradient,
+    per_frame_regression,
     regression,
 )
 from lightning_modules.diffusion.randomness import Randomness
@@ -101,6 +102,7 @@ class DistributionMatching(Stage):
         v = self.velocity(self.critic, x_t, t, batch["text"], batch)
         loss = regression(v, velocity(x, eps))
         self.log("train/critic_loss", loss, prog_bar=True)
+        self.log_by_time(per_frame_regression(v.detach(), velocity(x, eps)), t)
         return loss
 
     def noised(self, x: Tensor, random: Randomness) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import to_x0
-from lightning_modules.diffusion.losses import regression
+from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.stage import Stage
 
 
@@ -25,15 +25,17 @@ class ODERegression(Stage):
         self.register_buffer("times", torch.tensor(times, dtype=torch.float32), persistent=False)
 
     def state_at(self, trajectory: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The states ``index`` ``[B, F]`` points at: ``x_t`` ``[B, F, C, H, W]``, ``t`` ``[B, F]``."""
+        """What ``index`` ``[B, F]`` points at: ``x_t`` ``[B, F, C, H, W]`` and ``t`` ``[B, F]``."""
         batch = torch.arange(len(trajectory), device=index.device)[:, None]
         frame = torch.arange(index.shape[1], device=index.device)[None, :]
         return trajectory[batch, index, frame], self.times[index]
 
     def learn(self, x_t: Tensor, v: Tensor, t: Tensor, end: Tensor) -> Tensor:
         """The regression in x0, unweighted."""
-        loss = regression(to_x0(x_t, v, t), end)
+        x0 = to_x0(x_t, v, t)
+        loss = regression(x0, end)
         self.log("train/loss", loss, prog_bar=True)
+        self.log_by_time(per_frame_regression(x0.detach(), end), t)
         return loss
 
 
