@@ -22,7 +22,7 @@ class CausalDMD(DistributionMatching):
         """Few-step sampling of every frame beside the true past; gradient at the exit only."""
         times = time_grid(self.few_steps, self.shift)[:-1].float()
         exit_step = random.shared_integer("exit", self.few_steps)
-        x = random.normal("noise", self.clip_shape)
+        x = x0 = random.normal("noise", self.clip_shape)
         for step in range(exit_step + 1):
             t = times[step].to(x.device).expand(x.shape[:2])
             with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):

@@ -13,8 +13,8 @@ import torch
 class GatedAdamW(torch.optim.AdamW):
     """AdamW that leaves groups with ``active: False`` entirely alone (state, decay, step count).
 
-    The closure runs first and with all groups in place, so that ``zero_grad`` and clipping inside it
-    reach every network; gradients of waiting networks are kept away by ``requires_grad`` instead.
+    The closure runs first and with all groups in place, so that ``zero_grad`` and clipping inside
+    it reach every network; ``requires_grad`` keeps gradients away from those that wait.
     """
 
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:

@@ -101,7 +101,7 @@ class Stage(LightningModule):
         return {role: getattr(self, role) for role in roles if hasattr(self, role)}
 
     def freeze(self, role: str, network: nn.Module) -> None:
-        """Hold a network that is only asked: outside the state dict, so no checkpoint carries it."""
+        """Hold a network that is only asked, outside the state dict: no checkpoint carries it."""
         self.__dict__[role] = network.eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
@@ -140,7 +140,7 @@ class Stage(LightningModule):
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
-        """Clips ``[B, F, C, H, W]`` for the prompts; the same keys give the same noise each time."""
+        """Clips ``[B, F, C, H, W]`` for the prompts; the same keys always give the same noise."""
         random = Randomness(self.seed, 0, keys, self.device)
         times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         return rollout(
@@ -151,5 +151,5 @@ class Stage(LightningModule):
         )
 
     def hand_off(self, folder: Path) -> None:
-        """Write the student where the next run starts from: ``folder/student``, diffusers format."""
+        """Write what the next run starts from: ``folder/student``, in diffusers format."""
         self.evaluated.save_pretrained(folder / "student")

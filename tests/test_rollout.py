@@ -176,9 +176,7 @@ def test_no_gradient_from_a_later_block_into_an_earlier_one(net):
     assert gradient[:, 4].any() and not gradient[:, :4].any() and not gradient[:, 5:].any()
 
 
-@pytest.mark.parametrize(
-    "size, steps, denoised", [(3, 4, 28), (1, 4, 84), (1, 2, 44), (1, 1, 24)]
-)
+@pytest.mark.parametrize("size, steps, denoised", [(3, 4, 28), (1, 4, 84), (1, 2, 44), (1, 1, 24)])
 @torch.no_grad()
 def test_published_forward_counts(net, size, steps, denoised):
     """21 frames; the published counts add a commit of the last block, which nobody reads."""

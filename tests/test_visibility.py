@@ -20,9 +20,7 @@ def test_framewise_drawing():
 
 
 def test_chunkwise_drawing():
-    expected = drawn(
-        "11000000 11000000 11110000 11110000 00001100 00001100 11000011 11000011"
-    )
+    expected = drawn("11000000 11000000 11110000 11110000 00001100 00001100 11000011 11000011")
     assert torch.equal(visibility.teacher_forcing((2, 2)), expected)
 
 
@@ -74,7 +72,9 @@ def test_partition(blocks, frames, sizes):
     assert visibility.block_of(sizes).tolist() == [b for b, n in enumerate(sizes) for _ in range(n)]
 
 
-@pytest.mark.parametrize("blocks, says", [("chunkwise", "8 frames"), ("frame", "framewise"), (0, "no frames")])
+@pytest.mark.parametrize(
+    "blocks, says", [("chunkwise", "8 frames"), ("frame", "framewise"), (0, "no frames")]
+)
 def test_partition_refuses(blocks, says):
     with pytest.raises(ValueError, match=says):
         visibility.partition(blocks, 8)

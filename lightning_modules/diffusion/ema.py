@@ -10,8 +10,8 @@ class EMA:
     """``shadow <- decay shadow + (1 - decay) network``, in fp32.
 
     At the rates used here (2e-6) a bf16 shadow would not move at all, so it is fp32 whatever the
-    network's dtype. Deliberately no ``nn.Module``: the shadow is no part of the stage's weights; who
-    holds it saves it.
+    network's dtype. Deliberately no ``nn.Module``: the shadow is no part of the stage's weights;
+    who holds it saves it.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

@@ -23,7 +23,7 @@ def bidirectional(net: Network, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
 def diffusion_forcing(
     net: Network, x_t: Tensor, t: Tensor, text: Tensor, sizes: Sequence[int]
 ) -> Tensor:
-    """Each block sees the earlier blocks as noisy as they are (CausVid, Self Forcing's ODE init)."""
+    """Each block sees the earlier blocks as noisy as they are (CausVid, Self Forcing's ODE)."""
     visible = visibility.block_causal(sizes)
     return net(x_t, t, text, frames=_positions(x_t), visible=visible)
 

@@ -9,7 +9,6 @@ lives in a KV cache that is written without gradient, so no block's loss reaches
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-
 from functools import cache
 
 import torch
@@ -54,7 +53,7 @@ class Past:
     def commit(
         self, x0: Tensor, block: slice, context_t: float = 0.0, context_eps: Tensor | None = None
     ) -> None:
-        """Append ``x0`` to the past, noised to ``context_t`` and declared as such to the network."""
+        """Append ``x0`` to the past, noised to ``context_t`` and declared as such to the net."""
         t = _level(torch.tensor(context_t), x0)
         context = x0.detach() if context_t == 0 else add_noise(x0.detach(), context_eps, t)
         for text, committed in self.branches:
@@ -82,7 +81,7 @@ class FewSteps:
 
     def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
         """Block ``index``, which stands at the frames ``block``: its ``x0`` at the exit step."""
-        times, exit_step = self.times[index], self.exits[index]
+        times, exit_step, x0 = self.times[index], self.exits[index], x
         for step in range(exit_step + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):
                 if step > 0:
@@ -113,7 +112,7 @@ class Solve:
 def solve(
     v: Callable[[Tensor, Tensor], Tensor], x: Tensor, grid: Tensor, keep: Collection[int] = ()
 ) -> tuple[Tensor, Tensor | None]:
-    """Euler from ``grid[0]`` to ``grid[-1]``; returns the end and the kept states ``[B, S, ...]``."""
+    """Euler from ``grid[0]`` to ``grid[-1]``: the end, and the kept states ``[B, S, ...]``."""
     states = []
     for step, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         if step in keep:
@@ -125,7 +124,7 @@ def solve(
 
 
 def few_step_times(sizes: Sequence[int], steps: int, first_steps: int, by: float) -> list[Tensor]:
-    """The noise levels each block visits: ``steps`` of the shifted grid, ``first_steps`` for block 0.
+    """The noise levels each block visits: ``steps`` of the shifted grid, block 0 ``first_steps``.
 
     Causal Forcing++ gives the first frame, which has no past to lean on, four steps in its 1- and
     2-step students (sec. 3.2, the ASD trick).
