@@ -24,6 +24,7 @@ from experiments.hardware import Launch, launch_of, prepare
 from experiments.layers import nearest
 from experiments.networks import ROLES, check_network, fresh_network, load_network
 from lightning_modules import STAGES
+from lightning_modules.diffusion.visibility import partition
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -134,6 +135,8 @@ def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> Non
         data.require(latents=tuple(settings["clip_shape"]))
     if "trajectory" in data.fields:
         data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
+        if kind.past == "causal":  # each block was generated beside the blocks before it
+            data.require(blocks=list(partition(settings["blocks"], settings["clip_shape"][0])))
 
 
 def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
