@@ -122,6 +122,9 @@ class Resolver:
             asked_by = f" (asked for by the needs of {above[-1]!r})" if above else ""
             raise ValueError(f"{error}{asked_by}") from None
         resolved = interpolate(scale, own, file)
+        seed = resolved["seed"]
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
         launch = resolved.setdefault("launch", {})
         expected = launch.pop("cost_s", {}).get(name)
         launch["scale"] = self.scale

@@ -103,6 +103,8 @@ def _under(chosen):
         ("join", "needs.student.blocsk=2", "'blocsk'.*left.yaml.*blocks.*needs of 'join'"),
         ("join", "needs.student={recpie: left}", "must name a recipe or a folder"),
         ("join", "few_steps", "written key=value"),
+        ("join", "seed=abc", "join.yaml: seed: 'abc' is not a number"),
+        ("join", "seed=-1", "seed: -1 is not a number such as 0"),
         ("join", "few_steps=[1", "not readable as YAML"),
     ],
 )
