@@ -5,8 +5,6 @@ from hypothesis import strategies as st
 
 from experiments.metrics.statistics import (
     bootstrap_interval,
-    mean_over_seeds,
-    paired_difference,
     resample_weights,
     spread_interval,
     trend,
@@ -36,37 +34,9 @@ def test_weights_are_counts():
     assert weights.shape == (30, 50) and np.all(weights.sum(axis=1) == 50)
 
 
-def test_pairing_sees_what_unpaired_intervals_hide():
-    rng = np.random.default_rng(0)
-    hard = rng.normal(0, 10, 300)
-    first = hard + 0.5 + rng.normal(0, 0.5, 300)
-    found = paired_difference(first, hard, 0)
-    assert found["low"] > 0 and found["p"] == 0
-    low, high = bootstrap_interval(first, 0)
-    assert low < hard.mean() < high
-    assert paired_difference(hard, hard, 0)["p"] == 1
-
-
-def test_several_seeds_widen_the_interval_when_they_disagree():
-    rng = np.random.default_rng(0)
-    gap = rng.normal(1, 1, (3, 200)) + np.array([[-2.0], [0.0], [2.0]])
-    together = paired_difference(gap, np.zeros_like(gap), 0)
-    alone = paired_difference(gap[1], np.zeros(200), 0)
-    assert together["seeds"] == 3 and together["n"] == 200
-    assert together["high"] - together["low"] > 3 * (alone["high"] - alone["low"])
-
-
-def test_no_common_clip_is_refused():
-    with pytest.raises(ValueError, match="share no clip"):
-        paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan]), 0)
+def test_no_finite_value_is_refused():
     with pytest.raises(ValueError, match="no finite value"):
         bootstrap_interval(np.array([np.nan]), 0)
-
-
-def test_seeds():
-    found = mean_over_seeds(np.array([1.0, 2.0, 3.0]))
-    assert found["mean"] == 2 and found["high"] == pytest.approx(2 + 4.302653 / np.sqrt(3))
-    assert np.isnan(mean_over_seeds(np.array([1.0]))["low"])
 
 
 @given(st.floats(-5, 5), st.integers(4, 20))

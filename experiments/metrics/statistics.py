@@ -1,8 +1,6 @@
-"""Intervals, paired differences and trends: the statistics behind every number of the table.
+"""Intervals over prompts and trends over frames, for the scores of one set of clips.
 
-Why here: the scorer needs intervals over prompts, the table needs differences between arms that
-share prompts and seeds. Only numpy and scipy are imported, so the table can use this file without
-torch.
+Differences between arms that share prompts and seeds are the table's: `sweeps/evidence.py`.
 
 Convention: `values` is one number per clip [N]; the resampled unit is the clip (its prompt), never
     the frame.
@@ -59,54 +57,6 @@ def spread_interval(estimate: float, resampled: np.ndarray) -> tuple[float, floa
     """
     half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(resampled, ddof=1))
     return max(estimate - half, 0.0), estimate + half
-
-
-def paired_difference(
-    first: np.ndarray, second: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> dict[str, float]:
-    """Mean of `first - second` over clips that share prompt and noise, with a bootstrap interval.
-
-    Args:
-        first, second: float [N] or [S, N] (training seeds x prompts). With several seeds, seeds and
-            prompts are both resampled (the same prompts for every seed), so the interval speaks
-            about new seeds and new prompts.
-
-    Returns:
-        difference, low, high, n (clips), seeds, and p, the two-sided bootstrap share on the other
-        side of zero.
-    """
-    gap = np.atleast_2d(np.asarray(first, np.float64) - np.asarray(second, np.float64))
-    gap = gap[:, np.isfinite(gap).all(axis=0)]
-    seeds, n = gap.shape
-    if n == 0:
-        raise ValueError(
-            "the two arms share no clip with a finite value; score both on the same prompts"
-        )
-    rows = resample(seeds, resamples, seed + 1)
-    columns = resample_weights(n, resamples, seed) / n
-    estimates = np.einsum("rn,rn->r", gap[rows].mean(axis=1), columns)
-    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    tail = min(np.mean(estimates <= 0), np.mean(estimates >= 0))
-    return {
-        "difference": float(gap.mean()),
-        "low": float(low),
-        "high": float(high),
-        "p": float(min(1.0, 2 * tail)),
-        "n": n,
-        "seeds": seeds,
-    }
-
-
-def mean_over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Mean over training seeds with Student's t interval; a single seed has no interval (NaN
-    bounds).
-    """
-    values = _finite(values)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return {"mean": mean, "low": float("nan"), "high": float("nan"), "n": len(values)}
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
 
 
 def trend(curve: np.ndarray) -> dict[str, float]:

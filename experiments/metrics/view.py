@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.metrics import appearance, motion
-from experiments.metrics.distances import Gaussian, Manifold
+from experiments.metrics.distances import Manifold
 from experiments.metrics.law import HEADINGS, SPEEDS, Path, World, follow
 from experiments.metrics.statistics import resample_weights
 from lightning_modules.networks.probe import ProbeNetwork, Readings
@@ -173,10 +173,6 @@ class View:
             float(np.exp(np.log(np.maximum(sharp, 1e-6)).mean())),
             float(appearance.noise(self.real, mask).mean()),
         )
-
-    def gaussian(self, features: np.ndarray) -> Gaussian:
-        """Fit to real vectors [M, K, D]."""
-        return Gaussian.of(features.reshape(-1, features.shape[-1]))
 
 
 def pairs(features: np.ndarray) -> np.ndarray:
