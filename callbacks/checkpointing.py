@@ -24,6 +24,11 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
+def _unfinished(path: Path) -> Path:
+    """Where a checkpoint grows. One name, so that what a killed process leaves is found again."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint whole or not at all; reads tensors and plain values only."""
 
@@ -38,7 +43,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished = _unfinished(path)
         try:
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -103,6 +108,8 @@ class Checkpoint(Callback):
         self.interrupted = self._asked = False
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
+        if trainer.is_global_zero:
+            _unfinished(self.path).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)

@@ -133,7 +133,9 @@ def _shown(path: Path) -> Path:
 
 def _execute(folders: Sequence[RunFolder]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill also saves
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    console = logging.StreamHandler()
+    console.addFilter(lambda record: not record.exc_info)  # told below; the traceback is in the log
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
     for folder in folders:
         if folder.done:
             print(f"{folder.name} is done: {_shown(folder.path)}")
@@ -147,7 +149,7 @@ def _execute(folders: Sequence[RunFolder]) -> int:
         except Busy as busy:
             print(f"error: {busy}; wait for it, or stop that process", file=sys.stderr)
             return 1
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             print(f"error: {error}\nthe log: {_shown(folder.path / 'log.txt')}", file=sys.stderr)
             return 1
         print(f"{folder.name} is done")
