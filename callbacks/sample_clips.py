@@ -59,7 +59,7 @@ class SampleClips(Callback):
         panel: what to sample.
         autoencoder: decodes latents to pixels.
         folder: the run's folder; files go to `folder/samples`.
-        every: optimizer steps between panels.
+        every: optimizer steps between panels; one more is drawn at the last step.
         fps: frames per second of the clips.
         ema: sample the average instead of the student, if there is one.
         least_width: clips narrower than this many pixels are enlarged by a whole factor.
@@ -87,7 +87,8 @@ class SampleClips(Callback):
     ) -> None:
         """Draw a panel if it is time."""
         step = trainer.global_step
-        if step % self._every == 0 and step != self._step:
+        due = step % self._every == 0 or step == trainer.max_steps
+        if due and step != self._step:
             self._step = step
             generated = self._sample(pl_module)
             if trainer.is_global_zero:

@@ -334,16 +334,16 @@ def test_panel_in_tensorboard_and_in_files(tmp_path):
     shown = SampleClips(panel, Gray(), tmp_path, every=4, fps=8, ema=StudentEMA(0.5))
     module, _ = fit(tmp_path, [shown], logger=logger)
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [
-        f"step-{step:07d}.{kind}" for step in (4, 8) for kind in ("gif", "png")
+        f"step-{step:07d}.{kind}" for step in (4, 8, 10) for kind in ("gif", "png")
     ]
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
     clips = events.Images("samples/clips")
-    assert [event.step for event in clips] == [4, 8]
-    assert clips[-1].encoded_image_string == (tmp_path / "samples/step-0000008.gif").read_bytes()
+    assert [event.step for event in clips] == [4, 8, 10], "a run shorter than `every` has one, too"
+    assert clips[-1].encoded_image_string == (tmp_path / "samples/step-0000010.gif").read_bytes()
     moving = Image.open(io.BytesIO(clips[-1].encoded_image_string))
     assert (moving.n_frames, moving.info["duration"]) == (4, 120)  # GIF counts hundredths
     assert moving.size == (clips[-1].width, clips[-1].height)
-    sheet = np.asarray(Image.open(tmp_path / "samples/step-0000008.png"))
+    sheet = np.asarray(Image.open(tmp_path / "samples/step-0000010.png"))
     scale = sheet.shape[1] // 32
     assert np.array_equal(sheet[: 8 * scale : scale, : 8 * scale : scale, 0], videos[0, 0, ..., 0])
     caption = sheet[16 * scale : 16 * scale + 14]
