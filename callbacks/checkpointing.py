@@ -66,10 +66,17 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Raises:
             FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint; start without one")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (RuntimeError, EOFError) as error:  # a broken archive
+            raise ValueError(
+                f"{path}: damaged, not readable as a checkpoint ({str(error).splitlines()[0]});"
+                " restore a copy, or delete it to start this run again"
+            ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the file, if it is there."""

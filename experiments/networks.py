@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from experiments.bind import bind
@@ -41,13 +42,27 @@ def load_network(where: Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no network in any of these places.
+        ValueError: its weights are damaged, incomplete or do not fit its config.json.
     """
-    from lightning_modules.networks import Wan
-
     for folder in (where / "student", where / "transformer", where):
         if (folder / "config.json").is_file():
-            return Wan.from_pretrained(folder)
+            return _read(folder)
     raise FileNotFoundError(
         f"{where}: no student/config.json, transformer/config.json or config.json there; give a run"
         " that trained a network, or a Wan2.1 folder in diffusers format"
     )
+
+
+def _read(folder: Path) -> nn.Module:
+    """A folder in diffusers format; what it lacks is refused, where diffusers would draw it."""
+    from lightning_modules.networks import Wan
+
+    cure = "copy the folder again, or run again what wrote it"
+    try:
+        network, found = Wan.from_pretrained(folder, output_loading_info=True)
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder}: weights that do not load ({first}): {cure}") from error
+    if found["missing_keys"]:
+        raise ValueError(f"{folder}: has no weights for {found['missing_keys'][0]}: {cure}")
+    return network

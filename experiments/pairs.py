@@ -90,7 +90,10 @@ def generate_pairs(
     if past not in ("causal", "bidirectional"):
         raise ValueError(f"pairs.past: {past!r} is neither causal nor bidirectional")
     if count > len(clips):
-        raise ValueError(f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}")
+        raise ValueError(
+            f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}; lower it, or"
+            " curate more"
+        )
     grid, kept = time_grid(intervals, shift), _kept(intervals, few_steps)
     sizes = partition(blocks, clip_shape[0])
     negative = torch.from_numpy(clips.negative).to(device)

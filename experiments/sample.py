@@ -88,7 +88,7 @@ def generate_clips(
     if first + count > len(prompts):
         raise ValueError(
             f"sample.count: prompts {first}..{first + count - 1} wanted, {prompts.folder} has"
-            f" {len(prompts)}"
+            f" {len(prompts)}; lower it, or curate more"
         )
     sizes, grid = partition(blocks, clip_shape[0]), time_grid(intervals, shift).to(device)
     negative = torch.from_numpy(prompts.negative).to(device)

@@ -91,4 +91,5 @@ class CausalCD(Stage):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore theta-."""
+        super().on_load_checkpoint(checkpoint)
         self.target.load_state_dict(checkpoint["target"])

@@ -109,6 +109,21 @@ class Stage(LightningModule):
         for network in self.networks().values():
             network.to(self.device)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network before anything of it is taken over.
+
+        Raises:
+            ValueError: names the file and the first weight of another shape.
+        """
+        own = self.state_dict()
+        for name, saved in checkpoint["state_dict"].items():
+            if name in own and own[name].shape != saved.shape:
+                raise ValueError(
+                    f"{self.trainer.ckpt_path}: {name} is {list(saved.shape)}, this run's network"
+                    f" has {list(own[name].shape)}; it is another run's checkpoint: delete it to"
+                    " start this run again"
+                )
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What AdamW trains, a group a network."""
         return [{"params": list(self.student.parameters()), "lr": self.learning_rate}]
