@@ -126,6 +126,12 @@ def only(runs: Path, recipe: str) -> Path:
     return found
 
 
+def finished(runs: Path, recipe: str) -> Path:
+    """The one run of a recipe that is done."""
+    (found,) = (path.parent for path in runs.glob(f"{recipe}-????????/done.json"))
+    return found
+
+
 def rewritten(source: Path, folder: Path, change=None, **about) -> str:
     """The setting for a copy of a run's shards in `folder`, other in what `change(sample)` does to
     a sample and in its manifest's entries `about`.
