@@ -14,7 +14,7 @@ from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 
 LAW = {"size": 32, "frames": 8, "fps": 8, "sprite": 16, "slow": 1.25, "fast": 3.0}
-LAW |= {"turn": 0.25, "still": 0.1}
+LAW |= {"turn": 0.25, "still": 0.1, "spread": 8.0}
 SECTION = {
     "source": "moving_digits",
     "split": "train",

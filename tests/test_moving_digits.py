@@ -20,7 +20,7 @@ from datamodules.curation.moving_digits import (
     generator,
 )
 
-WORLD = World(size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1)
+WORLD = World(size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0)
 ALL = [attributes_of(text) for text in all_captions()]
 
 
@@ -57,7 +57,7 @@ def test_attributes_without_a_caption_are_refused(bad):
     fast=st.floats(1.5, 8.0),
 )
 def test_every_path_follows_the_law(seed, attributes, turn, fast):
-    world = World(32, 12, 8, 16, slow=1.25, fast=fast, turn=turn, still=0.1)
+    world = World(32, 12, 8, 16, slow=1.25, fast=fast, turn=turn, still=0.1, spread=8.0)
     states = world.trajectory(np.random.default_rng(seed), attributes).astype(np.float64)
     places, velocities = states[:, :2], states[:, 2:]
     assert states.shape == (12, 4)

@@ -7,7 +7,7 @@ known, so that clips can be judged without a judge. The digits are scikit-learn'
 The law, for a sprite centre p [px; x to the right, y down, from the outer edges] and a velocity v
 [px/frame]:
 
-    p[0]    uniform where the sprite and its first step stay inside; v[0] as the caption says
+    p[0]    uniform near the middle, the first step staying inside; v[0] as the caption says
     v[k]    turned by +90 or -90 degrees with probability `turn`, for k >= 1
     p[k+1]  = p[k] + v[k] reflected at the walls; a component of v that met a wall changes sign
 
@@ -100,6 +100,7 @@ class World:
     fast: float
     turn: float  # chance of a quarter turn before each step but the first
     still: float  # share of clips that stand still
+    spread: float  # starts lie at most this far from the middle of the frame, across and down
 
     def __post_init__(self) -> None:
         """Refuse numbers under which the law has no meaning."""
@@ -112,6 +113,8 @@ class World:
             )
         if not (0 <= self.turn <= 1 and 0 <= self.still <= 1):
             raise ValueError("world: turn and still are chances, between 0 and 1")
+        if not 0 <= self.spread <= room / 2:
+            raise ValueError(f"world: spread {self.spread} must lie in 0 .. {room / 2}")
 
     def speed(self, attributes: Attributes) -> float:
         """Pixels a frame."""
@@ -134,8 +137,10 @@ class World:
         low, high = self.sprite / 2, self.size - self.sprite / 2
         heading = np.array(HEADINGS.get(attributes.direction or "", (0, 0)), float)
         velocity = heading * self.speed(attributes)
+        near, far = self.size / 2 - self.spread, self.size / 2 + self.spread
         # Uniform over the starts from which the first step is as the caption says, not a bounce.
-        position = rng.uniform(low + np.maximum(-velocity, 0), high - np.maximum(velocity, 0))
+        first = np.maximum(near, low + np.maximum(-velocity, 0))
+        position = rng.uniform(first, np.minimum(far, high - np.maximum(velocity, 0)))
         turns = np.where(rng.random(self.frames) < self.turn, rng.choice([-1, 1], self.frames), 0)
         states = np.empty((self.frames, 4), np.float32)
         for frame in range(self.frames):
