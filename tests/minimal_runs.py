@@ -38,6 +38,7 @@ _NETWORK = {
 SETTINGS = [f"{key}={value}" for key, value in _SMALL.items()]
 for _net in ("network", "score_network"):
     SETTINGS += [f"{_net}.{key}={value}" for key, value in _NETWORK.items()]
+SETTINGS += ["score_network.ffn_dim=48"]  # another network than the critic starts as
 
 
 def _verb(arguments: list[str], output: Path, file_limit: int | None) -> None:
@@ -72,7 +73,7 @@ class Verb:
     def __init__(self, runs: Path, *words: str, file_limit: int | None = None) -> None:
         self.output = runs / f"output-{time.monotonic_ns()}.txt"
         runs.mkdir(parents=True, exist_ok=True)
-        arguments = [*words, *SETTINGS, "--runs", str(runs)]
+        arguments = [*words[:2], *SETTINGS, *words[2:], "--runs", str(runs)]
         self.process = _context().Process(target=_verb, args=(arguments, self.output, file_limit))
         self.process.start()
 

@@ -14,6 +14,7 @@ import torch
 from minimal_runs import SETTINGS, copied, finished, rewritten, weights
 from safetensors.torch import load_file, save_file
 
+import lightning_modules.networks.wan  # noqa: F401 - diffusers logs where stderr is at its import
 from datamodules.members import locate_members
 from datamodules.shards import open_shards
 from experiments.__main__ import main
@@ -32,8 +33,7 @@ def _signals():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """Finished runs up to the base; the stages are not trained."""
-    runs = copied(tmp_path_factory.mktemp("bad"), "stage1", "stage2", "stage3")
-    return runs
+    return copied(tmp_path_factory.mktemp("bad"), "stage1", "stage2", "stage3")
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,10 @@ def test_settings(runs, refuse, word, message):
     assert message in said, said
 
 
-def test_misspelt_network(runs, refuse):
-    said = refuse(runs, "fit", "base", "network.num_layers=many")
-    assert "network.num_layers: 'many' is not a valid int" in said
-
-
 @pytest.mark.parametrize(
     ("verb", "recipe", "words", "message"),
     [
+        ("fit", "base", ["network.num_layers=many"], "network.num_layers: 'many' is not a valid"),
         ("curate", "clips", ["data.clips=0"], "curate.count: 0 clips; at least 1"),
         ("curate", "clips", ["world.turn=often"], "curate.world.turn: 'often' is not a valid"),
         ("pairs", "causal_pairs", ["stages.pairs.intervals=6"], "choose a multiple"),
@@ -167,10 +163,8 @@ def test_changed_content_is_noticed(runs, refuse, tmp_path):
 
 
 def test_unfinished_set(runs, refuse, tmp_path):
-    def hurt(tar: Path) -> None:
-        (tar.parent / "manifest.json").unlink()
-
-    said = refuse(runs, "fit", STAGE1, damaged(runs, tmp_path / "clips", hurt))
+    unfinish = lambda tar: tar.with_name("manifest.json").unlink()  # noqa: E731
+    said = refuse(runs, "fit", STAGE1, damaged(runs, tmp_path / "clips", unfinish))
     assert f"{tmp_path}/clips/shards/manifest.json is missing" in said
 
 
@@ -183,9 +177,7 @@ def test_prompts_in_place_of_clips(runs, refuse):
 
 
 def test_text_of_another_width(runs, refuse, tmp_path):
-    def narrow(sample: dict) -> None:
-        sample["text"] = sample["text"][:, :6]
-
+    narrow = lambda sample: sample.update(text=sample["text"][:, :6])  # noqa: E731
     data = rewritten(finished(runs, "clips"), tmp_path / "clips", narrow)
     said = refuse(runs, "fit", STAGE1, data)
     manifest = tmp_path / "clips" / "shards" / "manifest.json"
@@ -194,9 +186,7 @@ def test_text_of_another_width(runs, refuse, tmp_path):
 
 
 def test_latents_of_other_channels(runs, refuse, tmp_path):
-    def thin(sample: dict) -> None:
-        sample["latents"] = sample["latents"][:, :3]
-
+    thin = lambda sample: sample.update(latents=sample["latents"][:, :3])  # noqa: E731
     data = rewritten(finished(runs, "clips"), tmp_path / "clips", thin)
     said = refuse(runs, "fit", STAGE1, data)
     assert "manifest.json says latents [4, 3, 4, 4], the recipe wants [4, 4, 4, 4]" in said
@@ -299,10 +289,9 @@ def test_damaged_network_folder(runs, refuse, tmp_path, hurt):
 
 def test_the_helpers_change_nothing_else(runs, tmp_path):
     """An unchanged copy of the data trains, and like the original: refusals are for their cause."""
-    data = rewritten(finished(runs, "clips"), tmp_path / "clips")
-    copy, source = (
-        open_shards(folder / "shards") for folder in (tmp_path / "clips", finished(runs, "clips"))
-    )
+    clips = finished(runs, "clips")
+    data = rewritten(clips, tmp_path / "clips")
+    copy, source = (open_shards(f / "shards") for f in (tmp_path / "clips", clips))
     assert copy.fingerprint == source.fingerprint and np.array_equal(copy.negative, source.negative)
     there = shutil.copytree(runs, tmp_path / "runs")
     assert main(["fit", STAGE1, *SETTINGS, data, "--runs", str(there)]) == 0
