@@ -18,6 +18,7 @@ class AsymmetricDMD(DistributionMatching):
     Only prompts are read.
     """
 
+    chapter = "stage3"
     fields = ("text",)
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:

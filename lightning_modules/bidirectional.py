@@ -15,6 +15,8 @@ from lightning_modules.flow_matching import FlowMatching
 class Bidirectional(FlowMatching):
     """Flow matching with one ``t`` per clip and every frame visible to every other."""
 
+    chapter = "base"
+
     def draw_times(self, random: Randomness) -> Tensor:
         """One time for the whole clip."""
         return self.times_per_sample(random)

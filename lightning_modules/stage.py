@@ -39,6 +39,9 @@ class Stage(LightningModule):
 
     fields: tuple[str, ...] = ("latents", "text")
     """The arrays of a sample that this stage reads."""
+    chapter = "stage2"
+    """Stages of one chapter are arms of one comparison and share their noise; chapters do not, so
+    that no student is asked about the very noise its teacher was trained on."""
     few_steps = 4
     """How the panel in TensorBoard samples, where the method itself fixes no number of steps."""
     first_few_steps = 4
@@ -69,7 +72,8 @@ class Stage(LightningModule):
 
     def randomness(self, batch: dict[str, Any]) -> Randomness:
         """The chance of this batch at this step."""
-        return Randomness(self.seed, self.global_step, batch["key"], self.device)
+        seed = f"{self.chapter}/{self.seed}"
+        return Randomness(seed, self.global_step, batch["key"], self.device)
 
     def times_per_sample(self, random: Randomness) -> Tensor:
         """One shifted time per clip, ``[B, F]``."""

@@ -18,6 +18,8 @@ class TeacherForcing(FlowMatching):
     The past is the clean one, strictly earlier, all blocks in one pass.
     """
 
+    chapter = "stage1"
+
     def draw_times(self, random: Randomness) -> Tensor:
         """An independent time for every block."""
         return self.times_per_block(random)

@@ -78,7 +78,7 @@ def generate_beside_truth(module, row, random, text, sizes, exit_step, truth):
 
 
 def clips(module, data, sizes) -> torch.Tensor:
-    random = Randomness(module.seed, 0, data["key"])
+    random = Randomness(f"{module.chapter}/{module.seed}", 0, data["key"])
     exit_step = random.shared_integer("exit", module.few_steps)
     made = []
     for row, text in enumerate(data["text"]):
@@ -106,7 +106,7 @@ def noised(module, random, row, x):
 
 
 def dmd_gradient(module, data, x, sizes) -> torch.Tensor:
-    random, gradient = Randomness(module.seed, 0, data["key"]), []
+    random, gradient = Randomness(f"{module.chapter}/{module.seed}", 0, data["key"]), []
     for row, clip in enumerate(x.detach()):
         text = data["text"][row]
         x_t, t, _ = noised(module, random, row, clip)
@@ -127,7 +127,7 @@ def test_student_turn(kind, blocks):
     exits = set()
     for seed in range(4):
         data, module, sizes = batch(2), made(kind, blocks, seed), SIZES[str(blocks)]
-        exits.add(Randomness(seed, 0, []).shared_integer("exit", 2))
+        exits.add(Randomness(f"{module.chapter}/{seed}", 0, []).shared_integer("exit", 2))
         x = clips(module, data, sizes)
         g = dmd_gradient(module, data, x, sizes)
         module.student_updated = True
@@ -145,7 +145,7 @@ def test_critic_turn(kind, blocks):
     """Plain mean squared error of the velocity on the student's clips, unweighted."""
     for seed in range(2):
         data, module, sizes = batch(3), made(kind, blocks, seed), SIZES[str(blocks)]
-        random, loss = Randomness(seed, 0, data["key"]), 0.0
+        random, loss = Randomness(f"{module.chapter}/{seed}", 0, data["key"]), 0.0
         for row, clip in enumerate(clips(module, data, sizes).detach()):
             x_t, t, eps = noised(module, random, row, clip)
             level = torch.full((4,), t)

@@ -39,8 +39,8 @@ TIMES = [1.0, 0.9, 0.75, 0.4]
 CD = {"intervals": 6, "guidance": 3.0, "decay": 0.99, "terminal_pair": True}
 
 
-def draws(data) -> Randomness:
-    return Randomness(1, 0, data["key"])
+def draws(module, data) -> Randomness:
+    return Randomness(f"{module.chapter}/1", 0, data["key"])
 
 
 def bell(t: float) -> float:
@@ -61,7 +61,7 @@ def frames_of_blocks(per_block, sizes) -> list:
 @pytest.mark.parametrize("kind", [Bidirectional, TeacherForcing, DiffusionForcing])
 def test_flow_matching(kind, blocks):
     data, module, sizes = batch(4), stage(kind, blocks, **FLOW), SIZES[str(blocks)]
-    random, net = draws(data), module.student
+    random, net = draws(module, data), module.student
     noise, dropped = random.normal("noise", SHAPE), random.uniform("text_dropout") < 0.5
     assert dropped.any() and not dropped.all()
 
@@ -101,7 +101,7 @@ def test_ode_regression(kind, blocks):
     """
     data, sizes = batch(4, states=4), SIZES[str(blocks)]
     module = stage(kind, blocks, times=TIMES)
-    net, random, loss = module.student, draws(data), 0.0
+    net, random, loss = module.student, draws(module, data), 0.0
     assert kind.past == ("causal" if kind is CausalODE else "bidirectional")
 
     for row in range(4):
@@ -131,7 +131,7 @@ def test_ode_regression(kind, blocks):
 
 def consistency_loss(module, data, pairs: int, intervals: int, sizes):
     """eq. 3 by loops; also which pair each clip drew."""
-    random, target = draws(data), module.target.module
+    random, target = draws(module, data), module.target.module
     k = random.integer("time", pairs, (1,))[:, 0].tolist()
     noise, points, loss = random.normal("noise", SHAPE), grid(intervals), 0.0
     for row, index in enumerate(k):

@@ -88,7 +88,7 @@ def by_hand(kind, data, steps: int):
     }
     module.log = lambda *_, **__: None
     for step in range(steps):
-        random = Randomness(module.seed, step, data["key"])
+        random = Randomness(f"{module.chapter}/{module.seed}", step, data["key"])
         name = "student" if step % 6 == 0 else "critic"
         loss = getattr(module, f"{name}_loss")(data, random)
         optimizers[name].zero_grad()

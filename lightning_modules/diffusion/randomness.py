@@ -21,14 +21,14 @@ class Randomness:
     """What chance decides for one batch.
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed, a number or a name.
         step: which step of the run, so that a sample seen twice gets fresh noise.
         keys: the samples' keys, one a row of everything that is drawn.
         device: where draws end up.
     """
 
     def __init__(
-        self, seed: int, step: int, keys: Sequence[str], device: torch.device | str = "cpu"
+        self, seed: int | str, step: int, keys: Sequence[str], device: torch.device | str = "cpu"
     ) -> None:
         self.seed, self.step, self.keys, self.device = seed, step, list(keys), device
 
