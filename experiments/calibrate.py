@@ -2,7 +2,8 @@
 
     python -m experiments.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--out FILE]
 
-Done once, by hand, when the world or the probe's recipe changes: scores name the constants' hash.
+Done once, by hand, when the world or the probe's recipe changes. It prints the line for the scale,
+since scores name the constants' hash.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from experiments.folder import write_text
-from experiments.metrics.calibration import FILE, SHARE, calibrate
+from experiments.metrics.calibration import FILE, SHARE, calibrate, digest
 from experiments.metrics.corruption import PIXELS
 from experiments.score import read_clips, world_of
 from lightning_modules.networks.probe import ProbeNetwork
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     header = "# Written by python -m experiments.calibrate; scores name its hash.\n"
     write_text(chosen.out, header + yaml.safe_dump(found, sort_keys=False))
+    print(f'{chosen.out} is written; put this line into the scale (experiments/scale/*.yaml):')
+    print(f'calibration: "{digest(found)}"')
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from experiments.bind import bind
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
-from experiments.metrics import adherence, calibration, quality, records, truth  # noqa: F401
-from experiments.metrics.corruption import NAMES, corrupt
+from experiments.metrics import adherence, quality, records, truth  # noqa: F401
+from experiments.metrics.calibration import fitting
+from experiments.metrics.corruption import NAMES
+from experiments.metrics.corruption import corrupt as corrupted
 from experiments.metrics.registry import Measurement, Metric, NotApplicable, selected
 from experiments.metrics.view import View
 from lightning_modules.networks.probe import ProbeNetwork
@@ -42,6 +44,7 @@ def check(recipe: dict[str, Any]) -> None:
         raise ValueError(
             f"score.corrupt: no corruption {settings['corrupt']!r}; there are {', '.join(NAMES)}"
         )
+    launch = launch_of(recipe)
     needs = recipe["needs"]
     for role in ("samples", "reference", "probe"):
         if role not in needs:
@@ -49,7 +52,7 @@ def check(recipe: dict[str, Any]) -> None:
     _disjoint(
         needs["samples"] == needs["reference"], settings["first"], settings["reference_clips"]
     )
-    launch_of(recipe)
+    _constants(settings["calibration"], needs["probe"], needs["reference"], launch.get("scale"))
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
@@ -78,6 +81,7 @@ def score_clips(
     clips: int,
     reference_clips: int,
     corrupt: str,
+    calibration: str,
 ) -> None:
     """Compute the metrics and write them down.
 
@@ -88,17 +92,19 @@ def score_clips(
         clips: how many.
         reference_clips: how many of the reference, from its front.
         corrupt: what is done to the samples before they are scored; `none` for a student.
+        calibration: hash of the constants of `metrics/calibration.yaml`.
 
     Raises:
-        ValueError: too few clips; samples that overlap the reference; clips of another world.
+        ValueError: too few clips; samples that overlap the reference; clips of another world;
+            constants with another hash, or made from other runs.
     """
+    constants = _constants(calibration, probe, reference)
     _disjoint(samples == reference, first, reference_clips)
     judged = read_clips(samples / "shards", first, clips)
     real, _, manifest = read_clips(reference / "shards", 0, reference_clips)
     keys = open_shards(samples / "shards").keys[first : first + clips]
-    videos, attributes = _corrupted(corrupt, judged[0], judged[1], seed)
+    videos, attributes = corrupted(corrupt, *judged[:2], seed)
     network = ProbeNetwork.load(probe / "probe")
-    constants = calibration.load()
     view = View(
         videos, attributes, real, network, world_of(manifest), manifest["fps"], constants, seed
     )
@@ -190,8 +196,8 @@ def _attributes(sample: dict[str, Any], reader: ShardReader) -> dict[str, Any]:
         ) from None
 
 
-def _corrupted(name: str, videos: np.ndarray, attributes: list, seed: int) -> tuple:
-    return corrupt(name, videos, attributes, seed)
+def _constants(calibration: str, probe: str | Path, heldout: str | Path, scale: str | None = None):
+    return fitting(calibration, Path(probe).name, Path(heldout).name, scale or "<scale>")
 
 
 def _disjoint(same: bool, first: int, reference_clips: int) -> None:

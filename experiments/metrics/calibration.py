@@ -1,6 +1,7 @@
 """The constants of World Quality and World Reward: how they are measured, and how they are read.
 
-They lie in `calibration.yaml`; `python -m experiments.calibrate` measures them anew.
+They lie in `calibration.yaml`; `python -m experiments.calibrate` measures them anew. A scale names
+their hash, so that scores by other constants are other runs.
 
 Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
 corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
@@ -10,7 +11,6 @@ judged against 0..511) are not those that the ceiling row of the table shows.
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ FILE = Path(__file__).with_name("calibration.yaml")
 SHARE = 0.95  # of real clips that a bound lets through
 
 
-@lru_cache(maxsize=4)
-def load(path: Path = FILE) -> dict[str, Any]:
-    """The constants, with `hash` of their content.
+def load(path: Path | None = None) -> dict[str, Any]:
+    """The constants in `path` (default: `FILE`), with `hash` of their content.
 
     Raises:
         FileNotFoundError: nobody has calibrated.
         ValueError: a constant is missing, not finite, or a floor is not below its ceiling.
     """
+    path = path or FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run python -m experiments.calibrate")
     constants = yaml.safe_load(path.read_text())
@@ -41,6 +41,39 @@ def load(path: Path = FILE) -> dict[str, Any]:
         if not {"floor", "ceiling"} <= set(bounds) or not bounds["floor"] < bounds["ceiling"]:
             raise ValueError(f"{path}: quality.{name} needs floor < ceiling: calibrate again")
     return {**constants, "hash": digest(constants)}
+
+
+def fitting(wanted: str, probe: str, heldout: str, scale: str) -> dict[str, Any]:
+    """The constants, if they are those that a recipe wants and were made from what it needs.
+
+    Compared are the names of the runs, which say how they were made: the same probe trained on
+    another machine may differ in its last bits, and is the same eye.
+
+    Args:
+        wanted: the hash that the recipe names.
+        probe, heldout: names of the runs that the recipe scores with and against.
+        scale: for the message.
+
+    Raises:
+        ValueError: made from other runs, or with another hash; both say how to get the right ones.
+    """
+    constants = load()
+    made_from = constants.get("made_from", {})
+    cure = f"python -m experiments.calibrate RUNS/{probe} RUNS/{heldout}"
+    for role, needed in (("probe", probe), ("heldout", heldout)):
+        if made_from.get(role) != needed:
+            raise ValueError(
+                f"{FILE} was made from the {role} {made_from.get(role)}, this recipe needs "
+                f"{needed}: make that run (python -m experiments fit probe --with-needs), then "
+                f"{cure}, and put the line it prints into experiments/scale/{scale}.yaml"
+            )
+    if constants["hash"] != wanted:
+        raise ValueError(
+            f"score.calibration: {wanted!r} is not the hash of {FILE}; if that file is right, put "
+            f'calibration: "{constants["hash"]}" into experiments/scale/{scale}.yaml, else make '
+            f"it anew by {cure} and put in the line that this prints"
+        )
+    return constants
 
 
 def digest(constants: dict[str, Any]) -> str:
