@@ -52,7 +52,7 @@ def check(recipe: dict[str, Any]) -> None:
     _disjoint(
         needs["samples"] == needs["reference"], settings["first"], settings["reference_clips"]
     )
-    _constants(settings["calibration"], needs["probe"], needs["reference"], launch.get("scale"))
+    _constants(settings["calibration"], needs["probe"], needs["reference"], launch.scale)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
@@ -98,7 +98,7 @@ def score_clips(
         ValueError: too few clips; samples that overlap the reference; clips of another world;
             constants with another hash, or made from other runs.
     """
-    constants = _constants(calibration, probe, reference)
+    constants = _constants(calibration, probe, reference, launch_of(folder.recipe).scale)
     _disjoint(samples == reference, first, reference_clips)
     judged = read_clips(samples / "shards", first, clips)
     real, _, manifest = read_clips(reference / "shards", 0, reference_clips)
@@ -196,8 +196,8 @@ def _attributes(sample: dict[str, Any], reader: ShardReader) -> dict[str, Any]:
         ) from None
 
 
-def _constants(calibration: str, probe: str | Path, heldout: str | Path, scale: str | None = None):
-    return fitting(calibration, Path(probe).name, Path(heldout).name, scale or "<scale>")
+def _constants(wanted: str, probe: str | Path, heldout: str | Path, scale: str) -> dict[str, Any]:
+    return fitting(wanted, Path(probe).name, Path(heldout).name, scale or "SCALE")
 
 
 def _disjoint(same: bool, first: int, reference_clips: int) -> None:
