@@ -1,6 +1,6 @@
 """Measure the constants of World Quality and World Reward into `metrics/calibration.yaml`.
 
-    python -m experiments.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--out FILE]
+    python -m experiments.calibrate RUN_OF_PROBE RUN_OF_HELDOUT_CLIPS [--clips N] [--out FILE]
 
 Done once, by hand, when the world or the probe's recipe changes. It prints the line for the scale,
 since scores name the constants' hash.
@@ -24,12 +24,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("probe", type=Path, help="run folder of the probe")
     parser.add_argument("heldout", type=Path, help="run folder of the held-out clips")
+    parser.add_argument("--clips", type=int, default=1024, help="half measured, half reference")
     parser.add_argument("--out", type=Path, default=FILE)
     chosen = parser.parse_args(arguments)
-    real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, 1024)
+    real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, chosen.clips)
+    half = chosen.clips // 2
     probe = ProbeNetwork.load(chosen.probe / "probe")
     found = calibrate(
-        real[512:], attributes[512:], real[:512], probe, world_of(manifest), manifest["fps"]
+        real[half:], attributes[half:], real[:half], probe, world_of(manifest), manifest["fps"]
     )
     meta = json.loads((chosen.probe / "probe" / "meta.json").read_text())
     found = {
@@ -38,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
             "probe_sha256": meta["sha256"],
             "probe_gate": meta["gate"],
             "heldout": chosen.heldout.name,
-            "clips": [512, 1024],
-            "real": [0, 512],
+            "clips": [half, chosen.clips],
+            "real": [0, half],
             "floors": list(PIXELS),
             "bounds_keep": SHARE,
         },
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     header = "# Written by python -m experiments.calibrate; scores name its hash.\n"
     write_text(chosen.out, header + yaml.safe_dump(found, sort_keys=False))
-    print(f'{chosen.out} is written; put this line into the scale (experiments/scale/*.yaml):')
+    print(f"{chosen.out} is written; put this line into the scale (experiments/scale/*.yaml):")
     print(f'calibration: "{digest(found)}"')
 
 

@@ -3,16 +3,19 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from tiny_probe import WORLD, clips, probe
 
 from datamodules.shards import ShardWriter
-from experiments import score
+from experiments import calibrate, score
 from experiments.folder import RunFolder
+from experiments.metrics import calibration
 from experiments.metrics.registry import METRICS
 from lightning_modules.networks.autoencoders import PatchTransform
 
 SCORE = {"metrics": "all", "first": 256, "clips": 128, "reference_clips": 256, "corrupt": "none"}
+SCORE["calibration"] = calibration.load()["hash"]
 
 
 def write_run(path, kind, source, field):
@@ -33,6 +36,17 @@ def write_run(path, kind, source, field):
             writer.write(f"clip-{i:04d}", {field: arrays[i], "text": text}, info)
     (path / "done.json").write_text("{}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def constants(tmp_path, monkeypatch):
+    """The stored constants as if they were made from the runs of these tests; their file."""
+    file = tmp_path / "calibration.yaml"
+    stored = yaml.safe_load(calibration.FILE.read_text())
+    stored["made_from"] |= {"probe": "probe-00000000", "heldout": "heldout-00000000"}
+    file.write_text(yaml.safe_dump(stored))
+    monkeypatch.setattr(calibration, "FILE", file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,7 @@ def prepare(runs, name, samples="heldout-00000000", **changes):
             "probe": "probe-00000000",
         },
         "score": {**SCORE, **changes},
-        "launch": {"threads": 1, "accelerator": "cpu"},
+        "launch": {"threads": 1, "accelerator": "cpu", "scale": "tiny"},
     }
     (runs / name).mkdir(exist_ok=True)
     (runs / name / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
@@ -131,3 +145,31 @@ def test_too_few_clips_and_missing_needs_are_refused(runs):
     del recipe["needs"]["probe"]
     with pytest.raises(ValueError, match="needs.probe is missing"):
         score.check(recipe)
+
+
+def test_stale_constants_are_refused_with_the_cure(runs, constants):
+    recipe, folder = prepare(runs, "score-00000010", calibration="0" * 16)
+    line = f'calibration: "{SCORE["calibration"]}" into experiments/scale/tiny.yaml'
+    with pytest.raises(ValueError, match=line):
+        score.check(recipe)
+    stored = yaml.safe_load(constants.read_text())
+    for role in ("probe", "heldout"):
+        other = stored | {"made_from": stored["made_from"] | {role: f"{role}-11111111"}}
+        constants.write_text(yaml.safe_dump(other))
+        recipe, folder = prepare(runs, "score-00000010")
+        cure = r"experiments\.calibrate RUNS/probe-00000000 RUNS/heldout-00000000"
+        with pytest.raises(ValueError, match=f"{role}-11111111.*{role}-00000000.*{cure}"):
+            score.run(recipe, folder)
+    stored["bounds"]["jump"] += 1
+    constants.write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="is not the hash of"):
+        score.run(*prepare(runs, "score-00000010"))
+
+
+def test_calibrating_prints_the_line_that_scores_then_accept(runs, constants, capsys):
+    needs = [str(runs / "probe-00000000"), str(runs / "heldout-00000000")]
+    calibrate.main([*needs, "--clips", "384", "--out", str(constants)])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert yaml.safe_load(line)["calibration"] != SCORE["calibration"]
+    recipe, _ = prepare(runs, "score-00000011", **yaml.safe_load(line))
+    score.check(recipe)
