@@ -38,7 +38,8 @@ _NETWORK = {
 SETTINGS = [f"{key}={value}" for key, value in _SMALL.items()]
 for _net in ("network", "score_network"):
     SETTINGS += [f"{_net}.{key}={value}" for key, value in _NETWORK.items()]
-SETTINGS += ["score_network.ffn_dim=48"]  # another network than the critic starts as
+# The critic must not start as the real score, or the first step of Stage 3 has no gradient.
+SETTINGS += ["score_network.ffn_dim=48", "critic={recipe: base}"]
 
 
 def _verb(arguments: list[str], output: Path, file_limit: int | None) -> None:
