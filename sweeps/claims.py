@@ -46,6 +46,11 @@ class Verdict:
     answers: Sequence[Answer]
 
     @property
+    def seeds(self) -> int:
+        """Of how many trainings the least supported comparison knows; 0 when none was made."""
+        return min((a.margin.seeds for a in self.answers if a.margin), default=0)
+
+    @property
     def hardest(self) -> Answer | None:
         """The answer that decides: the smallest margin among those with the claim's verdict."""
         deciding = [a for a in self.answers if a.verdict == self.verdict and a.margin]

@@ -53,7 +53,11 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"margin": render.margin_text, "tally": render.tally}
+    environment.filters |= {
+        "margin": render.margin_text,
+        "tally": render.tally,
+        "badge": render.badge,
+    }
     inits = list(numbers.layout["rows"])
     return environment.get_template("page.html").render(
         title=title,

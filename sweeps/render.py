@@ -72,6 +72,13 @@ def margin_text(verdict: Verdict) -> str:
     return f"{text} [{signed(margin.low)}, {signed(margin.high)}], {margin.method}"
 
 
+def badge(verdict: Verdict) -> str:
+    """The answer as printed, with the number of seeds that it rests on."""
+    seeds = f" ({verdict.seeds} seed{'s' if verdict.seeds > 1 else ''})"
+    known = verdict.seeds and verdict.verdict != "not run"
+    return f"{MARK[verdict.verdict]} {verdict.verdict}{seeds if known else ''}"
+
+
 def tally(verdict: Verdict) -> str:
     """How many of a claim's comparisons speak for it."""
     held = sum(answer.verdict == "holds" for answer in verdict.answers)
@@ -86,8 +93,7 @@ def markdown_claims(verdicts: Sequence[Verdict]) -> str:
     ]
     lines += ["|---|---|---|---|---|"]
     for v in verdicts:
-        mark = f"{MARK[v.verdict]} {v.verdict}"
-        lines.append(f"| {v.sentence} | {v.where} | {mark} | {tally(v)} | {margin_text(v)} |")
+        lines.append(f"| {v.sentence} | {v.where} | {badge(v)} | {tally(v)} | {margin_text(v)} |")
     return "\n".join([*lines, ""])
 
 
@@ -195,6 +201,6 @@ def rich_claims(verdicts: Sequence[Verdict]):
     for name in ("statement", "ours", "deciding margin (positive: for it)"):
         drawn.add_column(name, overflow="fold")
     for v in verdicts:
-        badge = Text(f"{MARK[v.verdict]} {v.verdict}", style=colour.get(v.verdict, "yellow"))
-        drawn.add_row(v.sentence, badge, margin_text(v))
+        said = Text(badge(v), style=colour.get(v.verdict, "yellow"))
+        drawn.add_row(v.sentence, said, margin_text(v))
     return drawn

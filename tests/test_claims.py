@@ -1,18 +1,23 @@
 """The claims' evaluator: its truth table, and the paper's own numbers through it."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from synthetic_sweep import make_sweep
 
+from sweeps.assemble import our_table, paper_table
 from sweeps.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, answer, combine, judge, load_claims
 from sweeps.collect import collect
 from sweeps.evidence import Margin, OurNumbers, PaperNumbers, exact
 from sweeps.layout import load_yaml
+from sweeps.page import page
 from sweeps.relations import RELATIONS, Comparison, compare
-from sweeps.render import MARK, margin_text
+from sweeps.render import MARK, badge, margin_text, markdown_claims, rich_claims
+from sweeps.results import Results
 
 LAYOUT = load_yaml("columns.yaml")
 CLAIMS = {claim["id"]: claim for claim in load_claims()}
@@ -151,6 +156,22 @@ def test_curves_of_one_seed_without_intervals_decide_nothing(tmp_path):
     (verdict,) = judge([CLAIMS["dmd_sharper_early_drifts"]], OurNumbers(results, LAYOUT))
     assert verdict.verdict == UNDECIDED
     assert "one seed, no interval" in margin_text(verdict)
+
+
+def test_every_answer_says_how_many_seeds_it_rests_on(tmp_path):
+    for seeds, words in (((0,), "(1 seed)"), ((0, 1), "(2 seeds)")):
+        runs = tmp_path / str(len(seeds))
+        results = collect(make_sweep(runs, seeds, clips=False), runs)
+        numbers = OurNumbers(results, LAYOUT)
+        verdicts = judge(load_claims(), numbers)
+        assert all(badge(v) == f"{MARK[v.verdict]} {v.verdict} {words}" for v in verdicts)
+        console = Console(width=300, file=io.StringIO())
+        console.print(rich_claims(verdicts))
+        shown = page("t", numbers, our_table(results, "tiny"), paper_table(), verdicts)
+        for text in (markdown_claims(verdicts), console.file.getvalue(), shown):
+            assert text.count(words) == len(CLAIMS)
+    unrun = judge(load_claims(), OurNumbers(Results({}), LAYOUT))
+    assert {badge(v) for v in unrun} == {"· not run"}
 
 
 @pytest.mark.parametrize(
