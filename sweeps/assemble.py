@@ -1,15 +1,25 @@
 """Our table and the paper's, put together from numbers.
 
 Best and second best are by value, within a block and a column; another entry is marked as like the
-best when the interval of its paired difference to the best contains zero. Ceiling and floors stand
-outside the ranking.
+best when the interval of its paired difference to the best contains zero. Teachers, ceiling and
+floors stand outside the ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sweeps.evidence import Margin, Numbers, OurNumbers, PaperNumbers, Quantity, Row, Term, exact
+from sweeps.evidence import (
+    Margin,
+    Numbers,
+    OurNumbers,
+    PaperNumbers,
+    Quantity,
+    Row,
+    Term,
+    exact,
+    mean_over_seeds,
+)
 from sweeps.layout import (
     NONE,
     NOT_RUN,
@@ -62,7 +72,8 @@ def our_table(results: Results, scale: str, layout: Mapping | None = None) -> Ta
     """Our table from what has been run.
 
     Raises:
-        ValueError: a column would mix exact and proxy values, or ranks against its metric.
+        ValueError: a column would mix exact and proxy values, or calibrations, or ranks against its
+            metric.
     """
     layout = layout or load_yaml("columns.yaml")
     numbers = OurNumbers(results, layout)
@@ -87,9 +98,8 @@ def our_table(results: Results, scale: str, layout: Mapping | None = None) -> Ta
         }
         blocks.append(_block(numbers, columns, steps, cells))
     references = [
-        _reference(name, run, columns)
-        for name, run in results.references.items()
-        if run is not None
+        _reference(init, layout["references"].get(init, init), runs, columns)
+        for init, runs in results.references.items()
     ]
     return Table(
         f"Ours, {scale} scale", columns, blocks, references, _caption(results), _notes(columns)
@@ -111,26 +121,43 @@ def _our_entries(numbers: OurNumbers, columns: Sequence[Column], row: Row) -> di
 
 
 def _counts(results: Results, row: Row) -> str:
-    runs = [cell.stage3 for cell in results.of(*row) if cell.stage3]
+    return _runs_by_clips([cell.stage3 for cell in results.of(*row) if cell.stage3])
+
+
+def _runs_by_clips(runs: Sequence[ScoreRun]) -> str:
     clips = {score.n for run in runs for score in run.scores.values()}
     return f"{len(runs)} × {max(clips)}" if clips else NONE
 
 
-def _reference(name: str, run: ScoreRun, columns: Sequence[Column]) -> TableRow:
+def _reference(
+    init: str, label: str, runs: Sequence[ScoreRun], columns: Sequence[Column]
+) -> TableRow:
     entries = {}
     for column in columns:
-        score = run.scores.get(column.metric) if column.metric else None
-        margin = (
-            Margin(score.value, score.low, score.high, "the score's own interval")
-            if score
-            else None
-        )
-        entries[column.id] = entry(margin, column, SKIPPED if column.metric else NONE)
-    return TableRow(name, name, entries, f"{max((s.n for s in run.scores.values()), default=0)}")
+        absent = (SKIPPED if runs else NOT_RUN) if column.metric else NONE
+        entries[column.id] = entry(_reference_margin(runs, column.metric), column, absent)
+    return TableRow(init, label, entries, _runs_by_clips(runs))
+
+
+def _reference_margin(runs: Sequence[ScoreRun], metric: str) -> Margin | None:
+    """Mean over the seeds with a run of their own; of a single run its own interval."""
+    scores = [run.scores[metric] for run in runs if metric in run.scores]
+    if len(scores) > 1:
+        return mean_over_seeds([score.value for score in scores])
+    return next((Margin(s.value, s.low, s.high, "the score's own interval") for s in scores), None)
 
 
 def _check_columns(results: Results, columns: Sequence[Column]) -> None:
-    runs = [cell.stage3 for cell in results.cells.values() if cell.stage3]
+    cells = results.cells.values()
+    runs = [run for cell in cells for run in (cell.stage3, cell.stage2) if run]
+    runs += [run for same in results.references.values() for run in same]
+    by = {s.calibration: run for run in runs for s in run.scores.values() if s.calibration}
+    if len(by) > 1:
+        folders = ", ".join(f"{run.folder.name} ({hash})" for hash, run in by.items())
+        raise ValueError(
+            f"the score runs were made with different calibrations: {folders}; delete the run "
+            "folders of those that are not the scale's calibration and run the sweep again"
+        )
     for column in columns:
         found = [run.scores[column.metric] for run in runs if column.metric in run.scores]
         if len({score.kind for score in found}) > 1:
@@ -157,7 +184,7 @@ def _caption(results: Results) -> str:
         "how much another training would differ"
     )
     return (
-        f"{done} of {len(results.cells)} cells. Values: {how}. n: seeds × clips. Bold: best; "
+        f"{done} of {len(results.cells)} cells. Values: {how}. n: score runs × clips. Bold: best; "
         "underlined: second best, by value, within a block. ≈: not distinguishable from the best "
         "(the 95% interval of the paired difference contains 0)."
     )

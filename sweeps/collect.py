@@ -3,7 +3,7 @@
 A cell of the sweep's graph names two score runs, `stage3` and `stage2`. Behind `stage3` the needs
 lead to the clips (a sample run), to the Stage-3 training and to the Stage-2 training it started
 from, whose pairs, if it needs any, are Stage-2 cost as well. A cell without `few_steps` is a
-reference row (a ceiling or a floor); its `init` is its name.
+reference row (a teacher, a ceiling or a floor); its `init` is its name. Seeds may share its run.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ def collect(sweep: graph.Sweep, runs_dir: Path) -> Results:
     """
     layout = load_yaml("columns.yaml")
     cells: dict[Key, Cell] = {}
-    references: dict[str, ScoreRun] = {}
+    references: dict[str, dict[str, ScoreRun]] = {}
     for planned in sweep.cells:
         scored = {name: _scored(run, runs_dir) for name, run in planned.runs.items()}
         init = str(planned.labels.get("init", planned.labels))
         if "few_steps" not in planned.labels:
-            found = next((run for run in scored.values() if run), None)
-            if found and init not in references:
-                references[layout["references"].get(init, init)] = found
+            first = next(((planned.runs[n].name, run) for n, run in scored.items() if run), None)
+            references.setdefault(init, {}).update([first] if first else [])
             continue
         if init not in layout["rows"]:
             raise ValueError(f"columns.yaml: rows has no name for init {init!r} of {sweep.name}")
@@ -44,7 +43,9 @@ def collect(sweep: graph.Sweep, runs_dir: Path) -> Results:
         state = _state(planned.runs.values(), runs_dir)
         cost = _cost(planned.runs.get("stage3"), init in layout["no_stage2"], runs_dir)
         cells[key] = Cell(*key, state, scored.get("stage3"), scored.get("stage2"), cost)
-    return Results(cells, references, _real(sweep, runs_dir), provenance(sweep, cells, runs_dir))
+    order = [name for name in layout["references"] if name in references]
+    shown = {init: list(references[init].values()) for init in dict.fromkeys([*order, *references])}
+    return Results(cells, shown, _real(sweep, runs_dir), provenance(sweep, cells, runs_dir))
 
 
 def _of_verb(run: Run | None, verb: str) -> list[Run]:

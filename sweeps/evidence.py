@@ -94,6 +94,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def mean_over_seeds(values: Sequence[float]) -> Margin:
+    """The mean of one value per seed, two or more, with Student's interval."""
+    return Margin(float(np.mean(values)), *t_interval(values), "t over seeds", len(values))
+
+
 @lru_cache(maxsize=8)
 def _resampling_weights(n: int) -> np.ndarray:
     rng = np.random.default_rng(20250)
@@ -129,7 +134,7 @@ class OurNumbers:
             return None
         sums = [total for _, total in by_seed]
         if len(sums) > 1:
-            return Margin(float(np.mean(sums)), *t_interval(sums), "t over seeds", len(sums))
+            return mean_over_seeds(sums)
         return self._one_seed(by_seed[0][0], terms, sums[0])
 
     def value(self, cell: Cell, quantity: Quantity) -> float | None:

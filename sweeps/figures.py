@@ -113,7 +113,7 @@ def _drift_panel(axis: Any, numbers: OurNumbers, count: int, metric: str) -> Non
         axis.plot(index, values.mean(0), color=hue, marker="o", ms=3, lw=1.6, label=label)
         if len(values) > 1:
             axis.fill_between(index, values.min(0), values.max(0), color=hue, alpha=0.18, lw=0)
-    ceiling = numbers.results.references.get(numbers.layout["references"]["ceiling"])
+    ceiling = next(iter(numbers.results.references.get("ceiling", ())), None)
     if ceiling and metric in ceiling.curves:
         axis.plot(ceiling.curves[metric], color=INK, ls=":", lw=1.2, label=REAL)
     axis.xaxis.get_major_locator().set_params(integer=True)

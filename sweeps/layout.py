@@ -76,7 +76,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its own header; `references` are ceiling and floors, outside the ranking."""
+    """A table with its own header; `references` are outside the ranking."""
 
     heading: str
     columns: Sequence[Column]

@@ -33,6 +33,7 @@ class Score:
     unit: str = ""
     kind: str = ""
     higher_is_better: bool | None = None
+    calibration: str = ""  # hash of the constants behind it
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of a sweep, reference rows (ceiling and floors, by name), and provenance."""
+    """All cells of a sweep, provenance, and reference rows by init: a score run for each seed that
+    has one of its own, none while not run.
+    """
 
     cells: Mapping[Key, Cell]
-    references: Mapping[str, ScoreRun] = field(default_factory=dict)
+    references: Mapping[str, Sequence[ScoreRun]] = field(default_factory=dict)
     real: Sequence[Path] = ()  # folders that may hold the real clips of the prompts
     provenance: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,6 +134,7 @@ def _score(record: Mapping, path: Path) -> Score | None:
         return Score(
             record["metric"], float(value), int(record["n"]), low, high,
             record.get("unit") or "", record.get("kind") or "", record.get("higher_is_better"),
+            record.get("calibration") or "",
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -81,7 +81,9 @@ def test_every_cell_and_the_papers_block_are_there(shown):
         assert word in text
     for printed in ("83.35", "84.89", "11600", "5.412"):
         assert printed in text
-    assert len(re.findall(rf"<td>2 × {CLIPS}</td>", html)) == 14
+    assert len(re.findall(rf"<td>2 × {CLIPS}</td>", html)) == 14 + 1
+    for row in ("AR teacher: Stage 1, many steps", "ceiling: held-out real clips"):
+        assert row in text
     assert "not run" in text and "ceiling: held-out real clips" in text
     assert text.count("not run") >= 7
 

@@ -16,6 +16,7 @@ from sweeps import render, table
 from sweeps.assemble import our_table, paper_table
 from sweeps.collect import collect
 from sweeps.evidence import OurNumbers, Quantity, Term, bootstrap_interval, t_interval
+from sweeps.graph import load_sweep
 from sweeps.layout import Column, human_bytes, load_yaml
 from sweeps.results import read_scores
 
@@ -101,20 +102,64 @@ def test_nothing_run_is_all_not_run(tmp_path):
     shown = our_table(collect(sweep, tmp_path / "empty"), "tiny")
     texts = {e.text for b in shown.blocks for r in b.rows for e in r.entries.values()}
     assert texts == {"not run"}
-    assert shown.references == []
+    for row in shown.references:
+        assert row.entries["total"].text == "not run" and row.entries["time"].text == "-"
 
 
-def test_ceiling_row_is_outside_the_ranking(ours):
-    (ceiling,) = our_table(ours, "tiny").references
-    assert "held-out real" in ceiling.label
-    assert ceiling.entries["total"].rank == ""
-    assert ceiling.entries["time"].text == "-"
+def test_references_are_outside_the_ranking(ours):
+    teacher, ceiling = our_table(ours, "tiny").references
+    assert "AR teacher" in teacher.label and "held-out real" in ceiling.label
+    for row, value in ((teacher, 88.0), (ceiling, 95.0)):
+        total = row.entries["total"]
+        assert (total.rank, total.margin.value, row.n) == ("", value, f"1 × {CLIPS}")
+        assert total.margin.high == pytest.approx(value + 0.7)  # the score's own
+        assert row.entries["time"].text == "-"
+
+
+def test_a_reference_of_several_seeds_is_their_mean_and_a_shared_one_counts_once(tmp_path):
+    results = collect(make_sweep(tmp_path, seeds=(0, 1, 2), clips=False), tmp_path)
+    teacher, ceiling = our_table(results, "tiny").references
+    margin = teacher.entries["total"].margin
+    assert margin.value == pytest.approx(89.0) and teacher.n == f"3 × {CLIPS}"
+    assert (margin.low, margin.high) == pytest.approx(t_interval([88.0, 89.0, 90.0]))
+    assert ceiling.entries["total"].margin.value == 95.0 and ceiling.n == f"1 × {CLIPS}"
+
+
+def test_our_ablation_shows_teachers_ceiling_and_floors_by_name():
+    sweep, names = load_sweep("ablation", "tiny", (0, 1)), load_yaml("columns.yaml")["references"]
+    cells = [cell for cell in sweep.cells if "few_steps" not in cell.labels]
+    assert {cell.labels["init"] for cell in cells} == set(names)
+    runs = {
+        init: {c.runs["stage3"].name for c in cells if c.labels["init"] == init} for init in names
+    }
+    assert {init: len(found) for init, found in runs.items()} == {
+        init: 2 if init == "ar_teacher" else 1 for init in names
+    }
+    for cell in cells:
+        if cell.labels["init"] in ("base", "real_score", "ar_teacher"):
+            sample = cell.runs["stage3"].needs["samples"]
+            student = sample.needs["student"].recipe["recipe"]
+            if cell.labels["init"] == "ar_teacher":
+                assert student == "stage1_teacher_forcing"
+                assert sample.recipe["sample"]["sampler"] == "autoregressive_ode"
+            else:
+                assert student == cell.labels["init"]
+                assert sample.recipe["sample"]["sampler"] == "bidirectional_ode"
+
+
+def test_scores_by_different_calibrations_are_refused(tmp_path):
+    sweep = make_sweep(tmp_path, clips=False)
+    other = sweep.cells[3].runs["stage2"].name
+    path = tmp_path / other / "scores.jsonl"
+    path.write_text(path.read_text().replace("1234567890abcdef", "fedcba0987654321"))
+    with pytest.raises(ValueError, match=f"different calibrations.*{other} .fedcba0987654321"):
+        our_table(collect(sweep, tmp_path), "tiny")
 
 
 def test_csv_reads_back(ours):
     shown = our_table(ours, "tiny")
     lines = list(csv.DictReader(io.StringIO(render.csv_text(shown))))
-    assert len(lines) == 15 + 1
+    assert len(lines) == 15 + 2
     for line in lines[:15]:
         row = _row(shown, int(line["few_steps"]), line["init"])
         for column in shown.columns:
