@@ -9,7 +9,7 @@ from minimal_runs import finished, prepared, run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-STEPS = {"stage1_teacher_forcing": 12, "stage2_causal_cd": 12, "stage3_asymmetric_dmd": 14}
+STEPS = {"stage1_teacher_forcing": 20, "stage2_causal_cd": 20, "stage3_asymmetric_dmd": 20}
 
 
 def events(made: Path) -> EventAccumulator:
