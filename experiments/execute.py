@@ -58,23 +58,31 @@ def execute(
         if folder.done:  # the previous holder finished it
             return False
         folder.clear_failure()
-        with _logged(folder.path / "log.txt"):
-            try:
-                log.info("%s starts (process %d)", folder.name, os.getpid())
-                # Imported before anything is seeded: the first run of a process is like any other.
-                module = verb_module(folder.recipe["verb"], package)
-                with _isolated(folder.recipe["seed"]), _recorded(folder):
-                    module.check(folder.recipe)
-                    module.run(folder.recipe, folder)
-            except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the
-                log.info("%s", saved(folder))  # second, after it has saved what it wants to save
-                raise KeyboardInterrupt(saved(folder)) from stop
-            except BaseException as error:
-                log.error("%s failed", folder.name, exc_info=error)
-                folder.mark_failed("".join(traceback.format_exception(error)))
-                raise
+        # Imported before anything is seeded: the first run of a process is like any other.
+        with _logged(folder.path / "log.txt"), _failing(folder):
+            log.info("%s starts (process %d)", folder.name, os.getpid())
+            module = verb_module(folder.recipe["verb"], package)
+        # Logged anew: the libraries imported now have loggers that pass nothing on.
+        logged = _logged(folder.path / "log.txt")
+        with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
+            module.check(folder.recipe)
+            module.run(folder.recipe, folder)
         folder.mark_done()
     return True
+
+
+@contextmanager
+def _failing(folder: RunFolder) -> Iterator[None]:
+    """Writes down why it failed; says what an interruption has kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second,
+        log.info("%s", saved(folder))  # after it has saved what it wants to save
+        raise KeyboardInterrupt(saved(folder)) from stop
+    except BaseException as error:
+        log.error("%s failed", folder.name, exc_info=error)
+        folder.mark_failed("".join(traceback.format_exception(error)))
+        raise
 
 
 def saved(folder: RunFolder) -> str:

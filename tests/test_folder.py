@@ -122,6 +122,31 @@ def test_a_run_neither_sees_nor_leaves_global_state(tmp_path):
     assert results[0] == results[1], "the result depends on what the process did before"
 
 
+def test_log_txt_hears_loggers_that_pass_nothing_on_from_the_first_run_on(tmp_path, monkeypatch):
+    """As Lightning's and diffusers' do not, which exist only once the verb is imported."""
+    package = tmp_path / "quiet_verbs"
+    package.mkdir()
+    (package / "fit.py").write_text(
+        "import logging\nlog = logging.getLogger('quiet')\nlog.propagate = False\n"
+        "log.addHandler(logging.NullHandler())\n"
+        "def check(recipe): pass\ndef run(recipe, folder): log.warning('said quietly')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = make(tmp_path)
+    assert execute(folder, None, "quiet_verbs")
+    assert (folder.path / "log.txt").read_text().count("quiet: said quietly") == 1
+    (handler,) = logging.getLogger("quiet").handlers
+    assert isinstance(handler, logging.NullHandler)
+
+
+def test_a_verb_that_cannot_be_imported_is_a_failure_with_its_trace(tmp_path):
+    folder = make(tmp_path)
+    with pytest.raises(ModuleNotFoundError):
+        execute(folder, None, "no_such_verbs")
+    assert folder.state() == "failed" and "no_such_verbs" in folder.failure()
+    assert "ModuleNotFoundError" in (folder.path / "log.txt").read_text()
+
+
 def test_a_failure_is_kept_with_its_trace(tmp_path):
     folder = make(tmp_path, "right", act="fail")
     make(tmp_path).mark_done()
