@@ -12,6 +12,7 @@ noise levels are read, never derived again.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,6 +115,8 @@ def generate_pairs(
         },
         negative=clips.negative,
     )
+    calls: Counter[str] = Counter()
+    hook = teacher.register_forward_hook(lambda *_: calls.update(["teacher_forwards"]))
     with writer:
         for start in range(0, count, batch):
             samples = [clips.read(i, fields) for i in range(start, min(start + batch, count))]
@@ -134,7 +137,8 @@ def generate_pairs(
                 arrays["trajectory"] = states.astype(np.float16)
                 writer.write(sample["key"], arrays, sample["info"])
             folder.progress(start + len(samples), count, "trajectories")
-    folder.record({"counters": {"pairs": count, "teacher_calls_per_pair": intervals}})
+    hook.remove()
+    folder.record({"counters": {"trajectories": count, **calls}})
     log.info("%d %s trajectories of %d states", count, past, len(kept))
 
 
