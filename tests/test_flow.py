@@ -21,7 +21,6 @@ def test_conversions_round_trip(seed, t):
     x0, eps, t = draw(seed, t)
     x_t, v = flow.add_noise(x0, eps, t), flow.velocity(x0, eps)
     torch.testing.assert_close(flow.to_x0(x_t, v, t), x0)
-    torch.testing.assert_close(flow.to_eps(x_t, v, t), eps)
 
 
 @given(seed=st.integers(0, 99), t=times, t_next=times)
@@ -51,11 +50,6 @@ def test_published_few_step_list_and_ode_grid():
 @pytest.mark.parametrize("by, expected", [(5.0, 0.9375), (8.0, 0.96)])
 def test_shift_of_three_quarters(by, expected):
     assert flow.shift(0.75, by) == pytest.approx(expected)
-
-
-@given(u=times, by=st.floats(1.0, 12.0))
-def test_shift_inverts(u, by):
-    assert flow.unshift(flow.shift(u, by), by) == pytest.approx(u, abs=1e-9)
 
 
 def test_times_are_exact_not_looked_up():

@@ -25,11 +25,6 @@ def shift(u: Number, by: float) -> Number:
     return by * u / (1 + (by - 1) * u)
 
 
-def unshift(t: Number, by: float) -> Number:
-    """The inverse of :func:`shift`."""
-    return t / (by - (by - 1) * t)
-
-
 def time_grid(intervals: int, by: float) -> Tensor:
     """The shifted grid from noise to data, ``[intervals + 1]`` fp64, first 1 and last exactly 0.
 
@@ -53,11 +48,6 @@ def velocity(x0: Tensor, eps: Tensor) -> Tensor:
 def to_x0(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """Where the straight line through ``x_t`` with slope ``v`` meets data: ``x_t - t v``."""
     return x_t - per_frame(t) * v
-
-
-def to_eps(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Where the same line meets noise: ``x_t + (1 - t) v``."""
-    return x_t + (1 - per_frame(t)) * v
 
 
 def euler_step(x_t: Tensor, v: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
