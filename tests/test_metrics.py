@@ -1,3 +1,5 @@
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,19 +20,26 @@ from experiments.metrics.registry import METRICS, NotApplicable, selected
 from experiments.metrics.statistics import resample_weights
 from experiments.metrics.view import View
 
-_views: dict[str, View] = {}
+
+@lru_cache
+def constants() -> dict:
+    """Of our own clips and probe."""
+    judged, real = clips("heldout", 192, 256), clips("heldout", 256)
+    args = (real.videos, probe().network, WORLD, 8)
+    return calibration.calibrate(judged.videos, judged.attributes, *args)
 
 
-def view(name: str) -> View:
-    """Held-out clips after a corruption, beside other held-out clips, with constants of our own."""
-    if name not in _views:
-        judged, real = clips("heldout", 192, 256), clips("heldout", 256)
-        args = (real.videos, probe().network, WORLD, 8)
-        if "constants" not in _views:
-            _views["constants"] = calibration.calibrate(judged.videos, judged.attributes, *args)
-        changed = corrupt(name, judged.videos, judged.attributes, 0)
-        _views[name] = View(*changed, *args, _views["constants"], 0)
-    return _views[name]
+def beside_real(videos, attributes) -> View:
+    """Clips beside real ones."""
+    real = clips("heldout", 256).videos
+    return View(videos, attributes, real, probe().network, WORLD, 8, constants(), 0)
+
+
+@lru_cache
+def view(name: str, count: int = 192, first: int = 256) -> View:
+    """Held-out clips after a corruption, beside other held-out clips."""
+    judged = clips("heldout", count, first)
+    return beside_real(*corrupt(name, judged.videos, judged.attributes, 0))
 
 
 def value(metric: str, corruption: str) -> float:
@@ -100,16 +109,34 @@ def test_total_is_four_parts_quality_and_one_semantic():
     assert adherence.total_of(85.0, 80.0) == 84.0
 
 
-def test_intervals_hold_their_value():
+def test_intervals_of_means_are_as_wide_as_their_standard_error():
     for metric in METRICS.values():
-        found = metric.compute(view("none"))
-        if found.interval is not None:
-            low, high = found.interval
-            assert low - 1e-9 <= found.value <= high + 1e-9, metric.id
         if metric.scope == "sample":
+            found = metric.compute(view("none"))
             assert found.per_clip.shape == (192,)
             assert np.nanmean(found.per_clip) == pytest.approx(found.value)
             assert np.isfinite(found.per_clip).sum() == found.n
+            half = 1.96 * np.nanstd(found.per_clip) / found.n**0.5
+            assert np.diff(found.interval) / 2 == pytest.approx(half, rel=0.15, abs=1e-9), metric.id
+
+
+def _reach(found) -> float:
+    """Half of an interval that may be cut at a bound of its metric on one side."""
+    return max(found.interval[1] - found.value, found.value - found.interval[0])
+
+
+def test_intervals_of_sets_tell_how_much_other_prompts_would_change():
+    """They hold the values of other clips of the same world, and narrow with their number."""
+    distances = {}
+    for metric in METRICS.values():
+        if metric.scope == "set":
+            here, there = (metric.compute(view("none", 192, first)) for first in (256, 448))
+            reach = _reach(here)
+            distances[metric.id] = abs(here.value - there.value) / reach / 2**0.5
+            few = metric.compute(view("none", 48))
+            assert _reach(few) > 1.05 * reach, metric.id
+    assert max(distances.values()) < 2, distances
+    assert np.median(list(distances.values())) > 0.1, "intervals so wide that they say nothing"
 
 
 def test_curves_have_one_value_a_frame():
@@ -134,19 +161,10 @@ def test_quality_refuses_a_missing_dimension():
 def test_flicker_without_standing_clips_is_skipped_not_zero():
     judged = clips("heldout", 192, 256)
     moving = [i for i, a in enumerate(judged.attributes) if a["speed"] != "still"][:40]
-    some = View(
-        judged.videos[moving],
-        [judged.attributes[i] for i in moving],
-        clips("heldout", 256).videos,
-        probe().network,
-        WORLD,
-        8,
-        _views.get("constants"),
-        0,
-    )
+    some = beside_real(judged.videos[moving], [judged.attributes[i] for i in moving])
     with pytest.raises(NotApplicable, match="standing still"):
         METRICS["world.quality.temporal_flickering"].compute(some)
-    with pytest.raises(NotApplicable):
+    with pytest.raises(NotApplicable, match="standing still"):
         METRICS["world.total"].compute(some)
 
 

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from experiments.metrics.statistics import (
     bootstrap_interval,
+    kendall,
     resample_weights,
+    slope,
     spread_interval,
-    trend,
 )
 
 
@@ -41,20 +43,27 @@ def test_no_finite_value_is_refused():
 
 @given(st.floats(-5, 5), st.integers(4, 20))
 @settings(max_examples=30, deadline=None)
-def test_trend_of_a_line_is_its_slope(slope, length):
-    found = trend(2 + slope * np.arange(length))
-    assert found["slope"] == pytest.approx(slope, abs=1e-9)
-    assert found["low"] - 1e-9 <= found["slope"] <= found["high"] + 1e-9
+def test_the_slope_of_a_line(by, length):
+    assert slope(2 + by * np.arange(length)) == pytest.approx(by, abs=1e-9)
 
 
-def test_trend_ignores_one_outlier():
+def test_the_slope_is_that_of_scipy_for_each_curve_of_a_stack():
+    curves = np.random.default_rng(0).normal(size=(3, 5, 8))
+    expected = [[stats.theilslopes(curve, np.arange(8))[0] for curve in row] for row in curves]
+    assert slope(curves) == pytest.approx(np.array(expected))
+
+
+def test_the_slope_ignores_one_outlier_and_tau_is_zero_without_a_trend():
     curve = np.arange(20.0)
+    assert kendall(curve) == pytest.approx(1) and kendall(-curve) == pytest.approx(-1)
     curve[4] = 500
-    assert trend(curve)["slope"] == pytest.approx(1, abs=0.05)
-    assert trend(np.ones(8))["tau"] == 0
+    assert slope(curve) == pytest.approx(1, abs=0.05)
+    assert kendall(np.ones(8)) == 0
 
 
 def test_spread_interval_is_centred_and_never_negative():
     low, high = spread_interval(5.0, np.array([7.0, 9.0, 8.0]))
     assert low + high == pytest.approx(10)
     assert spread_interval(0.1, np.array([0.0, 5.0]))[0] == 0
+    low, high = spread_interval(0.1, np.array([0.0, 5.0]), least=-np.inf)
+    assert low + high == pytest.approx(0.2)

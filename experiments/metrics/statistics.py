@@ -48,31 +48,31 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def spread_interval(estimate: float, resampled: np.ndarray) -> tuple[float, float]:
+def spread_interval(
+    estimate: float, resampled: np.ndarray, least: float = 0.0
+) -> tuple[float, float]:
     """Normal interval around `estimate` with the standard deviation of bootstrap estimates.
 
     For set-wise metrics (Frechet distance, recall) whose bootstrap is biased, because a resample
-    holds only 63% distinct clips: the spread is still usable, the centre is not. None of these
-    metrics is negative.
+    holds only 63% distinct clips: the spread is still usable, the centre is not. The interval does
+    not go below `least`: most of these metrics are never negative.
     """
     half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(resampled, ddof=1))
-    return max(estimate - half, 0.0), estimate + half
+    return max(estimate - half, least), estimate + half
 
 
-def trend(curve: np.ndarray) -> dict[str, float]:
-    """Theil-Sen slope per frame of a curve over frame indices [T], its 95% interval, and Kendall's
-    tau (Sen 1968).
+def slope(curves: np.ndarray) -> np.ndarray:
+    """Theil-Sen slope per frame of curves over frame indices, [..., T] -> [...]: the median slope
+    between any two frames (Sen 1968).
     """
-    curve = np.asarray(curve, np.float64)
-    index = np.arange(len(curve))
-    slope, _, low, high = stats.theilslopes(curve, index, LEVEL)
-    tau = stats.kendalltau(index, curve).statistic
-    return {
-        "slope": float(slope),
-        "low": float(low),
-        "high": float(high),
-        "tau": float(np.nan_to_num(tau)),
-    }
+    curves = np.asarray(curves, np.float64)
+    first, second = np.triu_indices(curves.shape[-1], 1)
+    return np.median((curves[..., second] - curves[..., first]) / (second - first), axis=-1)
+
+
+def kendall(curve: np.ndarray) -> float:
+    """Kendall's tau of a curve [T] and its frame indices: 1 rises always; 0 for a constant."""
+    return float(np.nan_to_num(stats.kendalltau(np.arange(len(curve)), curve).statistic))
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

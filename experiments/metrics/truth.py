@@ -15,7 +15,7 @@ from experiments.metrics.distances import (
 from experiments.metrics.law import BRANCHES, SPEEDS
 from experiments.metrics.quality import per_clip
 from experiments.metrics.registry import Measurement, NotApplicable, metric
-from experiments.metrics.statistics import spread_interval, trend
+from experiments.metrics.statistics import kendall, slope, spread_interval
 from experiments.metrics.view import MANIFOLD_CLIPS, View, pairs
 
 
@@ -90,26 +90,30 @@ def fd_pairs(view: View) -> Measurement:
     return Measurement(value, view.clips, spread_interval(value, drawn))
 
 
-def fd_by_frame(view: View) -> np.ndarray:
-    """Frechet distance between generated and real frames at each index, [T]."""
-    fake, real = view.readings.features, view.real_readings.features
-    return np.array(
-        [
-            frechet_distances(fake[:, t : t + 1], Gaussian.of(real[:, t]), None)[0]
+def fd_by_frame(view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Frechet distance between generated and real frames at each index, [T], and its resamples
+    [R, T], where a clip is drawn with all its frames.
+    """
+    if "fd_by_frame" not in view.__dict__:
+        fake, real = view.readings.features, view.real_readings.features
+        found = [
+            frechet_distances(fake[:, t : t + 1], Gaussian.of(real[:, t]), view.weights)
             for t in range(fake.shape[1])
         ]
-    )
+        values, drawn = zip(*found, strict=True)
+        view.__dict__["fd_by_frame"] = np.array(values), np.stack(drawn, axis=1)
+    return view.__dict__["fd_by_frame"]
 
 
 @metric("world.fd_drift", "drift of the Frechet distance", "set", "features^2/frame", False)
 def fd_drift(view: View) -> Measurement:
     """Theil-Sen slope of the distance over frame indices; positive: later frames are worse."""
-    curve = fd_by_frame(view)
-    found = trend(curve)
-    half = len(curve) // 2
+    curve, drawn = fd_by_frame(view)
+    half, value = len(curve) // 2, float(slope(curve))
     gap = float(curve[half:].mean() - curve[:half].mean())
-    extra = {"tau": found["tau"], "late_minus_early": gap}
-    return Measurement(found["slope"], view.clips, (found["low"], found["high"]), extra=extra)
+    extra = {"tau": kendall(curve), "late_minus_early": gap}
+    interval = spread_interval(value, slope(drawn), least=-np.inf)
+    return Measurement(value, view.clips, interval, extra=extra)
 
 
 def _coverage(view: View):
@@ -140,7 +144,7 @@ def curves(view: View) -> dict[str, list[float]]:
     """Per frame index (or per step between frames): where along the clip things go wrong."""
     sharp, _ = view.real_appearance
     return {
-        "world.fd_by_frame": [float(v) for v in fd_by_frame(view)],
+        "world.fd_by_frame": [float(v) for v in fd_by_frame(view)[0]],
         "world.identity_by_frame": _mean(view.digit_right),
         "world.realism_by_frame": _mean(view.on_manifold),
         "world.presence_by_frame": _mean(view.readings.presence > 0.5),
