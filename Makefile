@@ -14,18 +14,21 @@ SWEEPS  = $(PY) -m sweeps
 CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation test plan table status tensorboard benchmark lint clean
+.PHONY: help ablation test test-all plan table status tensorboard benchmark lint clean
 
 help:  ## this list
 	@echo "Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS)"
 	@echo "  SEEDS takes several, separated by commas: make ablation SEEDS=0,1,2; RETRY=1 tries failed runs again"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 ablation: $(READY)  ## run the whole sweep (SWEEP, SCALE, SEEDS), then print its table; continues where it stopped
 	@$(SWEEPS) run $(CHOICE) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) table $(CHOICE)
 
 test: $(READY)  ## run the test suite
+	@$(PY) -m pytest -m "not slow and not gpu"
+
+test-all: $(READY)  ## run the slow tests too
 	@$(PY) -m pytest
 
 plan: $(READY)  ## what would run, what is done already, what it will cost; starts nothing
@@ -40,8 +43,10 @@ table: $(READY)  ## the table from what has been run so far; blanks say "not run
 tensorboard: $(READY)  ## TensorBoard over all runs
 	@$(VENV)/bin/tensorboard --logdir $(RUNS)
 
-benchmark: $(READY)  ## run the sweep into an empty folder; report wall time, peak memory and disk
-	@$(SWEEPS) run $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)/benchmark --measure
+benchmark: $(READY)  ## run the sweep into a fresh folder; report wall time, peak memory and disk
+	@mkdir -p $(RUNS); folder=$$(mktemp -d $(RUNS)/benchmark-$$(date +%Y%m%d-%H%M%S)-XXXX); \
+	echo "measuring in $$folder"; \
+	$(SWEEPS) run $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $$folder --measure
 
 lint: $(READY)  ## check style
 	@$(PY) -m ruff check .

@@ -41,7 +41,7 @@ class Measurement:
         disk = sum(path.lstat().st_size for path in files)
         return (
             f"wall time {self.wall_s:.0f} s, peak memory {self.peak_bytes / _GIB:.2f} GiB,"
-            f" disk {disk / _GIB:.2f} GiB in {len(files)} files"
+            f" disk {disk / _GIB:.2f} GiB in {len(files)} files below {self._runs_dir}"
         )
 
     def _sample(self) -> None:

@@ -154,5 +154,31 @@ def test_run_folders_move_between_machines(fit, tmp_path):
 def test_make_help_needs_no_environment(tmp_path):
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     done = subprocess.run(["make", "help"], cwd=tmp_path, capture_output=True, text=True)
-    words = ("ablation", "test", "plan", "table", "tensorboard", "lint", "clean", "SCALE=tiny")
+    words = (
+        "ablation",
+        "test",
+        "test-all",
+        "plan",
+        "table",
+        "tensorboard",
+        "lint",
+        "clean",
+        "SCALE=tiny",
+    )
     assert done.returncode == 0 and all(word in done.stdout for word in words)
+
+
+def test_each_benchmark_starts_in_a_folder_of_its_own(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt", "ready"):
+        (tmp_path / name).touch()
+    command = ["make", "benchmark", "READY=ready", "PY=echo python", "RUNS=elsewhere"]
+    told = [
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.split()
+        for _ in range(2)
+    ]
+    folders = [words[words.index("--runs") + 1] for words in told]
+    assert [words[:3] for words in told] == [["measuring", "in", folder] for folder in folders]
+    assert len(set(folders)) == 2
+    for folder in folders:
+        assert folder.startswith("elsewhere/benchmark-") and (tmp_path / folder).is_dir()
