@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from experiments.folder import RunFolder, read_resolved
 from experiments.layers import flatten
 from experiments.recipe import Library, parse_settings, recipes, resolve
+from lightning_modules import STAGES
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
@@ -166,6 +167,19 @@ def test_every_recipe_of_ours_resolves_at_every_scale_and_passes_its_check(name,
 
     run = resolve(name, scale)
     verb_module(run.verb).check(run.recipe)
+
+
+def test_every_stage_has_a_recipe():
+    named = {resolve(name, "tiny").recipe["stage"]["class"] for name in recipes(OURS, "fit")}
+    assert named == set(STAGES)
+
+
+def test_the_alternative_stage_1_differs_in_nothing_but_its_class():
+    one, other = (
+        resolve(f"stage1_{kind}_forcing", "tiny").recipe for kind in ("teacher", "diffusion")
+    )
+    other = other | {"recipe": one["recipe"], "stage": other["stage"] | {"class": "TeacherForcing"}}
+    assert other == one
 
 
 @pytest.mark.parametrize("name", recipes(OURS))
