@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,25 +23,37 @@ WHAT = {
 
 
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
-    """Returns the exit status: 0 fine, 1 some run failed, 2 mistaken, 130 interrupted."""
+    """Returns the exit status: 0 fine, 1 some run failed or whoever read the output (``| head``)
+    had enough of it, 2 mistaken, 130 interrupted.
+    """
     chosen = _parser().parse_args(arguments)
     runs = runs_dir(chosen.runs)
     try:
-        if chosen.what == "table":
-            from sweeps import table
-
-            table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
-            return 0
-        sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
         if chosen.what == "run":
-            return _run(sweep, runs, chosen)
-        from sweeps import status
-
-        (status.print_plan if chosen.what == "plan" else status.print_status)(sweep, runs)
+            return _run(load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library), runs, chosen)
+        _print(chosen, runs, library)
+        sys.stdout.flush()
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if chosen.what == "run":
+            raise  # not the reader's pipe, but one to a worker
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        return 1
     return 0
+
+
+def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
+    if chosen.what == "table":
+        from sweeps import table
+
+        table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
+        return
+    from sweeps import status
+
+    sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
+    (status.print_plan if chosen.what == "plan" else status.print_status)(sweep, runs)
 
 
 def _parser() -> argparse.ArgumentParser:

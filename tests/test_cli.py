@@ -130,6 +130,14 @@ def test_plan_and_status_read_the_disk_and_start_nothing(tmp_path, capsys, monke
     assert "1:01" in text and "ValueError: no" in text and "11 new" in text
 
 
+@pytest.mark.parametrize("what", ["table", "plan", "status"])
+def test_a_reader_that_has_had_enough_is_no_error(what, tmp_path):
+    words = [sys.executable, "-m", "sweeps", what, "smoke", "--runs", str(tmp_path)]
+    done = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()
+    assert (done.stderr.read(), done.wait()) == (b"", 1)
+
+
 def test_sweep_mistakes(capsys, tmp_path):
     assert sweeping.main(["plan", "ablatoin"]) == 2
     assert "did you mean 'ablation'" in capsys.readouterr().err
