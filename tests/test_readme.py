@@ -1,0 +1,90 @@
+"""What README.md names exists: commands with their arguments, make targets, files, links."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as experiments
+from experiments.recipe import VERBS, Library, parse_settings, resolve
+from sweeps import __main__ as sweeps
+from sweeps.graph import load_sweep
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
+VARIABLES = set(re.findall(r"^([A-Z]+) *\??=", MAKEFILE, re.M))
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
+INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
+LINES = [line for kind, text in FENCED if not kind for line in text.splitlines()]
+COMMANDS = re.compile(r"(?:\S*python3? -m |make\b).*")
+PATH = re.compile(r"\.?[\w*-]+(?:[./][\w*-]+)*/?")
+
+
+def commands():
+    """Every command, as its words; what follows a "#" explains it."""
+    for text in [*INLINE, *LINES]:
+        for code in [text, *re.findall(r"`([^`]+)`", text)]:
+            if COMMANDS.fullmatch(code.strip()):
+                yield shlex.split(code, comments=True)
+
+
+def paths():
+    """Everything in code that looks like a place in the repository."""
+    for code in INLINE:
+        is_path = "/" in code or code.endswith((".py", ".yaml", ".md", ".txt"))
+        if is_path and PATH.fullmatch(code) and not code.startswith("runs/"):
+            yield code
+
+
+def test_commands_paths_and_verbs_are_found_at_all():
+    """Else the other tests would pass on a README that they cannot read."""
+    found = [" ".join(words[:2]) for words in commands()]
+    assert {"make ablation", "make test", "make help"} <= set(found)
+    assert sum("python" in words for words in found) >= 3 and len(set(paths())) >= 12
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_is_one(words):
+    program, *rest = words
+    if program == "make":
+        settings = [word for word in rest if "=" in word]
+        assert {word for word in rest if "=" not in word} <= TARGETS
+        assert {word.partition("=")[0] for word in settings} <= VARIABLES
+        return
+    assert program in ("python", "python3", ".venv/bin/python") and rest[0] == "-m"
+    module, *arguments = rest[1:]
+    if module == "sweeps":
+        chosen = sweeps._parser().parse_args(arguments)
+        load_sweep(chosen.sweep, chosen.scale, chosen.seeds)
+    elif module == "experiments":
+        chosen, late = experiments.parser(Library()).parse_known_args(arguments)
+        run = re.fullmatch(r"runs/(\w+)-[0-9a-f]{8}", chosen.what)
+        settings = parse_settings([*chosen.settings, *late])
+        recipe = run[1] if run else chosen.what
+        assert resolve(recipe, chosen.scale, settings).verb == chosen.verb
+    else:
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(set(paths())))
+def test_a_path_leads_somewhere(path):
+    assert any(ROOT.glob(path)), f"README.md names {path}"
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"", TEXT):
+        target = next(filter(None, target))
+        if target.startswith("#"):
+            headings = re.findall(r"^#+ (.*)$", TEXT, re.M)
+            assert target[1:] in {
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            }
+        elif not re.match(r"https?://", target):
+            assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_the_verbs_are_those_there_are():
+    assert f"verbs `{' '.join(VERBS)}`" in TEXT
