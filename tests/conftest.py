@@ -1,4 +1,4 @@
-"""One torch thread and one seed for every test.
+"""One torch thread and one seed for every test, and no deadlines.
 
 Two threads on a contended two-core machine make small tests many times slower, and a result may
 depend on how a sum is split over threads. OpenMP reads its setting when torch is first imported, so
@@ -14,6 +14,11 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("shared_machine", deadline=None)
+settings.load_profile("shared_machine")
 
 
 @pytest.fixture(autouse=True)
