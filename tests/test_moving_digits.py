@@ -20,7 +20,9 @@ from datamodules.curation.moving_digits import (
     generator,
 )
 
-WORLD = World(size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0)
+WORLD = World(
+    size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0
+)
 ALL = [attributes_of(text) for text in all_captions()]
 
 

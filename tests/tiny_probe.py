@@ -10,7 +10,9 @@ from datamodules.curation.moving_digits import World, caption
 from lightning_modules.networks.autoencoders import PatchTransform
 from lightning_modules.world_probe import WorldProbe
 
-WORLD = World(size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0)
+WORLD = World(
+    size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0
+)
 SETTINGS = {
     "steps": 350,
     "learning_rate": 4e-3,
