@@ -161,7 +161,9 @@ def test_run_folders_move_between_machines(fit, tmp_path):
 
 def test_make_help_needs_no_environment(tmp_path):
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
-    done = subprocess.run(["make", "help"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=tmp_path, capture_output=True, text=True
+    )
     words = (
         "ablation",
         "test",
@@ -180,7 +182,14 @@ def test_each_benchmark_starts_in_a_folder_of_its_own(tmp_path):
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     for name in ("setup.cfg", "pyproject.toml", "constraints.txt", "ready"):
         (tmp_path / name).touch()
-    command = ["make", "benchmark", "READY=ready", "PY=echo python", "RUNS=elsewhere"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "benchmark",
+        "READY=ready",
+        "PY=echo python",
+        "RUNS=elsewhere",
+    ]
     told = [
         subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.split()
         for _ in range(2)
