@@ -25,8 +25,10 @@ from minimal import (
 )
 
 from lightning_modules.ar_diffusion import ARDiffusion
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.causal_cd import CausalCD
+from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion_forcing import DiffusionForcing
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
@@ -254,3 +256,13 @@ def test_sampling_is_a_function_of_the_keys():
         turned = module.sample(text.flip(0), ["b", "a"]).flip(0)
         torch.testing.assert_close(turned, first, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(module.sample(text, ["c", "d"]), first)
+
+
+def test_chapters_keep_a_students_noise_from_its_teachers():
+    arms = {kind.chapter for kind in (CausalODE, SelfForcingODE, CausalCD, CausalDMD)}
+    chapters = [Bidirectional.chapter, TeacherForcing.chapter, *arms, AsymmetricDMD.chapter]
+    assert len(arms) == 1 and len(set(chapters)) == 4
+    data = batch(4)
+    stages = [stage(kind, "framewise", **FLOW) for kind in (Bidirectional, TeacherForcing)]
+    base, stage1 = (module.randomness(data).normal("noise", SHAPE) for module in stages)
+    assert not torch.equal(base, stage1)
