@@ -1,9 +1,10 @@
-"""``sample``: generate clips for held-out prompts and store them as pixels, ready to be scored."""
+"""``sample``: generate clips for held-out prompts and store them, ready to be scored."""
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from lightning_modules.diffusion.visibility import partition
 
 log = logging.getLogger(__name__)
 GIVEN = {"student", "prompts", "folder", "seed", "device"}
+SAVED = ("pixels", "latents")
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
 
 
@@ -36,6 +38,8 @@ def check(recipe: dict[str, Any]) -> None:
     settings = bind(generate_clips, recipe["sample"], GIVEN, "sample")
     if settings["sampler"] not in SAMPLERS:
         raise ValueError(f"sample.sampler: {settings['sampler']!r} is none of {SAMPLERS}")
+    if settings["save"] not in SAVED:
+        raise ValueError(f"sample.save: {settings['save']!r} is none of {SAVED}")
     launch_of(recipe)
 
 
@@ -71,8 +75,9 @@ def generate_clips(
     intervals: int,
     shift: float,
     guidance: float,
+    save: str,
 ) -> None:
-    """Write ``count`` clips as shards of kind ``videos``, each with its prompt's information.
+    """Write ``count`` clips as shards, each with its prompt's information.
 
     Args:
         sampler: ``few_steps`` for students, ``autoregressive_ode`` for an AR teacher,
@@ -81,6 +86,8 @@ def generate_clips(
         clip_shape: ``[F, C, H, W]``.
         few_steps, first_few_steps: of ``few_steps``; it has no guidance.
         intervals, guidance: of the two ODE samplers.
+        save: ``pixels`` decodes (kind ``videos``); ``latents`` is for worlds whose latents are the
+            data (kind ``clips``).
 
     Raises:
         ValueError: the set has too few prompts.
@@ -92,7 +99,7 @@ def generate_clips(
         )
     sizes, grid = partition(blocks, clip_shape[0]), time_grid(intervals, shift).to(device)
     negative = torch.from_numpy(prompts.negative).to(device)
-    autoencoder = autoencoder_of(prompts.manifest)
+    decode = autoencoder_of(prompts.manifest).decode if save == "pixels" else None
 
     def generate(text: Tensor, random: Randomness) -> Tensor:
         noise = random.normal("noise", clip_shape)
@@ -107,15 +114,18 @@ def generate_clips(
 
     about = {"sampler": sampler, "student": folder.need("student").name, "seed": seed}
     about |= {"fps": prompts.manifest["fps"], "source": prompts.fingerprint}
-    with ShardWriter(folder.path / "shards", "videos", about=about) as writer:
+    kind = "videos" if decode else "clips"
+    with ShardWriter(folder.path / "shards", kind, about=about) as writer:
         for start in range(first, first + count, batch):
             stop = min(start + batch, first + count)
             samples = [prompts.read(i, ["text"]) for i in range(start, stop)]
             keys = [sample["key"] for sample in samples]
             text = torch.stack([torch.from_numpy(s["text"]) for s in samples]).to(device)
-            videos = autoencoder.decode(generate(text, Randomness(seed, 0, keys, device)).cpu())
-            for sample, video in zip(samples, videos.numpy(), strict=True):
-                writer.write(sample["key"], {"video": video}, sample["info"])
+            latents = generate(text, Randomness(seed, 0, keys, device)).cpu()
+            for sample, clip in zip(samples, decode(latents) if decode else latents, strict=True):
+                arrays = {"video": clip} if decode else {"latents": clip, "text": sample["text"]}
+                stored = {name: np.asarray(array) for name, array in arrays.items()}
+                writer.write(sample["key"], stored, sample["info"])
             folder.progress(stop - first, count, "clips")
     log.info("%d clips by %s", count, sampler)
 

@@ -124,7 +124,7 @@ def test_more_clips_extend_fewer_and_equal_recipes_give_equal_bytes(tmp_path, cl
     [
         ({"split": "test"}, "curate.split: 'test' is none of train, heldout"),
         ({"kind": "pairs"}, "curate.kind: 'pairs' is none of"),
-        ({"source": "openvid"}, "curate.source: 'openvid' is none of"),
+        ({"source": "opnevid"}, "curate.source: 'opnevid' is none of"),
         ({"count": 0}, "curate.count: 0"),
         ({"count": "many"}, "curate.count: 'many' is not a valid int"),
         ({"cuont": 3}, "curate.cuont: .*count"),
