@@ -1,1 +1,1 @@
-"""Where shards come from: a module a source, each with `curate` (its settings are its arguments)."""
+"""Where shards come from: a module a source; its `curate` takes the recipe's settings."""
