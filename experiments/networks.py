@@ -1,5 +1,6 @@
-"""Networks for the verbs: fresh ones from numbers, trained ones from a run or a Wan folder."""
+"""Networks for the verbs: fresh ones from numbers, others from a run or a folder."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from experiments.bind import bind
 
 ROLES = ("student", "teacher", "critic")
 """The needs of a recipe that are networks, by the constructor argument they become."""
+PLACES = ("student", "transformer", "law", ".")
+"""Where a folder may hold its network: a run that trained, Wan's pipeline, a set of clips whose law
+is known, the network's own folder."""
+CLASSES = {"WanTransformer3DModel": "Wan", "ClosedForm": "ClosedForm"}
+"""What config.json calls a network -> its class in `lightning_modules.networks`."""
 
 
 def fresh_network(numbers: Mapping[str, Any], seed: int) -> nn.Module:
@@ -38,28 +44,35 @@ def check_network(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_network(where: Path) -> nn.Module:
-    """The network of a run folder (``student/``), of a Wan pipeline folder or of a folder itself.
+    """The network of a folder, in one of the `PLACES` in it.
 
     Raises:
         FileNotFoundError: there is no network in any of these places.
         ValueError: its weights are damaged, incomplete or do not fit its config.json.
     """
-    for folder in (where / "student", where / "transformer", where):
+    for folder in (where / place for place in PLACES):
         if (folder / "config.json").is_file():
             return _read(folder)
     raise FileNotFoundError(
-        f"{where}: no student/config.json, transformer/config.json or config.json there; give a run"
-        " that trained a network, or a Wan2.1 folder in diffusers format"
+        f"{where}: no student/config.json, transformer/config.json, law/config.json or config.json"
+        " there; give a run that trained a network, clips of a closed-form world, or a Wan2.1"
+        " folder in diffusers format"
     )
 
 
 def _read(folder: Path) -> nn.Module:
     """A folder in diffusers format; what it lacks is refused, where diffusers would draw it."""
-    from lightning_modules.networks import Wan
+    from lightning_modules import networks
 
     cure = "copy the folder again, or run again what wrote it"
     try:
-        network, found = Wan.from_pretrained(folder, output_loading_info=True)
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
+        kind = getattr(networks, CLASSES[name])
+        network, found = kind.from_pretrained(folder, output_loading_info=True)
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: _class_name is none of {', '.join(CLASSES)} ({error})"
+        ) from error
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder}: weights that do not load ({first}): {cure}") from error

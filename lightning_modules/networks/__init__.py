@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
+    from .closed_form import ClosedForm
     from .kv_cache import KVCache
     from .wan import Wan
 
-__all__ = ["KVCache", "Network", "Wan"]
+__all__ = ["ClosedForm", "KVCache", "Network", "Wan"]
 
-_HOMES = {"Wan": "wan", "KVCache": "kv_cache"}
+_HOMES = {"Wan": "wan", "ClosedForm": "closed_form", "KVCache": "kv_cache"}
 
 
 @runtime_checkable
