@@ -14,7 +14,7 @@ noise levels are read, never derived again.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
 from experiments.networks import load_network
 from lightning_modules.diffusion import forcing
-from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.diffusion.flow import Solver, time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
@@ -70,9 +70,11 @@ def generate_pairs(
     clip_shape: list[int],
     blocks: str | int | list[int],
     intervals: int,
+    solver: Solver,
     few_steps: int,
     shift: float,
     guidance: float,
+    stored: Literal["float16", "float32"],
 ) -> None:
     """Write ``count`` trajectories as shards of kind ``pairs``.
 
@@ -81,9 +83,12 @@ def generate_pairs(
         count: how many clips (prompts), from the front of the set.
         clip_shape: ``[F, C, H, W]``.
         blocks: of the causal teacher; stored, because pairs fit no other partition.
-        intervals: Euler steps of the shifted grid; published 48.
+        intervals: steps of the shifted grid; published 48.
+        solver: of a step, ``euler`` (published) or ``heun``.
         few_steps: how many noisy states are kept; must divide ``intervals``; published 4.
         guidance: standard scale; published 6.
+        stored: ``float16`` rounds by 5e-4, what a video's bf16 networks cannot see, in half the
+            storage; ``float32`` is for worlds where the end is compared with an exact one.
 
     Raises:
         ValueError: unknown ``past``, too few clips, clips of another shape.
@@ -106,6 +111,7 @@ def generate_pairs(
             "past": past,
             "times": [grid[index].item() for index in kept[:-1]],
             "intervals": intervals,
+            "solver": solver,
             "guidance": guidance,
             "shift": shift,
             "blocks": list(sizes),
@@ -124,17 +130,17 @@ def generate_pairs(
             text = _stack(samples, "text", device)
             noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
             if past == "causal":
-                solver = Solve(grid, kept)
+                sampler = Solve(grid, kept, solver)
                 source = Past(teacher, text, negative, guidance)
                 truth = _stack(samples, "latents", device)
-                rollout(source, noise, sizes, solver, truth=truth)
-                trajectory = torch.cat(solver.states, dim=2)
+                rollout(source, noise, sizes, sampler, truth=truth)
+                trajectory = torch.cat(sampler.states, dim=2)
             else:
                 v = forcing.bidirectional_ode(teacher, text, negative, guidance)
-                trajectory = solve(v, noise, grid.float().to(device), kept)[1]
+                trajectory = solve(v, noise, grid.float().to(device), kept, solver)[1]
             for sample, states in zip(samples, trajectory.cpu().numpy(), strict=True):
                 arrays = {name: sample[name] for name in fields}
-                arrays["trajectory"] = states.astype(np.float16)
+                arrays["trajectory"] = states.astype(stored)
                 writer.write(sample["key"], arrays, sample["info"])
             folder.progress(start + len(samples), count, "trajectories")
     hook.remove()

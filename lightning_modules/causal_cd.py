@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.ema import EMA
-from lightning_modules.diffusion.flow import add_noise, euler_step, time_grid, to_x0
+from lightning_modules.diffusion.flow import SOLVERS, Solver, add_noise, time_grid, to_x0
 from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.stage import Stage
 
@@ -15,9 +15,9 @@ from lightning_modules.stage import Stage
 class CausalCD(Stage):
     """``min E ||G_theta(x_t, t | x0^{<i}) - sg G_theta-(x_t', t' | x0^{<i})||^2``.
 
-    ``x_t`` is the real clip noised; ``x_t'`` one Euler step of the AR teacher's guided ODE further
-    on, to the next point of a grid of ``intervals``; ``theta-`` an EMA of ``theta``, updated after
-    every step. Nothing is generated and nothing stored.
+    ``x_t`` is the real clip noised; ``x_t'`` one step of the AR teacher's guided ODE further on, to
+    the next point of a grid of ``intervals``; ``theta-`` an EMA of ``theta``, updated after every
+    step. Nothing is generated and nothing stored.
 
     The last pair ends at t' = 0, where ``G(x, 0) = x`` holds by construction: it anchors the target
     at data. The published code stops one pair earlier (``terminal_pair: false``).
@@ -25,6 +25,7 @@ class CausalCD(Stage):
     Args:
         teacher: the frozen AR teacher of Stage 1.
         intervals: of the shifted grid; published 48.
+        solver: of the teacher's step, ``euler`` (published) or ``heun``.
         guidance: of the teacher's step, standard scale; published 3.
         decay: of theta-; published 0.99.
         terminal_pair: include the pair that reaches t' = 0.
@@ -35,6 +36,7 @@ class CausalCD(Stage):
         *,
         teacher: nn.Module,
         intervals: int,
+        solver: Solver,
         guidance: float,
         decay: float,
         terminal_pair: bool,
@@ -43,7 +45,7 @@ class CausalCD(Stage):
         super().__init__(**stage)
         self.freeze("teacher", teacher)
         self.target = EMA(self.student, decay)
-        self.guidance = guidance
+        self.guidance, self.advance = guidance, SOLVERS[solver]
         self.pairs = intervals if terminal_pair else intervals - 1
         grid = time_grid(intervals, self.shift).float()
         self.register_buffer("grid", grid, persistent=False)
@@ -58,11 +60,13 @@ class CausalCD(Stage):
         def v(net: nn.Module, x: Tensor, t: Tensor, text: Tensor = text) -> Tensor:
             return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=x0)
 
-        with torch.no_grad():
-            v_teacher = forcing.guided(
-                lambda c: v(self.teacher, x_t, t, c), text, self.negative, self.guidance
+        def teacher(x: Tensor, t: Tensor) -> Tensor:
+            return forcing.guided(
+                lambda c: v(self.teacher, x, t, c), text, self.negative, self.guidance
             )
-            x_next = euler_step(x_t, v_teacher, t, t_next)
+
+        with torch.no_grad():
+            x_next = self.advance(teacher, x_t, t, t_next)
             target = to_x0(x_next, v(self.target.module, x_next, t_next), t_next)
 
         prediction = to_x0(x_t, v(self.student, x_t, t), t)

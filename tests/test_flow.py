@@ -23,11 +23,12 @@ def test_conversions_round_trip(seed, t):
     torch.testing.assert_close(flow.to_x0(x_t, v, t), x0)
 
 
-@given(seed=st.integers(0, 99), t=times, t_next=times)
-def test_euler_is_exact_on_a_straight_path(seed, t, t_next):
+@given(seed=st.integers(0, 99), t=times, t_next=times, solver=st.sampled_from([*flow.SOLVERS]))
+def test_every_solver_is_exact_on_a_straight_path(seed, t, t_next, solver):
     x0, eps, t = draw(seed, t)
     t_next = torch.full_like(t, t_next)
-    stepped = flow.euler_step(flow.add_noise(x0, eps, t), flow.velocity(x0, eps), t, t_next)
+    straight = flow.velocity(x0, eps)
+    stepped = flow.SOLVERS[solver](lambda x, t: straight, flow.add_noise(x0, eps, t), t, t_next)
     torch.testing.assert_close(stepped, flow.add_noise(x0, eps, t_next))
 
 

@@ -35,8 +35,8 @@ def made(clips, tmp_path, teacher, past, blocks="framewise", guidance=1.0):
     teacher.forward = lambda *a, **k: calls.append(None) or forward(*a, **k)
     generate_pairs(
         teacher, clips, RunFolder(run), 7, torch.device("cpu"), past=past, count=COUNT, batch=BATCH,
-        clip_shape=list(SHAPE), blocks=blocks, intervals=INTERVALS, few_steps=2, shift=SHIFT,
-        guidance=guidance,
+        clip_shape=list(SHAPE), blocks=blocks, intervals=INTERVALS, solver="euler", few_steps=2,
+        shift=SHIFT, guidance=guidance, stored="float16",
     )  # fmt: skip
     counters = RunFolder(run).read_record()["counters"]
     assert counters == {"trajectories": COUNT, "teacher_forwards": len(calls)}

@@ -23,7 +23,7 @@ from lightning_modules.teacher_forcing import TeacherForcing
 
 FLOW = {"text_dropout": 0.0, "intervals": 4, "guidance": 1.0}
 ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
-CD = {"intervals": 8, "guidance": 1.0, "decay": 0.9, "terminal_pair": True}
+CD = {"intervals": 8, "solver": "euler", "guidance": 1.0, "decay": 0.9, "terminal_pair": True}
 DMD = {
     "few_steps": 1,
     "first_few_steps": 1,

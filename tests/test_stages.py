@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
 
 FLOW = {"text_dropout": 0.5, "intervals": 4, "guidance": 1.0}
 TIMES = [1.0, 0.9, 0.75, 0.4]
-CD = {"intervals": 6, "guidance": 3.0, "decay": 0.99, "terminal_pair": True}
+CD = {"intervals": 6, "solver": "euler", "guidance": 3.0, "decay": 0.99, "terminal_pair": True}
 
 
 def draws(module, data) -> Randomness:

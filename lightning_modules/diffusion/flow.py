@@ -6,13 +6,16 @@ Tensors are ``[B, F, C, H, W]`` with ``t`` ``[B, F]``, fp32. Grids are computed 
 lookup table: the sigma used is the sigma asked for (Causal Forcing++, eq. 4; Wan feeds ``1000 t``).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``v(x_t, t)`` with ``t`` ``[B, F]``."""
 
 
 def per_frame(t: Tensor) -> Tensor:
@@ -50,9 +53,24 @@ def to_x0(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return x_t - per_frame(t) * v
 
 
-def euler_step(x_t: Tensor, v: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One explicit step of ``dx/dt = v`` from ``t`` to ``t_next``."""
-    return x_t + per_frame(t_next - t) * v
+def euler(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One step of ``dx/dt = v(x, t)`` from ``t`` to ``t_next``, of first order: one call of v."""
+    return x_t + per_frame(t_next - t) * v(x_t, t)
+
+
+def heun(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The same step of second order: the mean of the slopes at both ends, two calls of v."""
+    slope = v(x_t, t)
+    ahead = v(x_t + per_frame(t_next - t) * slope, t_next)
+    return x_t + per_frame(t_next - t) * (slope + ahead) / 2
+
+
+Solver = Literal["euler", "heun"]
+"""The names of steps that a recipe may write; all published methods use Euler."""
+SOLVERS: dict[Solver, Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]] = {
+    "euler": euler,
+    "heun": heun,
+}
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -67,7 +67,7 @@ def guided(v: Callable[[Tensor], Tensor], text: Tensor, negative: Tensor, scale:
 def bidirectional_ode(
     net: Network, text: Tensor, negative: Tensor, guidance: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The guided bidirectional velocity as ``v(x, t)`` with one scalar time for the whole clip."""
+    """The guided bidirectional velocity as ``v(x, t)``, ``t`` a scalar or ``[B, F]``."""
 
     def v(x: Tensor, t: Tensor) -> Tensor:
         level = t.to(x).expand(x.shape[:2])

@@ -10,11 +10,20 @@ lives in a KV cache that is written without gradient, so no block's loss reaches
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.flow import add_noise, euler_step, guide, time_grid, to_x0
+from lightning_modules.diffusion.flow import (
+    SOLVERS,
+    Solver,
+    Velocity,
+    add_noise,
+    guide,
+    time_grid,
+    to_x0,
+)
 from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.visibility import spans
 
@@ -36,17 +45,13 @@ class Past:
     def __init__(
         self, net: Network, text: Tensor, negative: Tensor | None = None, guidance: float = 1.0
     ) -> None:
-        self.net, self.guidance = net, guidance
-        self.branches = [(text, net.new_cache())]
-        if guidance != 1:
-            self.branches.append((negative.expand_as(text), net.new_cache()))
+        self.net, self.guidance, self.negative = net, guidance, negative
+        texts = [text] if guidance == 1 else [text, negative.expand_as(text)]
+        self.branches = [(text, self.new_cache()) for text in texts]
 
     def velocity(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
-        """``x`` ``[B, n, C, H, W]`` at the scalar time ``t``, standing at frames ``block``."""
-        vs = [
-            self.net(x, _level(t, x), text, frames=_frames(block), cache=committed)
-            for text, committed in self.branches
-        ]
+        """``x`` ``[B, n, C, H, W]`` at time ``t``, a scalar or ``[B, n]``, at frames ``block``."""
+        vs = self.predict(x, _level(t, x), block)
         return vs[0] if len(vs) == 1 else guide(*vs, self.guidance)
 
     @torch.no_grad()
@@ -56,8 +61,28 @@ class Past:
         """Append ``x0`` to the past, noised to ``context_t`` and declared as such to the net."""
         t = _level(torch.tensor(context_t), x0)
         context = x0.detach() if context_t == 0 else add_noise(x0.detach(), context_eps, t)
-        for text, committed in self.branches:
-            self.net(context, t, text, frames=_frames(block), cache=committed, write_cache=True)
+        self.write(context, t, block)
+
+    # -- what a past that is kept in another way does differently (fast_past.py) --------------
+
+    def new_cache(self) -> Any:
+        """One per branch."""
+        return self.net.new_cache()
+
+    def predict(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
+        """Every branch's velocity of ``x`` at ``t`` ``[B, n]``."""
+        return self.ask(x, t, block)
+
+    def write(self, context: Tensor, t: Tensor, block: slice) -> None:
+        """Make ``context`` at ``t`` ``[B, n]`` the past of what comes."""
+        self.ask(context, t, block, write_cache=True)
+
+    def ask(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> list[Tensor]:
+        """One call per branch: ``x`` holds the frames of all ``blocks``, one after the other."""
+        frames = torch.cat([torch.arange(block.start, block.stop) for block in blocks])
+        return [
+            self.net(x, t, text, frames=frames, cache=cache, **how) for text, cache in self.branches
+        ]
 
 
 class FewSteps:
@@ -91,33 +116,41 @@ class FewSteps:
 
 
 class Solve:
-    """The multi-step ODE sampler: Euler along ``grid`` (fp64, 1 .. 0) from noise to data.
+    """The multi-step ODE sampler: along ``grid`` (fp64, 1 .. 0) from noise to data.
 
     ``keep`` names the grid points whose states are recorded for ODE pairs; ``states`` then holds,
     per block, ``[B, len(keep), n, C, H, W]``.
     """
 
-    def __init__(self, grid: Tensor, keep: Collection[int] = ()) -> None:
-        self.grid, self.keep = grid.float(), keep
+    def __init__(self, grid: Tensor, keep: Collection[int] = (), solver: Solver = "euler") -> None:
+        self.grid, self.keep, self.solver = grid.float(), keep, solver
         self.states: list[Tensor] = []
 
     def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
         """The end of block ``index``'s ODE; its kept states are appended to ``states``."""
-        x, states = solve(lambda x, t: past.velocity(x, t, block), x, self.grid, self.keep)
+
+        def v(x: Tensor, t: Tensor) -> Tensor:
+            return past.velocity(x, t, block)
+
+        x, states = solve(v, x, self.grid, self.keep, self.solver)
         if self.keep:
             self.states.append(states)
         return x
 
 
 def solve(
-    v: Callable[[Tensor, Tensor], Tensor], x: Tensor, grid: Tensor, keep: Collection[int] = ()
+    v: Velocity,
+    x: Tensor,
+    grid: Tensor,
+    keep: Collection[int] = (),
+    solver: Solver = "euler",
 ) -> tuple[Tensor, Tensor | None]:
-    """Euler from ``grid[0]`` to ``grid[-1]``: the end, and the kept states ``[B, S, ...]``."""
-    states = []
+    """From ``grid[0]`` to ``grid[-1]``: the end, and the kept states ``[B, S, ...]``."""
+    advance, states = SOLVERS[solver], []
     for step, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         if step in keep:
             states.append(x)
-        x = euler_step(x, v(x, t), _level(t, x), _level(t_next, x))
+        x = advance(v, x, _level(t, x), _level(t_next, x))
     if len(grid) - 1 in keep:
         states.append(x)
     return x, torch.stack(states, dim=1) if states else None
@@ -139,6 +172,7 @@ def stream(
     sizes: Sequence[int],
     denoise: Denoise,
     truth: Tensor | None = None,
+    given: Tensor | None = None,
     context_t: float = 0.0,
     context_eps: Tensor | None = None,
 ) -> Iterator[Tensor]:
@@ -147,12 +181,16 @@ def stream(
     Args:
         noise: ``[B, F, C, H, W]``, where every block starts.
         truth: commit these frames instead of the generated ones (teacher-forced generation).
+        given: ``[B, k, C, H, W]``, the first ``k`` frames, whole blocks of them: yielded and
+            committed as they are, never denoised (image to video: an image is frame 0).
         context_t: the noise level at which the past is presented, here as in training.
         context_eps: the noise for that, ``[B, F, C, H, W]``; needed when ``context_t`` is not 0.
     """
     blocks = spans(sizes)
+    known = 0 if given is None else given.shape[1]
     for index, block in enumerate(blocks):
-        x0 = denoise(past, noise[:, block], block, index)
+        is_known = block.stop <= known
+        x0 = given[:, block] if is_known else denoise(past, noise[:, block], block, index)
         yield x0
         if index + 1 < len(blocks):
             eps = None if context_eps is None else context_eps[:, block]
@@ -166,7 +204,3 @@ def rollout(past: Past, noise: Tensor, sizes: Sequence[int], denoise: Denoise, *
 
 def _level(t: Tensor, x: Tensor) -> Tensor:
     return t.to(device=x.device, dtype=torch.float32).expand(x.shape[:2])
-
-
-def _frames(block: slice) -> Tensor:
-    return torch.arange(block.start, block.stop)
