@@ -31,3 +31,19 @@ def _one_thread_one_seed():
     if torch is not None and hasattr(torch, "manual_seed"):
         torch.set_num_threads(1)
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory):
+    """A tiny Wan 2.1 pipeline of a student's size; read only. See tests/tiny_wan.py."""
+    from tiny_wan import save_pipeline
+
+    return save_pipeline(tmp_path_factory.mktemp("wan") / "student")
+
+
+@pytest.fixture(scope="session")
+def wan_score_folder(tmp_path_factory):
+    """A larger transformer beside the same VAE and text encoder; read only."""
+    from tiny_wan import SCORE, save_pipeline
+
+    return save_pipeline(tmp_path_factory.mktemp("wan") / "score", SCORE, seed=1)
