@@ -124,7 +124,9 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; stop if asked."""
+        """Save if it is time; stop if asked: between steps, never inside an accumulated batch."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         asked, due = self._agreed(trainer)
         if asked or due:
             trainer.save_checkpoint(self.path, weights_only=False)
@@ -145,11 +147,18 @@ class Checkpoint(Callback):
         self._listen_no_more()
 
     def _agreed(self, trainer: Trainer) -> tuple[bool, bool]:
-        """Whether to stop and whether to save: the first rank decides, its clock is the clock."""
+        """Whether to stop and whether to save: together, since all ranks write a checkpoint.
+
+        To stop is what any rank was asked; to save is due by the first rank's clock.
+        """
         late = self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
-        answer = (self._asked, late or far)
-        return trainer.strategy.broadcast(answer) if trainer.world_size > 1 else answer
+        answer = torch.tensor(
+            [self._asked, trainer.is_global_zero and (late or far)],
+            dtype=torch.int32, device=trainer.strategy.root_device,
+        )  # fmt: skip
+        asked, due = trainer.strategy.reduce(answer, reduce_op="max").tolist()
+        return bool(asked), bool(due)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
@@ -173,7 +182,7 @@ class StopOnNaN(Callback):
             ValueError: says the step, the last good checkpoint and what to try.
         """
         if not torch.isfinite(loss).all():
-            raise ValueError(_diverged(trainer, f"the loss is {loss.detach().mean().item()}"))
+            raise ValueError(diverged(trainer, f"the loss is {loss.detach().mean().item()}"))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -192,10 +201,11 @@ class StopOnNaN(Callback):
         if grads:
             norm = torch.stack(torch._foreach_norm(grads)).norm()
             if not torch.isfinite(norm):
-                raise ValueError(_diverged(trainer, f"the gradient's norm is {norm.item()}"))
+                raise ValueError(diverged(trainer, f"the gradient's norm is {norm.item()}"))
 
 
-def _diverged(trainer: Trainer, what: str) -> str:
+def diverged(trainer: Trainer, what: str) -> str:
+    """The message that ends a run of which nothing good can come: what is left and what to try."""
     good = "there is no checkpoint yet"
     for callback in trainer.callbacks:
         if isinstance(callback, Checkpoint) and callback.saved_step is not None:

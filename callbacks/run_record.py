@@ -50,8 +50,10 @@ class RunRecord(Callback):
     ) -> None:
         """Count to here."""
         self._counting = False
-        self._counts["batches"] += 1
         self._counts["samples"] += _size(batch) * trainer.world_size
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._counts["batches"] += 1
         self._look()
         if trainer.global_step % trainer.log_every_n_steps == 0:
             (since, before), now = self._mark, time.monotonic()

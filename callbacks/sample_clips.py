@@ -85,7 +85,9 @@ class SampleClips(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw a panel if it is time."""
+        """Draw a panel if it is time, between steps."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         step = trainer.global_step
         due = step % self._every == 0 or step == trainer.max_steps
         if due and step != self._step:

@@ -10,7 +10,8 @@ A batch is
     video          [b, T, H, W, c]       uint8
 
 with the fields that the set has (or that were asked for) and b the global batch divided by the
-number of processes. Batch s of a run is a function of (seed, s): see `order.py`.
+number of processes and by the parts in which it comes (`Trainer(accumulate_grad_batches=parts)`).
+Batch s of a run is a function of (seed, s), whatever these two numbers are: see `order.py`.
 
 The run is one Lightning epoch of `steps` batches: `Trainer(max_epochs=1,
 use_distributed_sampler=False)`. Without that flag Lightning would put its own sampler, which
@@ -115,6 +116,7 @@ class VideoDataModule(L.LightningDataModule):
         batch: int,
         steps: int,
         seed: int,
+        parts: int = 1,
         workers: int = 0,
         fields: list[str] | None = None,
         cache_bytes: int = 2**29,
@@ -126,6 +128,7 @@ class VideoDataModule(L.LightningDataModule):
             batch: samples a step, over all processes.
             steps: batches of the whole run.
             seed: of the order.
+            parts: pieces in which a batch is delivered, one after the other.
             workers: loader processes; 0 reads in the training process. Never changes a batch.
             fields: arrays to load; None for all.
             cache_bytes: a set up to this size is kept in memory, per process.
@@ -148,10 +151,14 @@ class VideoDataModule(L.LightningDataModule):
                 f"batch={batch}, steps={steps}, workers={workers}, seed={seed}: "
                 "batch must be positive and the others not negative"
             )
+        if parts < 1 or batch % parts:
+            raise ValueError(f"parts={parts}: must divide the batch of {batch}")
+        self.parts = parts
         self.fields = tuple(fields or self.shards.fields)
         self.batch, self.steps, self.seed, self.workers = batch, steps, seed, workers
         self.cache_bytes = cache_bytes
-        self._consumed = 0  # batches, by all processes together; set when a checkpoint is loaded
+        self._consumed = 0  # whole batches, by all processes; set when a checkpoint is loaded
+        self._counted_in = parts  # of the run that the checkpoint was made by
         self._dataset: ShardDataset | None = None
 
     @property
@@ -184,16 +191,18 @@ class VideoDataModule(L.LightningDataModule):
                     "Lightning would replace the resumable order by its own sampler: "
                     "use Trainer(use_distributed_sampler=False)"
                 )
+        if self._counted_in != self.parts:
+            self._count_parts()
         self.setup("fit")
         assert self._dataset is not None
-        order = StepBatches(
+        order = StepBatches(  # parts follow each other in the row of samples as batches do
             count=len(self._dataset),
-            batch=self.batch,
-            steps=self.steps,
+            batch=self.batch // self.parts,
+            steps=self.steps * self.parts,
             seed=self.seed,
             rank=rank,
             world=world,
-            start=self._consumed,
+            start=self._consumed * self.parts,
         )
         return _StartedLoader(
             self._dataset,
@@ -204,17 +213,19 @@ class VideoDataModule(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, the same on every rank: batches that the trainer has processed.
+        """Where the run stands, the same on every rank: batches the trainer has processed whole.
 
         The trainer's own count: a loader's runs ahead of it by what it prefetches.
         """
         consumed = self._consumed
         if self.trainer is not None:
-            consumed = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return {"consumed": consumed, **self._identity()}
+            parts = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            consumed, rest = divmod(parts, self.parts)
+            assert not rest, "a checkpoint inside a batch would lose the gradients of its parts"
+        return {"consumed": consumed, "parts": self.parts, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the batches of `state_dict`, with any number of workers and processes.
+        """Go on after the batches of `state_dict`, with any number of workers, processes and parts.
 
         Raises:
             ValueError: the checkpoint was made with another seed, batch size or shard set.
@@ -226,6 +237,14 @@ class VideoDataModule(L.LightningDataModule):
                     f"{value!r} ({self.shards.folder}): restore it, or start a new run"
                 )
         self._consumed = int(state_dict["consumed"])
+        self._counted_in = int(state_dict["parts"])
+
+    def _count_parts(self) -> None:
+        """Lightning counts parts: from a checkpoint with another number, go on in ours."""
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        unfinished = current.ready - current.completed  # 1 in what `on_train_batch_end` saved
+        current.ready = current.started = current.processed = self._consumed * self.parts
+        current.completed = current.ready - unfinished
 
     def _identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "batch": self.batch, "shards": self.shards.fingerprint}

@@ -69,6 +69,20 @@ def override(
     return scale, own
 
 
+def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
+    """A copy of the scale ``under`` with what ``file`` says otherwise; it may add no key."""
+    tree = copy.deepcopy(tree)
+    for path, value in flatten(changes).items():
+        parts = path.split(".")
+        if not _has(tree, parts):
+            hint = nearest(path, paths(tree))
+            raise ValueError(
+                f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
+            )
+        _set(tree, parts, value)
+    return tree
+
+
 def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
     """Those settings that change the scale but not this recipe, which fixes its own value."""
     paths_of = {path: path.split(".") for path in settings if not path.startswith("launch.")}

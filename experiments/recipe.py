@@ -5,8 +5,9 @@ it complete, later ones winning::
 
     experiments/scale/<scale>.yaml < experiments/recipes/<recipe>.yaml < sweep cell < command line
 
-The scale tree holds numbers and what several recipes share; recipes are structure and interpolate
-it (``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). An override of a key
+The scale tree holds numbers and what several recipes share; a scale that ``extends`` another says
+only what differs. Recipes are structure and interpolate it
+(``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). An override of a key
 of the scale tree changes the scale, hence also every need behind the run; an override of a key of
 the recipe changes this run alone, and reaches a need only where the recipe passes it on
 (``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). A key nobody declared is refused.
@@ -24,7 +25,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.layers import fixed, flatten, interpolate, nearest, override
+from experiments.layers import extend, fixed, flatten, interpolate, nearest, override
 
 VERBS = ("curate", "fit", "pairs", "sample", "score")
 RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
@@ -56,7 +57,8 @@ class Run:
     ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
     paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role.
     ``expected_s`` is the scale's hint of the run's wall time in seconds
-    (``launch: {cost_s: {<recipe>: 60}}``), used to plan only.
+    (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
+    asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Run:
     needs: dict[str, Run]
     scale: str
     expected_s: float | None = None
+    slurm: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verb(self) -> str:
@@ -97,7 +100,7 @@ class Resolver:
     def __init__(self, scale: str, library: Library | None = None) -> None:
         self.library = library or Library()
         self.scale = scale
-        self._tree = load(self.library.scales, scale)
+        self._tree = load_scale(self.library.scales, scale)
         self._memo: dict[str, Run] = {}
 
     def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
@@ -126,7 +129,8 @@ class Resolver:
         if type(seed) is not int or seed < 0:
             raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
         launch = resolved.setdefault("launch", {})
-        expected = launch.pop("cost_s", {}).get(name)
+        expected, slurm = launch.pop("cost_s", {}).get(name), launch.pop("slurm", {})
+        slurm = slurm.get("default", {}) | slurm.get(name, {})
         launch["scale"] = self.scale
         # What was overridden in the scale travels along every edge: `scale` is already changed.
         needs: dict[str, Run] = {}
@@ -141,7 +145,7 @@ class Resolver:
             run = self._resolve(behind, scale, flatten(rest), (*above, name))
             needs[role], names[role] = run, run.name
         resolved["needs"] = names
-        run = Run(run_name(resolved), resolved, needs, self.scale, expected)
+        run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
 
@@ -163,6 +167,20 @@ def load(folder: Path, name: str) -> dict[str, Any]:
             f" (there are: {', '.join(known) or 'none'})"
         )
     return copy.deepcopy(_parse(path, path.stat().st_mtime_ns))
+
+
+def load_scale(folder: Path, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree of a scale, on top of the one that it ``extends``.
+
+    Raises ValueError for a key that the other scale does not have, and for scales in a circle.
+    """
+    file, tree = folder / f"{name}.yaml", load(folder, name)
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    if under in (*above, name):
+        raise ValueError(f"{file}: scales extend each other in a circle: {under}, {name}")
+    return extend(load_scale(folder, under, (*above, name)), tree, file, folder / f"{under}.yaml")
 
 
 @lru_cache
