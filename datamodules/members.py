@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 Index = dict[str, dict[str, dict[str, list[int]]]]  # file -> key -> member -> [offset, bytes]
+PADDED = ("text",)  # fields that are stored without the zero rows at their end
 
 
 def local_folder(folder: Path | str) -> Path:
@@ -43,6 +44,22 @@ def decode_array(data: bytes, where: str) -> np.ndarray:
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"{where} is corrupt ({error}): fetch or write the shard again") from error
+
+
+def without_padding(array: np.ndarray) -> np.ndarray:
+    """`array` [L, ...] without the zero rows at its end, of which one is kept if there is no other.
+
+    A prompt has fifty tokens and its embedding 512 rows: at Wan's size the difference is megabytes.
+    """
+    used = np.flatnonzero(array.reshape(len(array), -1).any(axis=1))
+    return array[: used[-1] + 1 if len(used) else 1]
+
+
+def with_padding(array: np.ndarray, length: int) -> np.ndarray:
+    """The inverse of `without_padding`: zero rows up to `length`."""
+    padded = np.zeros((length, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    return padded
 
 
 def decode_info(data: bytes, where: str) -> dict[str, Any]:

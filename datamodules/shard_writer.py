@@ -1,45 +1,180 @@
-"""Writes a shard set (described in `shards.py`): deterministic, and complete or absent."""
+"""Writes a shard set (described in `shards.py`): deterministic, and complete or absent.
+
+One process writes a set from its first sample to its last with `ShardWriter`. Several processes
+write one together with `ShardSet`: each makes whole tars, by number, in any order.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from io import BufferedWriter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from webdataset import TarWriter
 
-from datamodules.members import (
-    Index,
-    encode_array,
-    local_folder,
-    locate_members,
-    replace_file,
-    sha256,
+from datamodules.members import Index, encode_array, local_folder, replace_file
+from datamodules.shard_file import (
+    REQUIRED_FIELDS,
+    Fields,
+    Note,
+    ShardFile,
+    finished,
+    tar_path,
+    write_note,
 )
 
 VERSION = 1
-KINDS = ("clips", "pairs", "prompts", "videos")
-REQUIRED_FIELDS = {
-    "clips": {"latents", "text"},
-    "pairs": {"text", "trajectory"},
-    "prompts": {"text"},
-    "videos": {"video"},
-}
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,90}")  # webdataset cuts a name at its first dot
-_FIELD = re.compile(r"[a-z_]+")
-_OURS = re.compile(r"\d{6}\.tar|manifest\.json|index\.json|negative\.npy|.*\.part")
+KINDS = tuple(REQUIRED_FIELDS)
+OWN = ("version", "kind", "count", "shards", "fields", "index_sha256")
+_NOTES = re.compile(r"\d{6}\.(json|claim)")
+_OURS = re.compile(r"\d{6}\.(tar|json|claim)|manifest\.json|index\.json|negative\.npy|.*\.part")
+
+
+class ShardSet:
+    """A shard set in the making: where its tars lie, which are finished, and how it is completed.
+
+    Args:
+        folder: a local folder; created when missing.
+        kind: one of `KINDS`.
+        about: further manifest entries (fps, normalisation, encoders, seed, ...); JSON values.
+
+    Raises:
+        ValueError: an unknown kind, or `about` has an entry that the writer makes itself.
+    """
+
+    def __init__(self, folder: Path | str, kind: str, about: Mapping[str, Any]) -> None:
+        self.folder = local_folder(folder)
+        if kind not in KINDS:
+            raise ValueError(f"no shard kind {kind!r}; there are {', '.join(KINDS)}")
+        if own := set(OWN) & set(about):
+            raise ValueError(
+                f"manifest entries {sorted(own)} are made by the writer; leave them out of `about`"
+            )
+        self.kind, self.about = kind, dict(about)
+        canonical = json.dumps([kind, self.about], sort_keys=True, allow_nan=False)
+        self.identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the set is there already; ValueError if another one is."""
+        return self._manifest() is not None
+
+    def start(self, number: int, fields: Fields | None = None) -> ShardFile:
+        """Tar `number`, to be written and finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return ShardFile(self.folder, number, self.kind, self.identity, fields)
+
+    def finished(self, number: int) -> Note | None:
+        """What tar `number` holds if it is finished; ValueError if it belongs to another set."""
+        return finished(self.folder, number, self.identity)
+
+    def seal(
+        self,
+        notes: Sequence[Note],
+        negative: np.ndarray | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Complete the set: index, manifest, and the notes removed.
+
+        Args:
+            notes: of all tars, in order; those without samples are left out.
+            negative: [L, D] text embedding of the negative prompt.
+            about: manifest entries that were not known before; JSON values.
+
+        Raises:
+            ValueError: no samples at all, other fields or a key twice in different tars.
+        """
+        kept = [note for note in notes if note["shard"]["count"]]
+        if not kept:
+            raise ValueError(
+                f"nothing was written into {self.folder}; a shard set needs at least one sample"
+            )
+        self._check_agreement(kept)
+        if negative is not None:
+            replace_file(self.folder / "negative.npy", encode_array(negative))
+        places = {note["shard"]["file"]: note["members"] for note in kept}
+        index = json.dumps(places, separators=(",", ":")).encode()
+        replace_file(self.folder / "index.json", index)
+        manifest = {
+            "version": VERSION,
+            "kind": self.kind,
+            "count": sum(note["shard"]["count"] for note in kept),
+            "fields": kept[0]["fields"],
+            "shards": [note["shard"] for note in kept],
+            "index_sha256": hashlib.sha256(index).hexdigest(),
+            **self.about,
+            **(about or {}),
+        }
+        replace_file(
+            self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False).encode()
+        )
+        for path in self.folder.iterdir():
+            if _NOTES.fullmatch(path.name):
+                path.unlink()
+
+    def unseal(self) -> None:
+        """Take a complete set apart into the notes that it was made of."""
+        manifest = self._manifest()
+        assert manifest is not None
+        index: Index = json.loads((self.folder / "index.json").read_bytes())
+        for number, shard in enumerate(manifest["shards"]):
+            members = index[shard["file"]]
+            note = {"identity": self.identity, "fields": manifest["fields"], "shard": shard}
+            write_note(self.folder, number, {**note, "members": members, "remarks": []})
+        (self.folder / "manifest.json").unlink()
+
+    def clear(self, tars: int = 0) -> None:
+        """Remove what an earlier writer left, except for the first `tars` tars and their notes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = {tar_path(self.folder, number).stem for number in range(tars)}
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # first: from here on incomplete
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name.split(".")[0] not in kept:
+                path.unlink()
+
+    def _manifest(self) -> dict[str, Any] | None:
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return None
+        manifest = json.loads(path.read_bytes())
+        expected = json.loads(json.dumps({"kind": self.kind, **self.about}))
+        if other := [name for name in expected if manifest.get(name) != expected[name]]:
+            raise ValueError(
+                f"{path}: a set with another {', '.join(other)} lies there; remove {self.folder}"
+            )
+        return manifest
+
+    def _check_agreement(self, notes: Sequence[Note]) -> None:
+        first, seen = notes[0], set()
+        for note in notes:
+            file = note["shard"]["file"]
+            if note["fields"] != first["fields"]:
+                raise ValueError(
+                    f"{self.folder / file} has fields {note['fields']}; "
+                    f"{first['shard']['file']} has {first['fields']}"
+                )
+            if twice := seen & set(note["members"]):
+                raise ValueError(f"sample key {min(twice)!r} is written twice into {self.folder}")
+            seen |= set(note["members"])
 
 
 class ShardWriter:
-    """Writes a shard set; use as a context manager.
+    """Writes a shard set from its first sample to its last; use as a context manager.
 
-    Files of an earlier set in `folder`, finished or not, are removed first. An exception inside
-    the `with` block, or a killed process, leaves no manifest, hence no shard set.
+    An exception inside the `with` block, or a killed process, leaves no manifest, hence no shard
+    set, but every tar that was full. With `resume` the next writer keeps those::
+
+        with ShardWriter(folder, kind, about=about, resume=True) as writer:
+            for key in keys:
+                if key not in writer.written:
+                    writer.write(key, *make(key))
+
+    The same samples in the same order give the same bytes, however often the writer was stopped.
+    Without `resume`, files of an earlier set in `folder`, finished or not, are removed first.
     """
 
     def __init__(
@@ -50,6 +185,7 @@ class ShardWriter:
         about: dict[str, Any],
         negative: np.ndarray | None = None,
         samples_per_shard: int = 1024,
+        resume: bool = False,
     ) -> None:
         """Start a set.
 
@@ -58,39 +194,39 @@ class ShardWriter:
             kind: one of `KINDS`.
             about: further manifest entries (fps, normalisation, encoders, seed, ...); JSON values.
             negative: [L, D] text embedding of the negative prompt.
-            samples_per_shard: samples in one tar.
+            samples_per_shard: samples in one tar: what is lost at most when the writer is stopped.
+            resume: keep the tars that an interrupted writer finished.
 
         Raises:
-            ValueError: an unknown kind, or `about` has an entry that the writer makes itself.
+            ValueError: as `ShardSet`; or a senseless number of samples.
         """
-        self.folder = local_folder(folder)
-        if kind not in KINDS:
-            raise ValueError(f"no shard kind {kind!r}; there are {', '.join(KINDS)}")
-        own = {"version", "kind", "count", "shards", "fields", "index_sha256"} & set(about)
-        if own:
-            raise ValueError(
-                f"manifest entries {sorted(own)} are made by the writer; leave them out of `about`"
-            )
+        self._set = ShardSet(folder, kind, about)
+        self.folder = self._set.folder
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {samples_per_shard}; at least 1")
-        self.kind, self.about, self.negative = kind, about, negative
-        self.samples_per_shard = samples_per_shard
-        self.count = 0
-        self.fields: dict[str, dict[str, Any]] = {}
-        self._keys: set[str] = set()
-        self._shards: list[dict[str, Any]] = []
-        self._index: Index = {}
-        self._tar: TarWriter | None = None
-        self._file: BufferedWriter | None = None
+        self.negative, self.samples_per_shard, self.resume = negative, samples_per_shard, resume
+        self._notes: list[Note] = []
+        self._shard: ShardFile | None = None
+        self.written: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """Samples in the set so far."""
+        return len(self.written)
 
     def __enter__(self) -> ShardWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "manifest.json").unlink(
-            missing_ok=True
-        )  # first: from here on the set is incomplete
-        for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name):
-                path.unlink()
+        """Begin, or go on.
+
+        Raises:
+            ValueError: with `resume`, the finished tars were written with another `about`.
+        """
+        if self.resume:
+            if self._set.complete:
+                self._set.unseal()
+            while note := self._set.finished(len(self._notes)):
+                self._notes.append(note)
+                self.written |= set(note["members"])
+        self._set.clear(tars=len(self._notes))
         return self
 
     def write(self, key: str, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
@@ -104,23 +240,14 @@ class ShardWriter:
         Raises:
             ValueError: a bad or repeated key, no caption, fields unlike the first sample's.
         """
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"sample key {key!r}: use at most 91 letters, digits, '_' and '-'")
-        if key in self._keys:
+        if key in self.written:
             raise ValueError(f"sample key {key!r} is written twice into {self.folder}")
-        if not isinstance(info.get("caption"), str):
-            raise ValueError(f"sample {key!r}: info needs a 'caption' string")
-        self._check_fields(key, arrays)
-        if self._tar is None:
-            self._open_shard()
-        assert self._tar is not None
-        members = {f"{name}.npy": encode_array(array) for name, array in arrays.items()}
-        members["json"] = json.dumps(info, sort_keys=True, allow_nan=False).encode()
-        self._tar.write({"__key__": key, **members})
-        self._keys.add(key)
-        self._shards[-1]["count"] += 1
-        self.count += 1
-        if self._shards[-1]["count"] == self.samples_per_shard:
+        if self._shard is None:
+            fields = self._notes[0]["fields"] if self._notes else None
+            self._shard = self._set.start(len(self._notes), fields)
+        self._shard.write(key, arrays, info)
+        self.written.add(key)
+        if len(self._shard.keys) == self.samples_per_shard:
             self._close_shard()
 
     def __exit__(
@@ -129,67 +256,15 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._tar is not None:
-            self._close_shard()
         if error is not None:
+            if self._shard is not None:
+                self._shard.abandon()
             return
-        if self.count == 0:
-            raise ValueError(
-                f"nothing was written into {self.folder}; a shard set needs at least one sample"
-            )
-        if self.negative is not None:
-            replace_file(self.folder / "negative.npy", encode_array(self.negative))
-        index = json.dumps(self._index, separators=(",", ":")).encode()
-        replace_file(self.folder / "index.json", index)
-        manifest = {
-            "version": VERSION,
-            "kind": self.kind,
-            "count": self.count,
-            "fields": self.fields,
-            "shards": self._shards,
-            "index_sha256": hashlib.sha256(index).hexdigest(),
-            **self.about,
-        }
-        replace_file(
-            self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False).encode()
-        )
-
-    def _check_fields(self, key: str, arrays: dict[str, np.ndarray]) -> None:
-        found = {
-            name: {"shape": list(a.shape), "dtype": str(a.dtype)}
-            for name, a in sorted(arrays.items())
-        }
-        if self.count == 0:
-            missing = REQUIRED_FIELDS[self.kind] - set(found)
-            if missing:
-                raise ValueError(
-                    f"sample {key!r}: shards of kind {self.kind} need {sorted(missing)} as well"
-                )
-            bad = [
-                name for name in found if not _FIELD.fullmatch(name) or arrays[name].dtype.hasobject
-            ]
-            if bad:
-                raise ValueError(
-                    f"sample {key!r}: fields {bad} need lower-case names and plain numbers"
-                )
-            self.fields = found
-        elif found != self.fields:
-            raise ValueError(
-                f"sample {key!r} has fields {found}; the first sample of the set has {self.fields}"
-            )
-
-    def _open_shard(self) -> None:
-        name = f"{len(self._shards):06d}.tar"
-        self._file = open(self.folder / name, "wb")  # noqa: SIM115 - closed in _close_shard
-        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")
-        self._shards.append({"file": name, "count": 0})
+        if self._shard is not None:
+            self._close_shard()
+        self._set.seal(self._notes, self.negative)
 
     def _close_shard(self) -> None:
-        assert self._tar is not None and self._file is not None
-        self._tar.close()
-        self._file.close()
-        self._tar = self._file = None
-        shard = self._shards[-1]
-        path = self.folder / shard["file"]
-        self._index[shard["file"]] = locate_members(path)
-        shard.update(bytes=path.stat().st_size, sha256=sha256(path))
+        assert self._shard is not None
+        self._notes.append(self._shard.finish())
+        self._shard = None

@@ -171,7 +171,7 @@ def npy(array, allow_pickle=False):
     [
         ("latents.npy", b"\x93NUMPY garbage", "field latents is corrupt"),
         ("latents.npy", b"", "field latents is corrupt"),
-        ("text.npy", npy(np.zeros((2, 5), np.float32)), r"text is float32 \[2, 5\].*says"),
+        ("text.npy", npy(np.zeros((4, 4), np.float32)), r"text is float32 \[4, 4\].*says"),
         ("text.npy", npy(np.zeros((4, 5), np.float16)), r"text is float16 \[4, 5\].*says"),
         ("json", b"{", "json is corrupt"),
         ("json", b'{"number": 1}', "json is corrupt .*no caption"),
