@@ -14,7 +14,7 @@ from experiments.hardware import launch_of, prepare
 from experiments.layers import nearest
 
 GIVEN = {"folder", "seed"}
-SOURCES = ("moving_digits",)
+SOURCES = ("closed_form", "moving_digits")
 
 
 def check(recipe: dict[str, Any]) -> None:

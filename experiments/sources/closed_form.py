@@ -1,0 +1,82 @@
+"""Clips of a law whose every density is known, and the law itself as a network.
+
+A frame is d numbers, stored as ``[d, 1, 1]`` latents that need no autoencoder; the text is the
+one-hot component of the first frame, the negative one zeros, which leave it open. ``law`` beside
+the shards is a `ClosedForm` network in diffusers format: recipes name this run where they want the
+exact teacher or score.
+"""
+
+import logging
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from datamodules.shards import ShardWriter
+from experiments.bind import bind
+from experiments.folder import RunFolder
+from lightning_modules.networks.closed_form import ClosedForm
+from lightning_modules.networks.gaussian_world import GaussianWorld
+
+log = logging.getLogger(__name__)
+CHUNK = 1024  # samples drawn at once; sample i depends on (seed, i) alone
+FPS = 1  # frames of a law have no duration; what makes and shows videos wants a number
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Refuse settings that do not fit, before anything is made."""
+    if settings["count"] < 1:
+        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
+    _law(settings["law"])
+
+
+def curate(
+    folder: RunFolder,
+    seed: int,
+    *,
+    kind: Literal["clips", "prompts"],
+    count: int,
+    law: dict[str, Any],
+) -> None:
+    """Write a shard set and the law.
+
+    Args:
+        folder: of the run; the set lies in its ``shards``, the network in its ``law``.
+        seed: another one for every split, which is all that makes them disjoint.
+        kind: ``clips`` have latents (float32) and text, ``prompts`` text alone.
+        count: samples.
+        law: numbers of `GaussianWorld`.
+    """
+    world = _law(law)
+    about = {"source": "closed_form", "seed": seed, "fps": FPS, "channels": world.size}
+    one_hot = np.eye(world.components, dtype=np.float32)[:, None]  # [K, 1, K]
+    with ShardWriter(
+        folder.path / "shards",
+        kind,
+        about=about | {"law": asdict(world)},
+        negative=np.zeros_like(one_hot[0]),
+    ) as writer:
+        for start in range(0, count, CHUNK):
+            frames, components, signs = world.draw(CHUNK, _generator(seed, start // CHUNK))
+            latents = frames.float().numpy()[..., None, None]
+            for row in range(min(CHUNK, count - start)):
+                component = components[row].item()
+                arrays = {"text": one_hot[component]}
+                if kind == "clips":
+                    arrays["latents"] = latents[row]
+                attributes = {"component": component, "signs": signs[row].tolist()}
+                info = {"caption": f"component {component}", "attributes": attributes}
+                writer.write(f"clip-{seed}-{start + row:06d}", arrays, info)
+            folder.progress(min(start + CHUNK, count), count, kind)
+    ClosedForm.of(world, world.size).save_pretrained(folder.path / "law")
+    log.info("%d %s of %s", count, kind, world)
+
+
+def _law(numbers: dict[str, Any]) -> GaussianWorld:
+    return GaussianWorld(**bind(GaussianWorld, numbers, section="curate.law"))
+
+
+def _generator(seed: int, chunk: int) -> torch.Generator:
+    words = np.random.SeedSequence([seed, chunk]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
