@@ -1,15 +1,14 @@
 """Networks for the verbs: fresh ones from numbers, others from a run or a folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from experiments.bind import bind
+from lightning_modules.networks.wan_folder import load_part, locate, read_config
 
 ROLES = ("student", "teacher", "critic")
 """The needs of a recipe that are networks, by the constructor argument they become."""
@@ -43,16 +42,26 @@ def check_network(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return bind(Wan, numbers, section="network")
 
 
-def load_network(where: Path) -> nn.Module:
-    """The network of a folder, in one of the `PLACES` in it.
+def load_network(where: str | Path) -> nn.Module:
+    """The network of a folder, in one of the `PLACES` in it, or of a pipeline by its hub id.
 
     Raises:
-        FileNotFoundError: there is no network in any of these places.
+        FileNotFoundError: there is no network in any of these places, or only a part of one.
         ValueError: its weights are damaged, incomplete or do not fit its config.json.
     """
-    for folder in (where / place for place in PLACES):
+    return _read(network_folder(where))
+
+
+def network_folder(where: str | Path) -> Path:
+    """Where a network's config.json and weights lie; nothing is loaded yet.
+
+    Raises:
+        FileNotFoundError: there is no network in any of the places where one is looked for.
+    """
+    home = locate(where, "transformer")
+    for folder in (home / place for place in PLACES):
         if (folder / "config.json").is_file():
-            return _read(folder)
+            return folder
     raise FileNotFoundError(
         f"{where}: no student/config.json, transformer/config.json, law/config.json or config.json"
         " there; give a run that trained a network, clips of a closed-form world, or a Wan2.1"
@@ -61,21 +70,15 @@ def load_network(where: Path) -> nn.Module:
 
 
 def _read(folder: Path) -> nn.Module:
-    """A folder in diffusers format; what it lacks is refused, where diffusers would draw it."""
+    """The network of a folder in diffusers format, in float32."""
     from lightning_modules import networks
 
-    cure = "copy the folder again, or run again what wrote it"
-    try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
-        kind = getattr(networks, CLASSES[name])
-        network, found = kind.from_pretrained(folder, output_loading_info=True)
-    except KeyError as error:
+    name = read_config(folder).get("_class_name")
+    if name not in CLASSES:
         raise ValueError(
-            f"{folder / 'config.json'}: _class_name is none of {', '.join(CLASSES)} ({error})"
-        ) from error
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder}: weights that do not load ({first}): {cure}") from error
-    if found["missing_keys"]:
-        raise ValueError(f"{folder}: has no weights for {found['missing_keys'][0]}: {cure}")
-    return network
+            f"{folder / 'config.json'}: _class_name is {name!r}, none of {', '.join(CLASSES)}"
+        )
+    kind = getattr(networks, CLASSES[name])
+    if kind is networks.ClosedForm:  # its config is all there is
+        return kind.from_pretrained(folder)
+    return load_part(kind, folder, torch_dtype=torch.float32)

@@ -1,6 +1,4 @@
-"""Autoencoders and text encoders: inverses, normalisation, determinism, and refusals."""
-
-import json
+"""The tiny world's autoencoder and text encoder: inverses, determinism, and refusals."""
 
 import pytest
 import torch
@@ -10,8 +8,6 @@ from hypothesis import strategies as st
 from lightning_modules.networks.encoders import (
     PatchTransform,
     TinyText,
-    WanText,
-    WanVAE,
     measure_patches,
 )
 
@@ -81,95 +77,6 @@ def test_patch_mistakes_are_refused():
         PatchTransform([0.0] * 16, 1.0).encode(noise_video(0, 1, 1, 12, 16, 1))
     with pytest.raises(ValueError, match="variation"):
         measure_patches([torch.zeros(1, 1, 8, 8, 1, dtype=torch.uint8)])
-
-
-@pytest.fixture(scope="module")
-def wan_folder(tmp_path_factory):
-    """A whole Wan folder, random and tiny."""
-    from diffusers import AutoencoderKLWan
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    folder = tmp_path_factory.mktemp("wan")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = AutoencoderKLWan(
-            base_dim=3,
-            z_dim=16,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=[0.1 * i for i in range(16)],
-            latents_std=[0.5 + 0.1 * i for i in range(16)],
-        )
-        config = UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-        text_encoder = UMT5EncoderModel(config)
-    vae.save_pretrained(folder / "vae")
-    text_encoder.save_pretrained(folder / "text_encoder")
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    sentences = ["a seven moving left, fast", "a cat walks on the grass", "still water at night"]
-    tokenizer.train_from_iterator(
-        sentences, trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>")
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "$A </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "tokenizer")
-    return folder
-
-
-def test_wan_vae_normalises_with_its_config(wan_folder):
-    from diffusers import AutoencoderKLWan
-
-    vae = WanVAE(wan_folder)
-    assert (vae.channels, vae.temporal_stride, vae.spatial_stride) == (16, 4, 8)
-    video = noise_video(3, 1, 5, 16, 24, 3)
-    latents = vae.encode(video)
-    assert latents.shape == (1, 2, 16, 2, 3) and latents.dtype == torch.float32
-    raw_vae = AutoencoderKLWan.from_pretrained(wan_folder / "vae")
-    with torch.no_grad():
-        pixels = (video.float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
-        raw = raw_vae.encode(pixels).latent_dist.mode().transpose(1, 2)
-        mean = torch.tensor([0.1 * i for i in range(16)]).view(16, 1, 1)
-        std = torch.tensor([0.5 + 0.1 * i for i in range(16)]).view(16, 1, 1)
-        torch.testing.assert_close(latents, (raw - mean) / std, atol=1e-5, rtol=1e-5)
-        shown = raw_vae.decode(raw.transpose(1, 2)).sample.permute(0, 2, 3, 4, 1)
-    decoded = vae.decode(latents)
-    assert decoded.shape == video.shape and decoded.dtype == torch.uint8
-    expected = ((shown + 1) * 127.5).round().clamp(0, 255)
-    assert (decoded.float() - expected).abs().max() <= 1
-    assert vae.id == WanVAE(wan_folder).id and len(vae.id) == 16
-
-
-def test_wan_vae_refuses_a_folder_without_normalisation(wan_folder, tmp_path):
-    (tmp_path / "vae").mkdir()
-    config = json.loads((wan_folder / "vae" / "config.json").read_text())
-    del config["latents_std"]
-    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="latents_std must list 16 numbers"):
-        WanVAE(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"vae/config.json is missing: point to"):
-        WanVAE(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"1 \+ 4k frames"):
-        WanVAE(wan_folder).encode(noise_video(0, 1, 4, 16, 16, 3))
-
-
-def test_wan_text_zeroes_padding(wan_folder):
-    text = WanText(wan_folder)
-    assert (text.length, text.dim) == (512, 32)
-    short, empty = text.encode(["a seven moving left, fast", ""])
-    used = short.abs().sum(-1) > 0
-    assert 3 <= used.sum() < 60 and not used[used.sum() :].any()
-    assert (empty.abs().sum(-1) > 0).sum() == 1  # the end mark
-    torch.testing.assert_close(text.encode(["a seven moving left, fast"])[0], short)
-    longest = WanText(wan_folder, length=6).encode(["a seven " * 40])
-    assert longest.shape == (1, 6, 32) and (longest.abs().sum(-1) > 0).all()
-    assert text.id == WanText(wan_folder).id != WanText(wan_folder, length=6).id
-    with pytest.raises(FileNotFoundError, match="text_encoder/config.json is missing"):
-        WanText(wan_folder / "vae")
 
 
 def test_tiny_text_is_a_function_of_its_seed():

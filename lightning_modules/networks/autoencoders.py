@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .content import WanFolder, digest
+from .content import digest, digest_of_weights
+from .wan_folder import load_part, locate, read_config, weight_files
 
 
 def _to_unit(video: Tensor) -> Tensor:
@@ -117,56 +118,58 @@ def measure_patches(
     return mean.tolist(), variance**0.5
 
 
-class WanVAE(WanFolder):
+class WanVAE:
     """Wan's causal video VAE: 4 frames and 8 x 8 pixels a latent (the first frame is alone).
 
     z = (mode(video) - latents_mean) / latents_std, with the vectors of the folder's config.
 
     Args:
-        folder: holds vae/config.json and its weights.
+        folder: a pipeline with vae/, by path or hub id.
         device: where it runs.
         dtype: of the weights.
 
     Raises:
-        FileNotFoundError: if the folder has no VAE.
-        ValueError: if its config does not say how latents are normalised.
+        FileNotFoundError: if there is no VAE, or only a part of one.
+        ValueError: if its config does not say how latents are normalised, or a file is damaged.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(folder, "vae/config.json")
-        path = self._folder / "vae" / "config.json"
-        config = json.loads(path.read_text())
+        self._part = locate(folder, "vae") / "vae"
+        config = read_config(self._part)
+        weight_files(self._part)
         for key in ("latents_mean", "latents_std"):
             if len(config.get(key) or ()) != config["z_dim"]:
                 raise ValueError(
-                    f"{path}: {key} must list {config['z_dim']} numbers; see Wan 2.1's"
+                    f"{self._part / 'config.json'}: {key} must list {config['z_dim']} numbers; see"
+                    " Wan 2.1's"
                 )
         self._device, self._dtype = device, dtype
+        self.source = str(folder)
         self.channels = config["z_dim"]
         self.temporal_stride = 2 ** sum(config["temperal_downsample"])  # diffusers' spelling
         self.spatial_stride = 2 ** (len(config["dim_mult"]) - 1)
-        shape = (1, -1, 1, 1, 1)
-        self._mean = torch.tensor(config["latents_mean"], device=device).view(shape)
-        self._std = torch.tensor(config["latents_std"], device=device).view(shape)
+        self.mean: list[float] = config["latents_mean"]
+        self.std: list[float] = config["latents_std"]
 
     @cached_property
     def id(self) -> str:
         """Hash of the config and weights."""
-        return self.hash_of("vae")
+        return digest_of_weights(self._part)
 
     @cached_property
     def _vae(self) -> nn.Module:
         from diffusers import AutoencoderKLWan
 
-        vae = AutoencoderKLWan.from_pretrained(
-            self._folder / "vae", torch_dtype=self._dtype, local_files_only=True
-        )
+        vae = load_part(AutoencoderKLWan, self._part, torch_dtype=self._dtype)
         return vae.to(self._device).eval().requires_grad_(False)
+
+    def _per_channel(self, numbers: Sequence[float]) -> Tensor:
+        return torch.tensor(numbers, device=self._device).view(1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -184,11 +187,13 @@ class WanVAE(WanFolder):
             )
         pixels = _to_unit(video.to(self._device)).permute(0, 4, 1, 2, 3).to(self._dtype)
         raw = self._vae.encode(pixels).latent_dist.mode().float()
-        return ((raw - self._mean) / self._std).transpose(1, 2).contiguous()
+        latents = (raw - self._per_channel(self.mean)) / self._per_channel(self.std)
+        return latents.transpose(1, 2).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3]."""
-        raw = latents.to(self._device).float().transpose(1, 2) * self._std + self._mean
+        normalised = latents.to(self._device).float().transpose(1, 2)
+        raw = normalised * self._per_channel(self.std) + self._per_channel(self.mean)
         pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0].float()
         return _to_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous()

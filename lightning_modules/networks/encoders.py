@@ -14,9 +14,10 @@ from typing import Protocol
 from torch import Tensor
 
 from .autoencoders import PatchTransform, WanVAE, measure_patches
-from .text_encoders import TinyText, WanText
+from .text_encoders import WAN_NEGATIVE_PROMPT, TinyText, WanText
 
 __all__ = [
+    "WAN_NEGATIVE_PROMPT",
     "Autoencoder",
     "PatchTransform",
     "TextEncoder",

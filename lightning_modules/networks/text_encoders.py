@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .content import WanFolder, digest
+from .content import digest, digest_of_files, digest_of_weights
+from .wan_folder import load_part, locate, read_config, weight_files
+
+WAN_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""What published Wan 2.1 is guided away from (Wan2.1, wan/configs/shared_config.py,
+sample_neg_prompt); Self Forcing, Causal Forcing and Causal Forcing++ use the same, never the empty
+string."""
 
 
 @torch.no_grad()
@@ -93,51 +103,67 @@ class TinyText:
         return _embed(self._tokenizer, self._model, prompts, self.length)
 
 
-class WanText(WanFolder):
+class WanText:
     """Wan's umT5-xxl: 512 tokens, padded positions zeroed.
 
+    Prompts are first cleaned as diffusers' `WanPipeline` does (broken encodings, HTML entities,
+    repeated white space).
+
     Args:
-        folder: holds text_encoder/ and tokenizer/.
+        folder: a pipeline with text_encoder/ and tokenizer/, by path or hub id.
         device: where it runs.
         dtype: of the weights; Wan publishes bfloat16.
         length: tokens of an embedding; longer prompts are cut.
 
     Raises:
-        FileNotFoundError: if the folder lacks either part.
+        FileNotFoundError: if the folder lacks either part, or has only a part of one.
+        ValueError: if a file is damaged.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         length: int = 512,
     ) -> None:
-        super().__init__(folder, "text_encoder/config.json", "tokenizer")
-        config = json.loads((self._folder / "text_encoder" / "config.json").read_text())
+        home = locate(folder, "text_encoder", "tokenizer")
+        self._part, self._words = home / "text_encoder", home / "tokenizer"
+        config = read_config(self._part)
+        weight_files(self._part)
+        if not any((self._words / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+            raise FileNotFoundError(
+                f"{self._words}: has neither tokenizer.json nor spiece.model; download or copy the"
+                " folder again"
+            )
+        self.source = str(folder)
         self.length, self.dim = length, config["d_model"]
         self._device, self._dtype = device, dtype
 
     @cached_property
     def id(self) -> str:
         """Hash of the tokenizer, the weights and the length."""
-        return digest(self.hash_of("text_encoder", "tokenizer").encode(), str(self.length).encode())
+        parts = digest_of_weights(self._part), digest_of_files(self._words), str(self.length)
+        return digest(*(part.encode() for part in parts))
 
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._folder / "tokenizer", local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            self._words, local_files_only=True, trust_remote_code=False
+        )
 
     @cached_property
     def _model(self) -> nn.Module:
         from transformers import UMT5EncoderModel
 
-        model = UMT5EncoderModel.from_pretrained(
-            self._folder / "text_encoder", dtype=self._dtype, local_files_only=True
-        )
+        model = load_part(UMT5EncoderModel, self._part, dtype=self._dtype)
         return model.to(self._device).eval().requires_grad_(False)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> float32 [B, length, dim]; longer prompts are cut."""
-        return _embed(self._tokenizer, self._model, prompts, self.length)
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        cleaned = [prompt_clean(prompt) for prompt in prompts]
+        return _embed(self._tokenizer, self._model, cleaned, self.length)

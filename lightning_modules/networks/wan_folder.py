@@ -1,0 +1,175 @@
+"""Parts of a Wan 2.1 pipeline on disk, in diffusers format: found, checked, then read.
+
+A part (`transformer/`, `vae/`, `text_encoder/`) is a `config.json` beside safetensors: one file, or
+shards with an index. A download that stopped half-way is told from a whole one by file names and
+safetensors headers alone, before anything large is read. Nothing is ever unpickled and no code of a
+folder is run.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+__all__ = ["load_part", "locate", "read_config", "weight_files"]
+
+EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_INDEX = ".safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
+_CURE = "download or copy the folder again, or run again what wrote it"
+
+
+def locate(where: str | Path, *parts: str) -> Path:
+    """The local folder of a pipeline given by its path or hub id.
+
+    Of a hub id only `parts` are downloaded, by the function diffusers itself downloads with; what
+    the cache holds already is not, and with HF_HUB_OFFLINE=1 nothing is.
+
+    Raises:
+        FileNotFoundError: no such folder, and no such pipeline in the hub or its cache.
+    """
+    folder = Path(where)
+    if folder.is_dir():
+        return folder
+    name = str(where)
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name}: no such folder; give a Wan 2.1 folder in diffusers format, or a hub id such"
+            f" as {EXAMPLE}"
+        )
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{part}/*" for part in parts]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # every error of the hub's is one of these
+        includes = " ".join(f"--include '{pattern}'" for pattern in wanted)
+        raise FileNotFoundError(
+            f"{name}: no folder here, and not to be had from the hub ({_first_line(error)});"
+            f" where there is a network run: hf download {name} {includes}, or give the path of a"
+            " folder"
+        ) from error
+
+
+def read_config(part: Path) -> dict[str, Any]:
+    """The part's `config.json`.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is not a JSON mapping.
+    """
+    path = part / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: point to a diffusers folder of Wan 2.1, e.g. a snapshot of"
+            f" {EXAMPLE}"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}): {_CURE}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: not a mapping of settings: {_CURE}")
+    return config
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The part's safetensors files, each of them there and whole.
+
+    Raises:
+        FileNotFoundError: there are none, or shards that the index names are missing.
+        ValueError: a file is a git-lfs pointer, cut off, or holds no tensors the index promises.
+    """
+    index = next(iter(sorted(part.glob(f"*{_INDEX}"))), None)
+    promised = _promised(index) if index else {}
+    files = (
+        [part / name for name in sorted(promised)] if index else sorted(part.glob("*.safetensors"))
+    )
+    if not files:
+        pickles = [*part.glob("*.bin"), *part.glob("*.pth")]
+        why = (
+            f"has only {pickles[0].name}, a pickle, which is never read; convert it where you trust"
+            " it: save_pretrained(..., safe_serialization=True)"
+            if pickles
+            else f"has no weights (*.safetensors): {_CURE}"
+        )
+        raise FileNotFoundError(f"{part}: {why}")
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f"{part}: {len(missing)} of {len(files)} weight files are missing"
+            f" ({', '.join(missing[:3])}): {_CURE}"
+        )
+    if not index and "-of-" in files[0].name:
+        raise FileNotFoundError(f"{part}: has shards, but no index (*{_INDEX}): {_CURE}")
+    for file in files:
+        if lacks := promised.get(file.name, set()) - _names(file):
+            raise ValueError(
+                f"{part}: {file.name} has no {min(lacks)}, which its index promises: {_CURE}"
+            )
+    return files
+
+
+def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
+    """`kind.from_pretrained(part, **options)`, where every weight must come from the folder.
+
+    Args:
+        kind: a model class of diffusers or transformers, or ours.
+        part: a folder with config.json and safetensors.
+        options: of `from_pretrained`, such as the dtype.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is incomplete, damaged, or does not fit its
+            config.json; the libraries would draw what is missing at random.
+    """
+    read_config(part)
+    weight_files(part)
+    try:
+        model, found = kind.from_pretrained(
+            part, output_loading_info=True, local_files_only=True, use_safetensors=True, **options
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{part}: weights that do not load ({_first_line(error)}): {_CURE}"
+        ) from error
+    if found["missing_keys"]:
+        name = min(found["missing_keys"])
+        raise ValueError(f"{part}: has no weights for {name}: {_CURE}")
+    return model
+
+
+def _promised(index: Path) -> dict[str, set[str]]:
+    """Tensor names by file name, as the index has it."""
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: not readable as an index: {_CURE}") from error
+    promised: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        promised.setdefault(file, set()).add(name)
+    return promised
+
+
+def _names(file: Path) -> set[str]:
+    """Names of the tensors of a safetensors file, which is opened only if it is whole."""
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                f"{file.parent}: {file.name} is a git-lfs pointer, not the weights; run there:"
+                " git lfs pull"
+            )
+    try:
+        with safe_open(file, "pt") as opened:
+            return set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file.parent}: {file.name} is cut off or damaged ({_first_line(error)};"
+            f" {file.stat().st_size} bytes): {_CURE}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
