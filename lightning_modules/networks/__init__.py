@@ -57,8 +57,11 @@ class Network(Protocol):
         """Velocity eps - x0 of every frame of `x`."""
         ...
 
-    def new_cache(self) -> "KVCache":
-        """An empty cache for one rollout of one batch."""
+    def new_cache(self, frames: int | None = None) -> "KVCache":
+        """An empty cache for one rollout of one batch; with ``frames``, for sampling alone.
+
+        It then holds at most so many and may be written in place: only under torch.no_grad().
+        """
         ...
 
     def save_pretrained(self, save_directory: Any) -> None:

@@ -61,7 +61,7 @@ class ClosedForm(nn.Module, ConfigMixin):
         """The network of a law whose latents have `channels`."""
         return cls(asdict(law), channels, channels, law.components)
 
-    def new_cache(self) -> KVCache:
+    def new_cache(self, frames: int | None = None) -> KVCache:
         """Return an empty cache for one rollout of one batch; keys are frames, values their t."""
         return KVCache(layers=1)
 

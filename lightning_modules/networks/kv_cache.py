@@ -2,18 +2,33 @@
 
 Denoising a block attends to concat(cache, own); only the commit pass that follows appends. Nothing
 is overwritten in place, so a graph that read the cache keeps the tensors it read, and no gradient
-flows from one block into the passes that wrote an earlier one.
+flows from one block into the passes that wrote an earlier one. Sampling alone, which has no graph,
+may use `static_cache.StaticKVCache` instead.
 
 Shapes: one pair per layer, keys and values [B, T, heads, head_dim] with T = frames x tokens per
 frame; keys are stored after normalisation and rotation, at absolute positions.
+
+Positions stay absolute however long the clip: a rotation of query and key leaves only their
+distance in the product, angles are computed in float64 from any frame number, and a window bounds
+the distance between its frames. What grows without bound is the distance to the *sinks*, as in the
+published code; to bound it too, their keys would have to be turned again at each step (Rolling
+Forcing), which no student here was trained for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+Beside = Callable[[Tensor, Tensor], Pair]
+"""From a block's own keys and values to all that it sees."""
+
+
+def alone(keys: Tensor, values: Tensor) -> Pair:
+    """Without a past a block sees itself."""
+    return keys, values
 
 
 class KVCache:
@@ -32,6 +47,14 @@ class KVCache:
         """Return keys and values of `layer`, each [B, T, heads, head_dim], or None while empty."""
         return self._pairs[layer]
 
+    def beside(self, layer: int, frames: int) -> Beside:
+        """Return what puts the held keys and values, as they are now, before a block's own.
+
+        `frames` says how many the block has; a cache of fixed size must know.
+        """
+        held = self.read(layer)
+        return alone if held is None else partial(_join, held)
+
     def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
         """Add `frames`, whose keys and values, one pair per layer, were just computed."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
@@ -43,29 +66,29 @@ class KVCache:
             self._pairs[layer] = (keys.detach(), values.detach())
         self.frames += tuple(frames)
 
+    def retract(self, frames: int) -> None:
+        """Forget the last `frames` frames: they were shown, but are not of the past."""
+        self._pick(range(len(self) - frames))
+
     def keep(self, frames: int, sinks: int = 0) -> None:
-        """Forget all but `frames` frames: the first `sinks` and the most recent others.
+        """Forget all but `frames` frames: the first `sinks` in time and the latest others.
 
         Raises:
             ValueError: if the sinks alone would fill the window.
         """
-        assert not torch.is_grad_enabled(), "the cache is shortened under torch.no_grad() only"
         if not 0 <= sinks < frames:
             raise ValueError(
                 f"a window of {frames} frames needs 0 <= sinks < {frames}, got {sinks}"
             )
         held = len(self)
-        if held <= frames:
-            return
-        recent = held - (frames - sinks)
-        for layer, pair in enumerate(self._pairs):
-            assert pair is not None, "frames are counted but keys are missing"
-            tokens = pair[0].shape[1] // held
-            self._pairs[layer] = tuple(
-                torch.cat((part[:, : sinks * tokens], part[:, recent * tokens :]), 1)
-                for part in pair
-            )
-        self.frames = self.frames[:sinks] + self.frames[recent:]
+        if held > frames:
+            in_time = sorted(range(held), key=self.frames.__getitem__)
+            self._pick(sorted(in_time[:sinks] + in_time[held - (frames - sinks) :]))
+
+    def restart(self) -> None:
+        """Forget every frame: the next rollout of the same network."""
+        self._pairs = [None] * len(self._pairs)
+        self.frames = ()
 
     def recall_text(self, text: Tensor) -> list[Pair] | None:
         """Return the prompt's keys and values if `text` is the tensor they were computed from."""
@@ -77,3 +100,22 @@ class KVCache:
         """Keep the prompt's keys and values, one pair per layer, for later calls."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         self._text = (text, pairs)
+
+    def _pick(self, slots: Sequence[int]) -> None:
+        """Keep the frames at `slots`, which ascend."""
+        assert not torch.is_grad_enabled(), "the cache is shortened under torch.no_grad() only"
+        held, slots = len(self), list(slots)
+        for layer, pair in enumerate(self._pairs):
+            assert pair is not None, "frames are counted but keys are missing"
+            self._pairs[layer] = tuple(
+                part.unflatten(1, (held, -1))[:, slots].flatten(1, 2) for part in pair
+            )
+        self.frames = tuple(self.frames[slot] for slot in slots)
+
+
+def _join(past: Pair, keys: Tensor, values: Tensor) -> Pair:
+    old_keys, old_values = past
+    return (
+        torch.cat((old_keys.to(keys.dtype), keys), 1),
+        torch.cat((old_values.to(values.dtype), values), 1),
+    )

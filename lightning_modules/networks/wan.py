@@ -31,10 +31,11 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import attend, token_mask
-from .kv_cache import KVCache, Pair
+from .attention import Mask, attend, spread
+from .kv_cache import Beside, KVCache, Pair, alone
 from .rms_norm import rms_norm
 from .rotary import rotate, rotation
+from .static_cache import StaticKVCache
 
 __all__ = ["Wan"]
 
@@ -48,16 +49,16 @@ class Block(WanTransformerBlock):
         modulation: Tensor,  # [B, N, 6, D] float32
         prompt: Pair,  # keys and values of the text, each [B, L, heads, head_dim]
         turn: Tensor,
-        mask: Tensor | None,
-        past: Pair | None,
+        mask: Mask,
+        beside: Beside,  # from own keys and values to all that is seen
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return frames [B, N, S, D] and the keys and values they showed [B, N*S, heads, hd]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
 
         queries, keys, values = _show(self.attn1, _modulate(self.norm1, x, shift, scale), turn)
-        seen = (keys, values) if past is None else _join(past, (keys, values))
-        x = _gated(x, self.attn1.to_out[0](attend(queries, *seen, mask)).view_as(x), gate)
+        answer = attend(queries, *beside(keys, values), mask)
+        x = _gated(x, self.attn1.to_out[0](answer).view_as(x), gate)
 
         normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
         asked = rms_norm(self.attn2.norm_q, self.attn2.to_q(normed.flatten(1, 2))).type_as(
@@ -131,9 +132,10 @@ class Wan(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
 
-    def new_cache(self) -> KVCache:
-        """Return an empty cache for one rollout of one batch."""
-        return KVCache(len(self.blocks))
+    def new_cache(self, frames: int | None = None) -> KVCache:
+        """Return an empty cache for one rollout of one batch; with `frames`, of that fixed size."""
+        layers = len(self.blocks)
+        return KVCache(layers) if frames is None else StaticKVCache(layers, frames)
 
     def forward(
         self,
@@ -163,16 +165,16 @@ class Wan(ModelMixin, ConfigMixin):
         turn = rotation(places, height, width, self.config.attention_head_dim, x.device)
         tokens = self._patch(x)
         embedded, modulation = self._embed_time(t)
-        mask = token_mask(visible, height * width, len(cache or ()), x.device, tokens.dtype)
+        mask = spread(visible, height * width, len(cache or ()), x.device, tokens.dtype)
 
-        prompts = self._read_prompts(text, cache)
+        prompts = self.read_prompts(text, cache)
         shown: list[Pair] = []
         for layer, block in enumerate(self.blocks):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False)
-            past = cache.read(layer) if cache is not None else None
-            tokens, keys, values = run(tokens, modulation, prompts[layer], turn, mask, past)
+            beside = alone if cache is None else cache.beside(layer, len(places))
+            tokens, keys, values = run(tokens, modulation, prompts[layer], turn, mask, beside)
             if write_cache:
                 shown.append((keys, values))
         if write_cache:
@@ -219,7 +221,7 @@ class Wan(ModelMixin, ConfigMixin):
             -1, (6, -1)
         )
 
-    def _read_prompts(self, text: Tensor, cache: KVCache | None) -> list[Pair]:
+    def read_prompts(self, text: Tensor, cache: KVCache | None) -> list[Pair]:
         """Keys and values of the prompt for every layer; without gradient, once per rollout."""
         reuse = cache is not None and not torch.is_grad_enabled()
         if reuse and (known := cache.recall_text(text)) is not None:
@@ -262,10 +264,3 @@ def _show(attention: WanAttention, x: Tensor, turn: Tensor) -> tuple[Tensor, Ten
     keys = rms_norm(attention.norm_k, attention.to_k(x)).unflatten(-1, heads)
     values = attention.to_v(x).unflatten(-1, heads)
     return rotate(queries, turn).type_as(values), rotate(keys, turn).type_as(values), values
-
-
-def _join(past: Pair, own: Pair) -> Pair:
-    keys, values = (
-        torch.cat((old.to(new.dtype), new), 1) for old, new in zip(past, own, strict=True)
-    )
-    return keys, values
