@@ -99,7 +99,7 @@ def generate_clips(
         )
     sizes, grid = partition(blocks, clip_shape[0]), time_grid(intervals, shift).to(device)
     negative = torch.from_numpy(prompts.negative).to(device)
-    decode = autoencoder_of(prompts.manifest).decode if save == "pixels" else None
+    decode = autoencoder_of(prompts.manifest, device).decode if save == "pixels" else None
 
     def generate(text: Tensor, random: Randomness) -> Tensor:
         noise = random.normal("noise", clip_shape)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from experiments.codec import autoencoder_of
 from experiments.networks import load_network
 from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
 
@@ -284,3 +285,19 @@ def test_what_the_cache_lacks_is_refused_with_the_command(hub):
         WanVAE(HUB_ID)
     with pytest.raises(FileNotFoundError, match="no such folder; give a Wan 2.1 folder"):
         load_network("./nowhere/at/all")
+
+
+def test_a_manifest_leads_back_to_its_vae(wan_folder, hurt):
+    vae = WanVAE(hurt)
+    manifest = {
+        "autoencoder": {"class": "WanVAE", "id": vae.id, "folder": vae.source, "dtype": "float32"},
+        "normalisation": {"mean": vae.mean, "std": vae.std},
+    }
+    latents = torch.randn(1, 2, 16, 2, 2)
+    assert torch.equal(autoencoder_of(manifest).decode(latents), vae.decode(latents))
+    manifest["autoencoder"]["id"] = "another"
+    with pytest.raises(ValueError, match="manifest's autoencoder is another, found is"):
+        autoencoder_of(manifest)
+    shutil.rmtree(hurt)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        autoencoder_of(manifest)

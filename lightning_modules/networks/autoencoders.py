@@ -173,7 +173,7 @@ class WanVAE:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Uint8 [B, 1 + 4k, H, W, 3] -> float32 [B, 1 + k, C, H/8, W/8].
+        """Uint8 [B, 1 + 4k, H, W, 3] -> float32 [B, 1 + k, C, H/8, W/8], where the video was.
 
         Raises:
             ValueError: if the frames are not 1 + a multiple of the stride, or a side no multiple.
@@ -188,12 +188,12 @@ class WanVAE:
         pixels = _to_unit(video.to(self._device)).permute(0, 4, 1, 2, 3).to(self._dtype)
         raw = self._vae.encode(pixels).latent_dist.mode().float()
         latents = (raw - self._per_channel(self.mean)) / self._per_channel(self.std)
-        return latents.transpose(1, 2).contiguous()
+        return latents.transpose(1, 2).contiguous().to(video.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3]."""
+        """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3], where the latents were."""
         normalised = latents.to(self._device).float().transpose(1, 2)
         raw = normalised * self._per_channel(self.std) + self._per_channel(self.mean)
         pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0].float()
-        return _to_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous()
+        return _to_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous().to(latents.device)
