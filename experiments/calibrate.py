@@ -15,7 +15,7 @@ import yaml
 from experiments.folder import write_text
 from experiments.metrics.calibration import FILE, SHARE, calibrate, digest
 from experiments.metrics.corruption import PIXELS
-from experiments.score import read_clips, world_of
+from experiments.scoring.world import read_clips, world_of
 from lightning_modules.networks.probe import ProbeNetwork
 
 

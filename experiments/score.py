@@ -1,208 +1,40 @@
-"""``score``: judge sampled clips beside held-out real ones, by the `world.*` metrics.
+"""``score``: judge what was sampled or trained, by the metrics of one suite.
 
-Needs: `samples` (shards with pixels, captions and attributes), `reference` (held-out clips),
-`probe` (a fitted WorldProbe). The rows `ceiling` and `floor` of the table are this verb on held-out
-clips themselves, past those that serve as the reference, as they are or corrupted in one known way.
+What a recipe needs says which: a ``probe`` looks at clips of the tiny world (`world.*`), a ``law``
+known in closed form says what clips and students should have been (`law.*`).
 
 Results: scores.jsonl, per_clip.npz, curves.json (see `metrics/records.py`).
 """
 
-import json
-import logging
-from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
+import importlib
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-
-from datamodules.curation.moving_digits import World
-from datamodules.shards import ShardReader, open_shards
-from experiments.bind import bind
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
-from experiments.metrics import adherence, quality, records, truth  # noqa: F401
-from experiments.metrics.calibration import fitting
-from experiments.metrics.corruption import NAMES
-from experiments.metrics.corruption import corrupt as corrupted
-from experiments.metrics.registry import Measurement, Metric, NotApplicable, selected
-from experiments.metrics.view import View
-from lightning_modules.networks.probe import ProbeNetwork
 
-log = logging.getLogger(__name__)
-GIVEN = {"samples", "reference", "probe", "folder", "seed"}
-PACKAGES = ("numpy", "scipy", "torch", "opencv-python-headless")
+SUITES = {"probe": "world", "law": "closed_form"}
+"""The need that decides -> the module of ``experiments.scoring``."""
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(score_clips, recipe["score"], GIVEN, "score")
-    selected(settings["metrics"])
-    if settings["corrupt"] not in NAMES:
-        raise ValueError(
-            f"score.corrupt: no corruption {settings['corrupt']!r}; there are {', '.join(NAMES)}"
-        )
-    launch = launch_of(recipe)
-    needs = recipe["needs"]
-    for role in ("samples", "reference", "probe"):
-        if role not in needs:
-            raise ValueError(f"needs.{role} is missing: score needs samples, reference and probe")
-    _disjoint(
-        needs["samples"] == needs["reference"], settings["first"], settings["reference_clips"]
-    )
-    _constants(settings["calibration"], needs["probe"], needs["reference"], launch.scale)
+    _suite(recipe).check(recipe)
+    launch_of(recipe)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Score ``needs.samples`` against ``needs.reference`` through ``needs.probe``."""
+    """Score as ``recipe["score"]`` says; the results lie in ``folder``."""
     check(recipe)
     prepare(recipe)
-    score_clips(
-        samples=folder.need("samples"),
-        reference=folder.need("reference"),
-        probe=folder.need("probe"),
-        folder=folder,
-        seed=recipe["seed"],
-        **bind(score_clips, recipe["score"], GIVEN, "score"),
-    )
+    _suite(recipe).run(recipe, folder)
 
 
-def score_clips(
-    samples: Path,
-    reference: Path,
-    probe: Path,
-    folder: RunFolder,
-    seed: int,
-    *,
-    metrics: str | list[str],
-    first: int,
-    clips: int,
-    reference_clips: int,
-    corrupt: str,
-    calibration: str,
-) -> None:
-    """Compute the metrics and write them down.
-
-    Args:
-        samples, reference, probe: run folders.
-        metrics: ids, or `all`.
-        first: number of the first sample to score.
-        clips: how many.
-        reference_clips: how many of the reference, from its front.
-        corrupt: what is done to the samples before they are scored; `none` for a student.
-        calibration: hash of the constants of `metrics/calibration.yaml`.
-
-    Raises:
-        ValueError: too few clips; samples that overlap the reference; clips of another world;
-            constants with another hash, or made from other runs.
-    """
-    constants = _constants(calibration, probe, reference, launch_of(folder.recipe).scale)
-    _disjoint(samples == reference, first, reference_clips)
-    judged = read_clips(samples / "shards", first, clips)
-    real, _, manifest = read_clips(reference / "shards", 0, reference_clips)
-    keys = open_shards(samples / "shards").keys[first : first + clips]
-    videos, attributes = corrupted(corrupt, *judged[:2], seed)
-    network = ProbeNetwork.load(probe / "probe")
-    view = View(
-        videos, attributes, real, network, world_of(manifest), manifest["fps"], constants, seed
-    )
-    found = measure(view, selected(metrics))
-    about = {
-        "calibration": constants["hash"],
-        "inputs": {
-            "samples": samples.name,
-            "samples_fingerprint": open_shards(samples / "shards").fingerprint,
-            "reference": reference.name,
-            "reference_fingerprint": open_shards(reference / "shards").fingerprint,
-            "first": first,
-            "clips": clips,
-            "reference_clips": reference_clips,
-            "corrupt": corrupt,
-            "seed": seed,
-            "fps": manifest["fps"],
-            "frames": videos.shape[1],
-        },
-        "backend": {
-            "name": "world",
-            "probe": probe.name,
-            "probe_sha256": json.loads((probe / "probe" / "meta.json").read_text())["sha256"],
-            "versions": {package: version(package) for package in PACKAGES},
-        },
-    }
-    records.write(folder.path, found, keys, truth.curves(view), about)
-    shown = {m.id: round(f.value, 4) for m, f in found if f.value is not None}
-    log.info("%d clips of %s (%s): %s", clips, samples.name, corrupt, shown)
-
-
-def measure(view: View, metrics: Sequence[Metric]) -> list[tuple[Metric, Measurement]]:
-    """Every metric, or the reason why it says nothing here."""
-    found = []
-    for metric in metrics:
-        try:
-            found.append((metric, metric.compute(view)))
-        except NotApplicable as reason:
-            log.warning("%s skipped: %s", metric.id, reason)
-            found.append((metric, Measurement(None, 0, skipped=str(reason))))
-    return found
-
-
-def read_clips(
-    shards: Path, first: int, count: int
-) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, Any]]:
-    """Clips `first`.. as pixels uint8 [count, T, H, W, c], their attributes, and the manifest.
-
-    Real clips go through the autoencoder, as generated ones do, so that its loss is no difference.
-
-    Raises:
-        ValueError: too few clips, or a set without pixels and latents.
-    """
-    reader = open_shards(shards)
-    if first < 0 or count < 1 or first + count > len(reader):
+def _suite(recipe: dict[str, Any]) -> ModuleType:
+    found = [module for role, module in SUITES.items() if role in recipe["needs"]]
+    if len(found) != 1:
         raise ValueError(
-            f"score: clips {first}..{first + count - 1} wanted, {shards} has {len(reader)}: lower "
-            "score.clips, score.first or score.reference_clips"
+            f"needs: a score needs one of {', '.join(SUITES)}, which says what it is judged by;"
+            f" this recipe needs {', '.join(recipe['needs']) or 'nothing'}"
         )
-    field = next((name for name in ("latents", "video") if name in reader.fields), None)
-    if field is None:
-        raise ValueError(f"{shards}: has neither latents nor video; score wants clips")
-    stored = [reader.read(i, [field]) for i in range(first, first + count)]
-    values = np.stack([sample[field] for sample in stored])
-    if field == "latents":
-        latents = torch.from_numpy(values).float()
-        values = autoencoder_of(reader.manifest).decode(latents).numpy()
-    return values, [_attributes(sample, reader) for sample in stored], reader.manifest
-
-
-def world_of(manifest: dict[str, Any]) -> World:
-    """The law behind a held-out set.
-
-    Raises:
-        ValueError: the set does not say which world it is of.
-    """
-    if "world" not in manifest:
-        raise ValueError("the reference's manifest.json names no world: curate it again")
-    return World(**manifest["world"])
-
-
-def _attributes(sample: dict[str, Any], reader: ShardReader) -> dict[str, Any]:
-    try:
-        return sample["info"]["attributes"]
-    except KeyError:
-        raise ValueError(
-            f"sample {sample['key']!r} of {reader.folder} has no attributes, which its caption is "
-            "judged by: sample from prompts of the tiny world"
-        ) from None
-
-
-def _constants(wanted: str, probe: str | Path, heldout: str | Path, scale: str) -> dict[str, Any]:
-    return fitting(wanted, Path(probe).name, Path(heldout).name, scale or "SCALE")
-
-
-def _disjoint(same: bool, first: int, reference_clips: int) -> None:
-    if same and first < reference_clips:
-        raise ValueError(
-            f"score.first: {first} lies among the {reference_clips} reference clips of the same "
-            f"set, so clips would be compared with themselves; start at {reference_clips}"
-        )
+    return importlib.import_module(f"experiments.scoring.{found[0]}")

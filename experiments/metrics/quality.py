@@ -166,7 +166,7 @@ def dynamic_degree(view: View) -> Measurement:
     return per_clip(dimension(view, "dynamic_degree"), view.seed, 100)
 
 
-@metric("world.dynamic_dis_raw", "Dynamic (DIS), raw", "sample", "%", None, needs=())
+@metric("world.dynamic_dis_raw", "Dynamic (DIS), raw", "sample", "%", None, needs=("pixels",))
 def dynamic_raw(view: View) -> Measurement:
     """Share of dynamic clips by VBench's rule as it stands; noise counts as motion."""
     return per_clip(motion.dynamic(view.magnitudes, view.rule).astype(float), view.seed, 100)

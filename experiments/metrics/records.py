@@ -24,7 +24,7 @@ def record(metric: Metric, found: Measurement, about: dict[str, Any]) -> dict[st
         about: inputs, versions, calibration: the same for all metrics of a run.
     """
     return {
-        "suite": "world",
+        "suite": metric.id.partition(".")[0],
         "metric": metric.id,
         "name": metric.name,
         "kind": metric.kind,
@@ -48,7 +48,11 @@ def write(
     curves: dict[str, list[float]],
     about: dict[str, Any],
 ) -> None:
-    """Write the three files; per_clip.npz also holds the clips' keys under `key` (unicode [N])."""
+    """Write the three files; per_clip.npz also holds the clips' keys under `key` (unicode [N]).
+
+    A measurement's own curves stand in curves.json as `<metric>.<name>`.
+    """
+    curves = curves | {f"{m.id}.{name}": c for m, f in found for name, c in f.curves.items()}
     arrays = {m.id: f.per_clip.astype(np.float64) for m, f in found if f.per_clip is not None}
     _write_npz(folder / "per_clip.npz", {"key": np.array(keys), **arrays})
     write_text(folder / "curves.json", json.dumps(curves, indent=1, sort_keys=True))

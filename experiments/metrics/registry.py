@@ -1,16 +1,23 @@
 """What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
 
+The first word of an id is its suite: `world` looks at clips of the tiny world through a probe,
+`law` compares clips and students with a law known in closed form. A metric says what it needs; a
+view says what it offers; `all` means all that a view can answer.
+
 A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a
 benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip,
 averaged) or `set` (one number for all clips together). A metric that cannot be computed for some
 clips is skipped with a reason; it never becomes a zero.
 """
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Measurement:
         interval: 95%, over prompts; None where there is none.
         per_clip: float [N] with NaN where the metric does not apply; None for set-wise metrics.
         extra: plain numbers worth keeping beside it, e.g. a slope's tau.
+        curves: lists worth keeping beside it, e.g. one number a frame; they go to curves.json.
         skipped: why there is no value.
     """
 
@@ -45,6 +53,7 @@ class Measurement:
     interval: tuple[float, float] | None = None
     per_clip: np.ndarray | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     skipped: str | None = None
 
 
@@ -74,18 +83,40 @@ def metric(
     return register
 
 
-def selected(names: str | Iterable[str]) -> list[Metric]:
-    """The metrics a recipe asks for, in registry order; `all` is every one.
+def selected(names: str | Iterable[str], offers: Collection[str]) -> list[Metric]:
+    """The metrics a recipe asks for, in registry order; `all` is every one that can be answered.
+
+    Args:
+        names: ids, or `all`.
+        offers: what the view can be asked for; a metric is answered when all its needs are there.
 
     Raises:
-        ValueError: an unknown id.
+        ValueError: an unknown id, or one that needs what is not offered.
     """
+    answered = [metric for metric in METRICS.values() if set(metric.needs) <= set(offers)]
     if names == "all":
-        return list(METRICS.values())
+        return answered
     names = [names] if isinstance(names, str) else list(names)
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise ValueError(
-            f"score.metrics: no metric {unknown[0]!r}; there are 'all' and {', '.join(METRICS)}"
-        )
-    return [METRICS[id] for id in METRICS if id in names]
+        known = ", ".join(metric.id for metric in answered)
+        raise ValueError(f"score.metrics: no metric {unknown[0]!r}; there are 'all' and {known}")
+    for name in names:
+        if missing := [need for need in METRICS[name].needs if need not in offers]:
+            raise ValueError(
+                f"score.metrics: {name} needs {', '.join(missing)}, which this recipe does not"
+                " have among its needs"
+            )
+    return [metric for metric in answered if metric.id in names]
+
+
+def measure(view: Any, metrics: Iterable[Metric]) -> list[tuple[Metric, Measurement]]:
+    """Every metric of a view, or the reason why it says nothing there."""
+    found = []
+    for metric in metrics:
+        try:
+            found.append((metric, metric.compute(view)))
+        except NotApplicable as reason:
+            log.warning("%s skipped: %s", metric.id, reason)
+            found.append((metric, Measurement(None, 0, skipped=str(reason))))
+    return found
