@@ -160,16 +160,16 @@ def _all_see_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             f"launch.attention: flash-attn computes in bfloat16 or float16, the queries are"
             f" {queries.dtype}: set a bf16 precision, or use auto"
         )
-    if (
-        _forced == "dense"
-        or queries.device.type != "cuda"
-        or queries.dtype not in HALF
-        or not flash_installed()
-    ):
+    if not _takes_flash(queries):
         _say("dense where none is hidden", queries.device.type)
         return _dense(queries, keys, values)
     _say("flash where none is hidden", queries.device.type)
     return _flash()(queries, keys, values)
+
+
+def _takes_flash(queries: Tensor) -> bool:
+    allowed = _forced != "dense" and queries.device.type == "cuda" and queries.dtype in HALF
+    return allowed and flash_installed()
 
 
 def _by_prefix(queries: Tensor, keys: Tensor, values: Tensor, pieces: Prefixes) -> Tensor:

@@ -1,0 +1,274 @@
+"""Every attention kernel computes what the dense mask does; none makes a matrix of many tokens."""
+
+import sys
+import time
+import types
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
+
+from lightning_modules.diffusion import visibility
+from lightning_modules.networks import attention, masks
+from lightning_modules.networks.attention import attend, choose, spread, use
+from tests.test_fast_rollout import make_net
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MATRICES = {
+    "teacher forcing": visibility.teacher_forcing((1, 2, 2)),
+    "diffusion forcing": visibility.block_causal((1, 2, 2)),
+    "frame by frame": visibility.block_causal((1,) * 5),
+    "nobody but oneself": torch.eye(4, dtype=torch.bool),
+}
+eager_flex = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")]
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Force a kernel, whatever `use` would say of this device."""
+    return lambda backend: monkeypatch.setattr(attention, "_forced", backend)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """A flash-attn made of its formula, that takes what flash-attn takes; counts its calls."""
+    calls = []
+
+    def flash_attn_func(queries, keys, values):
+        assert queries.ndim == 4 and queries.stride(-1) == keys.stride(-1) == 1
+        calls.append((queries.shape[1], keys.shape[1]))
+        scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) / queries.shape[-1] ** 0.5
+        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), values)
+
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(attention, "flash_installed", lambda: True)
+    monkeypatch.setattr(attention, "_takes_flash", lambda queries: True)
+    attention._flash.cache_clear()
+    yield calls
+    attention._flash.cache_clear()
+
+
+def heads(queries: int, keys: int, device=CPU, dtype=torch.float32) -> list[torch.Tensor]:
+    make = torch.Generator().manual_seed(5)
+    shapes = [(2, length, 2, 16) for length in (queries, keys, keys)]
+    return [torch.randn(shape, generator=make).to(device, dtype) for shape in shapes]
+
+
+def by_formula(queries, keys, values, visible, tokens, cached):
+    """Softmax over what each token's frame sees."""
+    frames = torch.nn.functional.pad(visible, (cached, 0), value=True)
+    allowed = frames.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) / queries.shape[-1] ** 0.5
+    weights = scores.masked_fill(~allowed.to(scores.device), -torch.inf).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values).flatten(2)
+
+
+@eager_flex
+@pytest.mark.parametrize("tokens, cached", [(3, 0), (3, 2), (50, 0), (50, 1)])
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("backend", ["dense", "flex"])
+@torch.no_grad()
+def test_kernels_agree(name, tokens, cached, backend, forced):
+    """Lengths that are no multiples of a tile, with and without a past."""
+    visible = MATRICES[name]
+    forced(backend)
+    parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens)
+    mask = spread(visible, tokens, cached, CPU, torch.float32)
+    assert isinstance(mask, torch.Tensor) == (backend == "dense")
+    expected = by_formula(*parts, visible, tokens, cached)
+    torch.testing.assert_close(attend(*parts, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens, cached", [(3, 0), (3, 2), (50, 1)])
+@pytest.mark.parametrize("sizes", [(1, 2, 2), (1, 1), (1,) * 5])
+@torch.no_grad()
+def test_flash_attends_piece_by_piece(sizes, tokens, cached, forced, flash):
+    """Where only the end of the keys is hidden, no mask is needed."""
+    visible = visibility.block_causal(sizes)
+    forced("flash")
+    parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens)
+    mask = spread(visible, tokens, cached, CPU, torch.float32)
+    expected = by_formula(*parts, visible, tokens, cached)
+    half = [part.bfloat16() for part in parts]
+    torch.testing.assert_close(attend(*half, mask).float(), expected, rtol=0.05, atol=0.05)
+    attention.attend(*half)
+    stops = torch.tensor(sizes).cumsum(0)
+    pieces = [
+        (size * tokens, (cached + int(stop)) * tokens)
+        for size, stop in zip(sizes, stops, strict=True)
+    ]
+    assert flash == [*pieces, (parts[0].shape[1], parts[1].shape[1])]
+
+
+@torch.no_grad()
+def test_flash_needs_prefixes_and_half_precision(forced, flash):
+    forced("flash")
+    with pytest.raises(ValueError, match="launch.attention: flash-attn takes no mask"):
+        spread(MATRICES["teacher forcing"], 3, 0, CPU, torch.float32)
+    with pytest.raises(ValueError, match="queries are torch.float32"):
+        attend(*heads(6, 6))
+
+
+@eager_flex
+@pytest.mark.parametrize("backend", ["flex", "dense"])
+@torch.no_grad()
+def test_a_network_is_the_same_under_every_kernel(backend, forced):
+    net = make_net()
+    x, t, text = torch.randn(2, 6, 4, 4, 4), torch.rand(2, 6), torch.randn(2, 5, 8)
+    call = {"frames": torch.arange(3).repeat(2), "visible": visibility.teacher_forcing((1, 2))}
+    expected = net(x, t, text, **call)
+    forced(backend)
+    torch.testing.assert_close(net(x, t, text, **call), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    rows=st.integers(1, 6).flatmap(
+        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=n, max_size=n)
+    ),
+    tokens=st.sampled_from([1, 3, 43, 64, 128, 130, 200]),
+    cached=st.integers(0, 3),
+)
+@settings(max_examples=40)
+def test_tiles_are_torchs(rows, tokens, cached):
+    """The tiles counted from frames are those that torch finds in the dense matrix."""
+    rows = tuple(tuple(row) for row in rows)
+    ours = masks.block_mask(rows, tokens, cached, CPU)
+    theirs = create_block_mask(
+        ours.mask_mod, None, None, *ours.seq_lengths, device="cpu", BLOCK_SIZE=masks.TILE
+    )
+    assert ours.seq_lengths == (len(rows) * tokens, (cached + len(rows)) * tokens)
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        found, wanted = (
+            [
+                listed[:many].tolist()
+                for many, listed in zip(
+                    getattr(mask, f"{kind}_num_blocks")[0, 0].tolist(),
+                    getattr(mask, f"{kind}_indices")[0, 0],
+                    strict=True,
+                )
+            ]
+            for mask in (ours, theirs)
+        )
+        assert found == wanted, kind
+
+
+def test_full_size_needs_no_dense_matrix():
+    """42 frames of 1,560 tokens: 512 x 512 tiles, about half of them seen, in no time."""
+    visible = visibility.teacher_forcing((1,) * 21)
+    rows = masks.hidden_rows(visible, 0)
+    start = time.perf_counter()
+    mask = masks.block_mask(rows, 1560, 0, CPU)
+    assert time.perf_counter() - start < 5  # the dense matrix takes longer to fill
+    assert mask.seq_lengths == (65_520, 65_520) and mask.kv_indices.shape == (1, 1, 512, 512)
+    tiles = mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()
+    assert 1.0 < tiles / (512 * 512 * visible.float().mean()) < 1.15
+    assert masks.block_mask(rows, 1560, 0, CPU) is mask
+    # Tile (100, 5) lies in query frame 8 and key frame 0; (0, 13) crosses key frames 1 and 0.
+    assert 5 in mask.full_kv_indices[0, 0, 100][: mask.full_kv_num_blocks[0, 0, 100]]
+    assert 13 not in mask.kv_indices[0, 0, 0][: mask.kv_num_blocks[0, 0, 0]]
+
+
+def test_a_dense_mask_of_many_tokens_is_refused():
+    visible = visibility.teacher_forcing((1,) * 21)
+    with pytest.raises(ValueError, match=r"65520 x 65520 tokens would take 8\.0 GiB \(limit 1 GiB"):
+        spread(visible, 1560, 0, CPU, torch.bfloat16)
+    assert spread(None, 1560, 0, CPU, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    "device, small, prefixed, gradient, kernel",
+    [
+        (CPU, True, True, False, "dense"),
+        (CPU, False, False, True, "dense"),
+        (CUDA, False, False, True, "flex"),
+        (CUDA, False, True, True, "flex"),
+        (CUDA, False, True, False, "flash"),
+        (CUDA, True, False, True, "dense"),
+        (CUDA, False, False, False, "flex"),
+    ],
+)
+def test_automatic_choice(device, small, prefixed, gradient, kernel, forced):
+    assert choose(device, small, prefixed, gradient) == kernel
+    for backend in ("dense", "flex"):
+        forced(backend)
+        assert choose(device, small, prefixed, gradient) == backend
+
+
+def test_unusable_kernels_are_refused(monkeypatch):
+    monkeypatch.setattr(attention, "flash_installed", lambda: False)
+    for backend, device, reason in [
+        ("sage", CPU, "'sage' is none of auto, dense, flex, flash"),
+        ("flex", CPU, "no gradient on a CPU"),
+        ("flash", CPU, "runs on CUDA only"),
+        ("flash", CUDA, "flash-attn is not installed"),
+    ]:
+        with pytest.raises(ValueError, match=rf"launch\.attention: .*{reason}"):
+            use(backend, device)
+    assert attention._forced == "auto"
+
+
+def test_the_choice_is_said_once_a_run(caplog):
+    use("auto", CPU)
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            attend(*heads(6, 6), spread(MATRICES["frame by frame"][:2, :2], 3, 0, CPU, torch.float))
+    assert [r.message for r in caplog.records] == ["attention: dense where frames are hidden (cpu)"]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_tiles_agree(forced):
+    """Compiled, FlexAttention visits the listed tiles alone; eager it reads the rule alone."""
+    visible, tokens = MATRICES["teacher forcing"], 50
+    forced("flex")
+    parts = heads(len(visible) * tokens, len(visible) * tokens)
+    mask = spread(visible, tokens, 0, CPU, torch.float32)
+    compiled = torch.compile(attention._flex_kernel("cpu"), dynamic=False, fullgraph=True)
+    out = compiled(*(part.transpose(1, 2) for part in parts), block_mask=mask)
+    expected = by_formula(*parts, visible, tokens, 0)
+    torch.testing.assert_close(out.transpose(1, 2).flatten(2), expected, rtol=1e-4, atol=1e-5)
+
+
+class TestOnCuda:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("name", MATRICES)
+    def test_flex_agrees_with_dense_and_so_do_its_gradients(self, name, forced):
+        visible, tokens, cached, found = MATRICES[name], 390, 1, {}
+        for backend in ("dense", "flex"):
+            forced(backend)
+            parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens, CUDA)
+            parts = [part.requires_grad_() for part in parts]
+            out = attend(*parts, spread(visible, tokens, cached, CUDA, torch.float32))
+            grads = torch.autograd.grad(out.square().sum(), parts)
+            found[backend] = [out.detach(), *grads]
+        for ours, expected in zip(found["flex"], found["dense"], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)  # TF32
+
+    @pytest.mark.skipif(not attention.flash_installed(), reason="flash-attn is not installed")
+    @torch.no_grad()
+    def test_flash_agrees_with_dense(self, forced):
+        visible, tokens, cached, found = visibility.block_causal((1, 1)), 390, 3, {}
+        parts = heads(2 * tokens, 5 * tokens, CUDA, torch.bfloat16)
+        for backend in ("dense", "flash"):
+            forced(backend)
+            mask = spread(visible, tokens, cached, CUDA, torch.bfloat16)
+            found[backend] = attend(*parts, mask)
+        torch.testing.assert_close(found["flash"], found["dense"], rtol=2e-2, atol=2e-2)
+
+    def test_teacher_forcing_at_full_length_is_linear_in_memory(self, forced):
+        """65,520 tokens, two heads: less than a tenth of the dense mask's 8 GiB."""
+        forced("auto")
+        visible, tokens = visibility.teacher_forcing((1,) * 21), 1560
+        shape = (1, 42 * tokens, 2, 128)
+        parts = [torch.randn(shape, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
+        parts = [part.requires_grad_() for part in parts]
+        mask = spread(visible, tokens, 0, CUDA, torch.bfloat16)
+        torch.cuda.reset_peak_memory_stats()
+        attend(*parts, mask).float().square().mean().backward()
+        assert torch.cuda.max_memory_allocated() < 0.8 * 2**30
