@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_modules.diffusion.ema import EMA
+from lightning_modules.diffusion.sharding import fill, place, share
 
 
 class StudentEMA(Callback):
@@ -27,21 +27,32 @@ class StudentEMA(Callback):
     def __init__(self, decay: float, start_step: int = 0) -> None:
         self.decay, self.start_step = decay, start_step
         self.updates = 0
+        self._begun = False
         self._ema: EMA | None = None
-        self._restored: dict[str, Tensor] | None = None
+        self._restored: dict[str, Any] | None = None
         self._step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the student, or where a checkpoint left the shadow."""
-        if self._restored is not None or (self.start_step == 0 and self._ema is None):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the student while it is whole: a strategy may split it over the ranks."""
+        if self._ema is None:
             self._ema = EMA(pl_module.student, self.decay)
-        if self._restored is not None:
-            self._ema.load_state_dict(self._restored)
-            self._restored = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the shadow to where the student is."""
+        place(trainer.strategy, self._ema.module, pl_module.device, kept=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the step: a batch that only accumulates gradients moves nothing."""
+        """Begin at the student, or where a checkpoint left the shadow."""
         self._step = trainer.global_step
+        if self._restored is not None:
+            self._ema.load_state_dict(self._restored)
+            self._begun, self._restored = True, None
+        elif self.start_step == 0 and not self._begun:
+            self._begin(pl_module)
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        self._ema.reset(pl_module.student)
+        self._begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,28 +62,28 @@ class StudentEMA(Callback):
         if not (stepped and getattr(pl_module, "student_updated", True)):
             return
         self.updates += 1
-        if self._ema is not None:
+        if self._begun:
             self._ema.update(pl_module.student)
         elif self.updates >= self.start_step:
-            self._ema = EMA(pl_module.student, self.decay)
+            self._begin(pl_module)
 
     def ema_state_dict(self) -> dict[str, Tensor] | None:
         """Return the shadow's weights under the student's names; None before the average begins."""
-        return None if self._ema is None else self._ema.state_dict()
+        return self._ema.state_dict() if self._begun else None
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
         """Let the student hold the average inside the block; before it begins, its own weights."""
-        if self._ema is None:
+        if not self._begun:
             yield
             return
         student = list(pl_module.student.parameters())
-        own = [parameter.detach().clone() for parameter in student]
-        _fill(student, list(self._ema.module.parameters()))
+        own = [share(parameter).clone() for parameter in student]
+        fill(student, map(share, self._ema.module.parameters()))
         try:
             yield
         finally:
-            _fill(student, own)
+            fill(student, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Updates seen and the shadow."""
@@ -81,9 +92,3 @@ class StudentEMA(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the shadow until there is a student to shape it after."""
         self.updates, self._restored = state_dict["updates"], state_dict["shadow"]
-
-
-@torch.no_grad()
-def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)

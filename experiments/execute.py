@@ -1,5 +1,8 @@
 """Executing a run folder: lock, log, verb, record, done.
 
+Of a fit's ranks the first one does all this and the others join it: they only run the verb and
+keep a log of their own. A process that nobody started as a rank starts them (``team.py``).
+
 The same function serves the command line and the workers of a sweep. A worker executes many runs,
 so what a run may change for the next one (random states, torch's switches, logging, signals,
 environment, working directory) is set at its start and put back at its end: a run's result does
@@ -24,14 +27,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from types import ModuleType
 
 from experiments.folder import RunFolder
+from experiments.place import Place, place_of, ranks_here, wanted
 from experiments.recipe import config_hash
+from experiments.team import execute_ranks
 
 HEARTBEAT_S = 5.0
-_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "numpy")
+_PACKAGES = ("torch", "lightning", "deepspeed", "diffusers", "transformers", "webdataset", "numpy")
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +59,15 @@ def execute(
     """
     if folder.done:
         return False
+    if ranks := ranks_here(folder.recipe):
+        try:
+            return execute_ranks(folder, ranks, progress, package)
+        except KeyboardInterrupt as stop:  # one without words: at once
+            raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
+    place = place_of(folder.recipe)
+    if place.rank:
+        _join(folder, place, package)
+        return True
     folder.on_progress = progress
     with folder.lock():
         if folder.done:  # the previous holder finished it
@@ -65,10 +80,23 @@ def execute(
         # Logged anew: the libraries imported now have loggers that pass nothing on.
         logged = _logged(folder.path / "log.txt")
         with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
+            os.environ.update(place.environment())
             module.check(folder.recipe)
             module.run(folder.recipe, folder)
         folder.mark_done()
     return True
+
+
+def _join(folder: RunFolder, place: Place, package: str) -> None:
+    """The verb as another rank than the first."""
+    path = folder.path / f"log.rank{place.rank}.txt"
+    with _logged(path), _failing(folder):
+        log.info("%s: %s starts (process %d)", folder.name, place, os.getpid())
+        module = verb_module(folder.recipe["verb"], package)
+    with _logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
+        os.environ.update(place.environment())
+        module.check(folder.recipe)
+        module.run(folder.recipe, folder)
 
 
 @contextmanager
@@ -81,14 +109,15 @@ def _failing(folder: RunFolder) -> Iterator[None]:
         raise KeyboardInterrupt(saved(folder)) from stop
     except BaseException as error:
         log.error("%s failed", folder.name, exc_info=error)
-        folder.mark_failed("".join(traceback.format_exception(error)))
+        if not folder.failure():  # another rank's, which may be why this one failed
+            folder.mark_failed("".join(traceback.format_exception(error)))
         raise
 
 
 def saved(folder: RunFolder) -> str:
     """What an interrupted run has kept and how to go on."""
     last = folder.path / "checkpoints" / "last.ckpt"
-    if last.is_file():
+    if last.exists():
         age = time.time() - last.stat().st_mtime
         kept = f"saved {age:.0f} s ago in {last}"
     else:
@@ -105,8 +134,7 @@ def _recorded(folder: RunFolder) -> Iterator[None]:
     """Keeps record.json: time adds up over interruptions, even when the process is killed."""
     before = folder.read_record()
     launch = folder.recipe.get("launch", {})
-    devices = launch.get("devices", 1)
-    devices = len(devices) if isinstance(devices, list) else max(int(devices), 1)
+    devices = prod(wanted(folder.recipe))
     started = time.time()
     clock = time.perf_counter()
     _reset_peak_memory()
@@ -127,7 +155,7 @@ def _recorded(folder: RunFolder) -> Iterator[None]:
         wall = before.get("wall_s", 0.0) + time.perf_counter() - clock
         peak = max(before.get("peak_memory_bytes", 0), _peak_memory())
         times = {"wall_s": wall, "device_s": wall * devices, "ended": time.time()}
-        folder.record(times | {"peak_memory_bytes": peak})
+        folder.record(times | {"peak_memory_bytes": peak, "progress": folder.reached})
 
     ended = threading.Event()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 
 from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
@@ -20,9 +21,10 @@ from datamodules.video import VideoDataModule
 from experiments.bind import bind, parameters_of
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
-from experiments.hardware import Launch, launch_of, prepare
+from experiments.hardware import Launch, launch_of, parts_of, prepare
 from experiments.layers import nearest
 from experiments.networks import ROLES, check_network, fresh_network, load_network
+from experiments.strategies import check_strategy, parallel, spread
 from lightning_modules import STAGES
 from lightning_modules.diffusion.visibility import partition
 
@@ -36,7 +38,7 @@ class Training:
 
     Args:
         steps: optimizer steps, of all networks together; 0 hands the student on as it is.
-        batch: clips per step, over all devices.
+        batch: clips per step, over all devices and all parts in which a device takes its share.
         clip_gradient: norm at which gradients are clipped, per step.
         precision: Lightning's, such as ``32-true`` or ``bf16-mixed``; weights stay fp32.
         ema_decay: hand on an average of the student that decays so; 0 hands on the student itself.
@@ -55,8 +57,10 @@ def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = _stage_class(recipe)
     bind(kind, _settings(recipe), _given(kind), "stage")
-    bind(Training, recipe["fit"], section="fit")
-    launch_of(recipe)
+    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    launch = launch_of(recipe)
+    check_strategy(launch, training.precision)
+    _parts(training, spread(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
 
@@ -69,20 +73,22 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """
     prepare(recipe)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
-    launch, training = launch_of(recipe), Training(**bind(Training, recipe["fit"], section="fit"))
     kind = _stage_class(recipe)
+    launch = spread(kind, launch_of(recipe))
+    training = Training(**bind(Training, recipe["fit"], section="fit"))
     data = VideoDataModule(
         folder.need("data") / "shards",
         batch=training.batch,
         steps=training.steps,
         seed=recipe["seed"],
+        parts=_parts(training, launch),
         workers=launch.workers,
         fields=list(kind.fields),
     )
     module = _build(kind, recipe, folder, data)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
-    if training.steps:
-        _train(module, data, folder, launch, training, ema)
+    if training.steps and not _train(module, data, folder, launch, training, ema):
+        return  # the first process hands on
     if "held_out" in recipe["needs"]:  # a stage with a gate measures itself before handing on
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
     if ema is None:
@@ -90,6 +96,10 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     else:
         with ema.swapped(module):
             module.hand_off(folder.path)
+
+
+def _parts(training: Training, launch: Launch) -> int:
+    return parts_of(training.batch, launch) if training.steps else 1
 
 
 def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
@@ -161,8 +171,11 @@ def _train(
     launch: Launch,
     training: Training,
     ema: StudentEMA | None,
-) -> None:
-    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop."""
+) -> bool:
+    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop.
+
+    Returns whether this is the run's first process, whose module is whole on the CPU afterwards.
+    """
     last = folder.path / "checkpoints" / "last.ckpt"
     checkpoint, record = Checkpoint(last, launch.checkpoint_every_s), RunRecord()
     callbacks = [Progress(folder.progress), StopOnNaN(), record]
@@ -172,12 +185,13 @@ def _train(
     trainer = Trainer(
         accelerator=launch.accelerator,
         devices=launch.devices,
-        strategy=launch.strategy,
-        precision=training.precision,
+        num_nodes=launch.nodes,
+        **parallel(module, launch, training.precision),
         max_steps=training.steps,
         max_epochs=1,
+        accumulate_grad_batches=data.parts,
         gradient_clip_val=training.clip_gradient,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         callbacks=[*callbacks, checkpoint],
         logger=TensorBoardLogger(folder.path, name="tb", version=""),
         log_every_n_steps=launch.log_every,
@@ -187,10 +201,12 @@ def _train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
-    folder.record(record.summary())
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    if trainer.is_global_zero:
+        folder.record(record.summary())
     if checkpoint.interrupted:
         raise KeyboardInterrupt
+    return trainer.is_global_zero
 
 
 def _panel(folder: RunFolder, launch: Launch, ema: StudentEMA | None) -> SampleClips:

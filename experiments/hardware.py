@@ -17,8 +17,14 @@ class Launch:
         threads: torch's threads per process; 0 leaves torch's choice. One thread is what makes a
             CPU run bit-identical wherever it is executed.
         accelerator: Lightning's: ``auto``, ``cpu``, ``gpu``.
-        devices: how many of them.
-        strategy: Lightning's: ``auto``, ``ddp``.
+        nodes: machines; every one needs the same command (README, "Clusters").
+        devices: how many of them, on every node.
+        strategy: ``auto``, ``ddp`` or ``deepspeed``.
+        zero_stage: what DeepSpeed splits over the devices: 1 the optimizer's state, 2 gradients
+            too, 3 weights too.
+        timeout_s: seconds that a process waits for the others before it gives up.
+        batch_per_device: most samples that a device takes at once; its share of a larger batch is
+            taken in parts whose gradients are accumulated. 0: all at once.
         workers: of the data loader.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between video panels in TensorBoard; 0 for none.
@@ -28,17 +34,49 @@ class Launch:
     scale: str = ""
     threads: int = 0
     accelerator: str = "auto"
+    nodes: int = 1
     devices: int = 1
     strategy: str = "auto"
+    zero_stage: int = 2
+    timeout_s: float = 1800.0
+    batch_per_device: int = 0
     workers: int = 0
     log_every: int = 50
     panel_every: int = 0
     checkpoint_every_s: float = 60.0
 
+    @property
+    def world(self) -> int:
+        """Devices on all nodes together."""
+        return self.nodes * self.devices
+
 
 def launch_of(recipe: dict[str, Any]) -> Launch:
     """The recipe's launch settings, checked."""
     return Launch(**bind(Launch, recipe.get("launch", {}), section="launch"))
+
+
+def parts_of(batch: int, launch: Launch) -> int:
+    """In how many equal parts, one after the other, every device takes its share of a batch.
+
+    The smallest number that keeps a part within ``batch_per_device``. Noise belongs to samples and
+    steps are counted in whole batches, so it changes sums of gradients by rounding alone.
+
+    Raises:
+        ValueError: the devices do not divide the batch.
+    """
+    if launch.world < 1 or batch % launch.world:
+        raise ValueError(
+            f"launch.devices: {launch.world} devices cannot share a batch of {batch} (fit.batch)"
+            f" equally; use one of {_divisors(batch)}"
+        )
+    share = batch // launch.world
+    limit = launch.batch_per_device or share
+    return next(share // part for part in reversed(_divisors(share)) if part <= limit)
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 def prepare(recipe: dict[str, Any]) -> torch.device:

@@ -13,3 +13,6 @@ STAGES = {
     "WorldProbe": "lightning_modules.world_probe",
 }
 """Class name -> the module that holds it."""
+
+ALONE = ("WorldProbe",)
+"""Stages that one device trains, whatever a launch says."""

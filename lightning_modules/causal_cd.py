@@ -75,10 +75,11 @@ class CausalCD(Stage):
         self.log_by_time(per_frame_regression(prediction.detach(), target), t)
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """theta- follows theta, once per update."""
-        super().optimizer_step(*args, **kwargs)
-        self.target.update(self.student)
+    def optimizer_step(self, epoch: int, batch_index: int, *args: Any, **kwargs: Any) -> None:
+        """theta- follows theta, once per update: DeepSpeed calls this for every part of a batch."""
+        super().optimizer_step(epoch, batch_index, *args, **kwargs)
+        if (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.target.update(self.student)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -18,6 +18,7 @@ from lightning_modules.diffusion.flow import shift
 from lightning_modules.diffusion.losses import grad_norm
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
+from lightning_modules.diffusion.sharding import place
 from lightning_modules.diffusion.visibility import block_of, partition
 from lightning_modules.gated_adamw import GatedAdamW
 
@@ -110,8 +111,17 @@ class Stage(LightningModule):
 
     def on_fit_start(self) -> None:
         """Frozen networks are no submodules, so Lightning does not move them."""
+        own = set(self.modules())
         for network in self.networks().values():
-            network.to(self.device)
+            if network not in own:
+                place(self.trainer.strategy, network, self.device, kept=network is self.evaluated)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move the tensors; Lightning would also search every sample's caption and attributes."""
+        moved = {name: x.to(device) for name, x in batch.items() if isinstance(x, Tensor)}
+        return batch | moved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network before anything of it is taken over.
@@ -120,7 +130,7 @@ class Stage(LightningModule):
             ValueError: names the file and the first weight of another shape.
         """
         own = self.state_dict()
-        for name, saved in checkpoint["state_dict"].items():
+        for name, saved in checkpoint.get("state_dict", {}).items():  # DeepSpeed checks itself
             if name in own and own[name].shape != saved.shape:
                 raise ValueError(
                     f"{self.trainer.ckpt_path}: {name} is {list(saved.shape)}, this run's network"
@@ -142,9 +152,11 @@ class Stage(LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradient norms before clipping, per trained network."""
+        """Gradient norms before clipping, per trained network; DeepSpeed, which keeps gradients
+        to itself, logs them in its strategy.
+        """
         for group in optimizer.param_groups:
-            if group.get("active", True):
+            if group.get("active", True) and any(p.grad is not None for p in group["params"]):
                 name = group.get("name", "student")
                 self.log(f"train/grad_norm_{name}", grad_norm(group["params"]))
 

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.diffusion.sharding import fill, share, shares
+
 
 class EMA:
     """``shadow <- decay shadow + (1 - decay) network``, in fp32.
@@ -20,21 +22,30 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """One step towards ``network``."""
-        shadow = list(self.module.parameters())
-        current = [p.detach().to(s) for s, p in zip(shadow, network.parameters(), strict=True)]
+        """One step towards ``network``, which is split over the ranks as the shadow is."""
+        shadow = [share(parameter) for parameter in self.module.parameters()]
+        current = [share(p).to(s) for s, p in zip(shadow, network.parameters(), strict=True)]
         torch._foreach_lerp_(shadow, current, 1 - self.decay)
 
-    @torch.no_grad()
     def reset(self, network: nn.Module) -> None:
         """Start again from ``network``."""
-        for shadow, parameter in zip(self.module.parameters(), network.parameters(), strict=True):
-            shadow.copy_(parameter)
+        fill(self.module.parameters(), map(share, network.parameters()))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The shadow's weights under the network's own names."""
-        return self.module.state_dict()
+        """The shadow's weights, this rank's shares of them, under the network's own names."""
+        return shares(self.module)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the shadow; names and shapes must agree."""
-        self.module.load_state_dict(state)
+        """Restore the shadow.
+
+        Raises:
+            ValueError: names or shapes do not agree.
+        """
+        own = shares(self.module)
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+            raise ValueError(
+                "the average in the checkpoint is another network's, or was split over another"
+                " number of processes: delete the checkpoint to start this run again"
+            )
+        for name, value in own.items():
+            value.copy_(state[name])

@@ -1,0 +1,64 @@
+"""One rank of a run, started by ``team.py``; not meant to be typed.
+
+``kill -USR1`` lets it write where every thread stands to its log: what to look at when a run hangs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from experiments.execute import execute
+from experiments.folder import RunFolder
+from experiments.lease import Busy
+from experiments.team import BUSY, INTERRUPTED
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``<run folder> <file descriptor to report to> <package of the verbs>``."""
+    path, descriptor, package = arguments
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    faulthandler.register(signal.SIGUSR1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    console = logging.StreamHandler()
+    console.addFilter(lambda record: not record.exc_info)  # that is in the log
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
+    with open(int(descriptor), "w", buffering=1) as report:
+
+        def tell(**message: object) -> None:
+            report.write(json.dumps(message) + "\n")
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            tell(progress=(done, total, note))
+
+        try:
+            execute(RunFolder(path), progress, package)
+        except KeyboardInterrupt as stop:
+            tell(end=str(stop), time=time.time())
+            return INTERRUPTED
+        except Busy as busy:
+            tell(end=str(busy), time=time.time())
+            return BUSY
+        except BaseException as error:
+            tell(end="".join(traceback.format_exception(error)), time=time.time())
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # what libraries do at exit may wait for ranks that are gone

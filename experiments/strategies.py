@@ -1,0 +1,85 @@
+"""Over how many devices a fit is spread, and how: ``launch.strategy``."""
+
+import os
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
+
+from experiments.hardware import Launch
+from experiments.layers import nearest
+from lightning_modules import ALONE
+
+STRATEGIES = {
+    "auto": "one device, or ddp on several",
+    "ddp": "every device holds everything",
+    "deepspeed": "ZeRO: launch.zero_stage 1, 2 or 3",
+}
+
+
+def check_strategy(launch: Launch, precision: str) -> None:
+    """Refuse what cannot work together.
+
+    Raises:
+        ValueError: names the key and what would work.
+    """
+    if launch.strategy == "fsdp2":
+        raise ValueError(
+            "launch.strategy: fsdp2 is not offered: that two networks take turns exactly was shown"
+            " for ddp and deepspeed only; deepspeed with launch.zero_stage=3 splits as much"
+        )
+    if launch.strategy not in STRATEGIES:
+        known = "; ".join(f"{name} ({what})" for name, what in STRATEGIES.items())
+        raise ValueError(
+            f"launch.strategy: there is no {launch.strategy!r}"
+            f"{nearest(launch.strategy, STRATEGIES)} (there are: {known})"
+        )
+    if launch.zero_stage not in (1, 2, 3):
+        raise ValueError(f"launch.zero_stage: {launch.zero_stage} is none of 1, 2, 3")
+    if launch.nodes < 1 or launch.devices < 1:
+        raise ValueError("launch.nodes and launch.devices: at least 1 each")
+    if launch.strategy == "deepspeed" and precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"fit.precision: {precision} casts weights under deepspeed; use 32-true, or bf16-mixed,"
+            " which computes in bfloat16 and keeps weights, gradients and averages in float32"
+        )
+
+
+def spread(kind: type[LightningModule], launch: Launch) -> Launch:
+    """The launch of this stage: one that is trained alone takes one device."""
+    if kind.__name__ not in ALONE:
+        return launch
+    return replace(launch, nodes=1, devices=1, strategy="auto")
+
+
+def parallel(module: LightningModule, launch: Launch, precision: str) -> dict[str, Any]:
+    """The Trainer's ``strategy`` and ``precision``.
+
+    Its processes exist and know their places (``place.Place.environment``); it starts none.
+    """
+    timeout = timedelta(seconds=launch.timeout_s)
+    if launch.strategy == "deepspeed":
+        if launch.accelerator == "cpu" or not torch.cuda.is_available():
+            _deepspeed_on_cpu()
+        from experiments.zero import Zero
+
+        zero = Zero(launch.zero_stage, autocast=precision == "bf16-mixed", timeout=timeout)
+        return {"strategy": zero, "precision": "32-true"}
+    if launch.strategy == "auto" and launch.world == 1:
+        return {"strategy": "auto", "precision": precision}
+    several = len(module.parameter_groups()) > 1  # those that wait get no gradient
+    ddp = DDPStrategy(find_unused_parameters=several, timeout=timeout)
+    return {"strategy": ddp, "precision": precision}
+
+
+def _deepspeed_on_cpu() -> None:
+    """DeepSpeed on CPUs, without its shared-memory collective: that serves inference only and is
+    compiled at first use, which takes a minute.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
