@@ -1,4 +1,5 @@
-"""The command line: ``python -m experiments {curate,fit,pairs,sample,score} ...``.
+"""The command line: ``python -m experiments {curate,fit,pairs,sample,score} ...``, and the tools
+of ``experiments/tools.py``.
 
 Only argparse and OmegaConf are imported before a verb starts, so help and mistakes are answered at
 once.
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from experiments.execute import execute
 from experiments.folder import Busy, RunFolder, runs_dir
-from experiments.recipe import VERBS, Library, Resolver, load, parse_settings, recipes
+from experiments.recipe import Library, Resolver, load, parse_settings, recipes
+from experiments.tools import TOOLS
 
 WHAT = {
     "curate": "make shards: accept, encode and store clips or prompts with a manifest",
@@ -32,8 +34,11 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = parser(library, arguments)
     chosen, late = command_line.parse_known_args(arguments)
-    if wrong := [word for word in late if word.startswith("-") or "=" not in word]:
+    settable = chosen.verb in WHAT
+    if wrong := [word for word in late if not settable or word.startswith("-") or "=" not in word]:
         command_line.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if not settable:
+        return _use(chosen)
     chosen.settings += late  # argparse loses settings that stand behind an option
     try:
         folder = _folder(chosen, library)
@@ -51,7 +56,8 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
 def parser(library: Library, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser; recipes and their keys are read only for the verb whose help is asked for."""
     top = argparse.ArgumentParser(prog="python -m experiments", description="Execute one run.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
+    names = ",".join([*WHAT, *TOOLS])
+    verbs = top.add_subparsers(dest="verb", required=True, metavar=f"{{{names}}}")
     for verb, what in WHAT.items():
         wanted = verb in arguments and ("-h" in arguments or "--help" in arguments)
         sub = verbs.add_parser(
@@ -66,6 +72,9 @@ def parser(library: Library, arguments: Sequence[str] = ()) -> argparse.Argument
         sub.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
         sub.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
         sub.add_argument("--with-needs", action="store_true", help="execute missing needs first")
+    for name, tool in TOOLS.items():
+        what = tool.what[0].upper() + tool.what[1:] + "."
+        tool.declare(verbs.add_parser(name, help=tool.what, description=what))
     return top
 
 
@@ -131,11 +140,29 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _execute(folders: Sequence[RunFolder]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill also saves
+def _use(chosen: argparse.Namespace) -> int:
+    """Run a tool; what it refuses is answered in a line."""
+    _speak()
+    try:
+        TOOLS[chosen.verb].run(chosen)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _speak() -> None:
+    """Log to the console, and let a polite kill end a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = logging.StreamHandler()
     console.addFilter(lambda record: not record.exc_info)  # told below; the traceback is in the log
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
+
+
+def _execute(folders: Sequence[RunFolder]) -> int:
+    _speak()
     for folder in folders:
         if folder.done:
             print(f"{folder.name} is done: {_shown(folder.path)}")

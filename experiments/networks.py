@@ -42,6 +42,14 @@ def check_network(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return bind(Wan, numbers, section="network")
 
 
+def empty_network(numbers: Mapping[str, Any]) -> nn.Module:
+    """A Wan of shapes alone, on torch's meta device: no weight is made, whatever its size."""
+    from lightning_modules.networks import Wan
+
+    with torch.device("meta"):
+        return Wan(**check_network(numbers))
+
+
 def load_network(where: str | Path) -> nn.Module:
     """The network of a folder, in one of the `PLACES` in it, or of a pipeline by its hub id.
 

@@ -11,6 +11,7 @@ from experiments import __main__ as verbs
 from experiments.execute import execute
 from experiments.folder import RunFolder
 from experiments.recipe import VERBS, Library, resolve
+from experiments.tools import TOOLS
 from sweeps import __main__ as sweeping
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,7 +31,7 @@ LOADED = (
     ("module", "words"),
     [
         ("experiments", ["--help"]),
-        *[("experiments", [verb, "--help"]) for verb in VERBS],
+        *[("experiments", [verb, "--help"]) for verb in (*VERBS, *TOOLS)],
         ("sweeps", ["--help"]),
         *[("sweeps", [verb, "--help"]) for verb in sweeping.WHAT],
     ],
