@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class ShardFile:
         self.folder, self.number, self.kind, self.identity = folder, number, kind, identity
         self.fields: Fields = fields or {}
         self.keys: set[str] = set()
-        self._part = tar_path(folder, number).with_suffix(".tar.part")
+        owner = f"{socket.gethostname()}-{os.getpid()}"  # locks may not reach other machines
+        self._part = tar_path(folder, number).with_suffix(f".tar.{owner}.part")
         self._file = open(self._part, "wb")  # noqa: SIM115 - closed in finish or abandon
         self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 

@@ -30,7 +30,7 @@ from datamodules.shard_file import (
 VERSION = 1
 KINDS = tuple(REQUIRED_FIELDS)
 OWN = ("version", "kind", "count", "shards", "fields", "index_sha256")
-_NOTES = re.compile(r"\d{6}\.(json|claim)")
+_SCAFFOLD = re.compile(r"\d{6}\.(json|claim|tar\..*\.part)")
 _OURS = re.compile(r"\d{6}\.(tar|json|claim)|manifest\.json|index\.json|negative\.npy|.*\.part")
 
 
@@ -78,7 +78,7 @@ class ShardSet:
         negative: np.ndarray | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Complete the set: index, manifest, and the notes removed.
+        """Complete the set: index and manifest; notes and claims are removed.
 
         Args:
             notes: of all tars, in order; those without samples are left out.
@@ -113,7 +113,7 @@ class ShardSet:
             self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False).encode()
         )
         for path in self.folder.iterdir():
-            if _NOTES.fullmatch(path.name):
+            if _SCAFFOLD.fullmatch(path.name):
                 path.unlink()
 
     def unseal(self) -> None:

@@ -6,21 +6,20 @@ the shards is a `ClosedForm` network in diffusers format: recipes name this run 
 exact teacher or score.
 """
 
-import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from datamodules.shards import ShardWriter
 from experiments.bind import bind
 from experiments.folder import RunFolder
+from experiments.shard_work import Sample, Work
 from lightning_modules.networks.closed_form import ClosedForm
 from lightning_modules.networks.gaussian_world import GaussianWorld
 
-log = logging.getLogger(__name__)
-CHUNK = 1024  # samples drawn at once; sample i depends on (seed, i) alone
+CHUNK = 1024  # samples drawn at once, and of a tar; sample i depends on (seed, i) alone
 FPS = 1  # frames of a law have no duration; what makes and shows videos wants a number
 
 
@@ -31,18 +30,18 @@ def check(settings: dict[str, Any]) -> None:
     _law(settings["law"])
 
 
-def curate(
+def plan(
     folder: RunFolder,
     seed: int,
     *,
     kind: Literal["clips", "prompts"],
     count: int,
     law: dict[str, Any],
-) -> None:
-    """Write a shard set and the law.
+) -> Work:
+    """What to make; the law is written at once.
 
     Args:
-        folder: of the run; the set lies in its ``shards``, the network in its ``law``.
+        folder: of the run; the network lies in its ``law``.
         seed: another one for every split, which is all that makes them disjoint.
         kind: ``clips`` have latents (float32) and text, ``prompts`` text alone.
         count: samples.
@@ -51,26 +50,22 @@ def curate(
     world = _law(law)
     about = {"source": "closed_form", "seed": seed, "fps": FPS, "channels": world.size}
     one_hot = np.eye(world.components, dtype=np.float32)[:, None]  # [K, 1, K]
-    with ShardWriter(
-        folder.path / "shards",
-        kind,
-        about=about | {"law": asdict(world)},
-        negative=np.zeros_like(one_hot[0]),
-    ) as writer:
-        for start in range(0, count, CHUNK):
-            frames, components, signs = world.draw(CHUNK, _generator(seed, start // CHUNK))
-            latents = frames.float().numpy()[..., None, None]
-            for row in range(min(CHUNK, count - start)):
-                component = components[row].item()
-                arrays = {"text": one_hot[component]}
-                if kind == "clips":
-                    arrays["latents"] = latents[row]
-                attributes = {"component": component, "signs": signs[row].tolist()}
-                info = {"caption": f"component {component}", "attributes": attributes}
-                writer.write(f"clip-{seed}-{start + row:06d}", arrays, info)
-            folder.progress(min(start + CHUNK, count), count, kind)
+
+    def samples(numbers: Sequence[int]) -> Iterator[Sample]:
+        frames, components, signs = world.draw(CHUNK, _generator(seed, numbers[0] // CHUNK))
+        latents = frames.float().numpy()[..., None, None]
+        for row, number in enumerate(numbers):
+            component = components[row].item()
+            arrays = {"text": one_hot[component]}
+            if kind == "clips":
+                arrays["latents"] = latents[row]
+            attributes = {"component": component, "signs": signs[row].tolist()}
+            info = {"caption": f"component {component}", "attributes": attributes}
+            yield f"clip-{seed}-{number:06d}", arrays, info
+
     ClosedForm.of(world, world.size).save_pretrained(folder.path / "law")
-    log.info("%d %s of %s", count, kind, world)
+    about |= {"law": asdict(world)}
+    return Work(kind, about, range(count), samples, CHUNK, lambda: np.zeros_like(one_hot[0]))
 
 
 def _law(numbers: dict[str, Any]) -> GaussianWorld:

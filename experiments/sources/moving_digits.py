@@ -7,8 +7,8 @@ Kinds: ``clips`` have latents, text and state; held-out ones their pixels too. `
 and attributes, drawn as the clips' are. ``videos`` are clips as pixels, state and latents.
 """
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,14 @@ from datamodules.curation.moving_digits import (
     generator,
     words,
 )
-from datamodules.shards import ShardWriter
 from experiments.bind import bind
 from experiments.folder import RunFolder
+from experiments.shard_work import Sample, Work
 from lightning_modules.networks.encoders import PatchTransform, TinyText, measure_patches
 
-log = logging.getLogger(__name__)
 KINDS = ("clips", "prompts", "videos")
 CHUNK = 256  # clips in memory at once
+ITEMS_PER_SHARD = 1024
 STATISTICS_SEED = 0  # of the clips that every split is normalised by
 
 
@@ -53,7 +53,7 @@ def raw_patches(kept: int) -> PatchTransform:
     return PatchTransform([0.0] * kept, 1.0, kept)
 
 
-def curate(
+def plan(
     folder: RunFolder,
     seed: int,
     *,
@@ -65,11 +65,11 @@ def curate(
     text: dict[str, Any],
     negative_prompt: str,
     statistics: int,
-) -> None:
-    """Write a shard set.
+) -> Work:
+    """What to make; nothing is drawn yet but the clips that latents are normalised by.
 
     Args:
-        folder: of the run; the set lies in its ``shards``.
+        folder: of the run, which needs nothing.
         seed: clip i of a split depends on (seed, split, i) alone.
         split: ``train`` or ``heldout``; they share no digit image.
         kind: ``clips``, ``prompts`` or ``videos``.
@@ -97,29 +97,28 @@ def curate(
         "text_encoder": {"class": "TinyText", "id": encoder.id, **text},
         "negative_prompt": negative_prompt,
     }
-    embeddings: dict[str, np.ndarray] = {}
-    shards = folder.path / "shards"
-    with ShardWriter(
-        shards, kind, about=about, negative=_embed(encoder, negative_prompt)
-    ) as writer:
-        for start in range(0, count, CHUNK):
-            numbers = range(start, min(start + CHUNK, count))
-            for number, arrays, info in _samples(law, autoencoder, seed, split, kind, numbers):
-                sentence = info["caption"]
-                if sentence not in embeddings:
-                    embeddings[sentence] = _embed(encoder, sentence)
-                arrays["text"] = embeddings[sentence]
-                writer.write(f"{split}-{number:06d}", arrays, info)
-            folder.progress(numbers.stop, count, kind)
-    log.info("%d %s (%s), %d captions", count, kind, split, len(embeddings))
+    embed = cache(lambda sentence: _embed(encoder, sentence))
+
+    def samples(numbers: Sequence[int]) -> Iterator[Sample]:
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            for number, arrays, info in _samples(law, autoencoder, seed, split, kind, chunk):
+                yield f"{split}-{number:06d}", arrays | {"text": embed(info["caption"])}, info
+
+    return Work(kind, about, range(count), samples, ITEMS_PER_SHARD, lambda: embed(negative_prompt))
 
 
-Sample = tuple[int, dict[str, np.ndarray], dict[str, Any]]
+Drawn = tuple[int, dict[str, np.ndarray], dict[str, Any]]
 
 
 def _samples(
-    law: World, autoencoder: PatchTransform, seed: int, split: str, kind: str, numbers: range
-) -> Iterator[Sample]:
+    law: World,
+    autoencoder: PatchTransform,
+    seed: int,
+    split: str,
+    kind: str,
+    numbers: Sequence[int],
+) -> Iterator[Drawn]:
     """Number, arrays (all but the text) and info of the samples `numbers`."""
     if kind == "prompts":
         for number in numbers:

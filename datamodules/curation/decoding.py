@@ -1,0 +1,204 @@
+"""From an encoded video to the clip a network is trained on: [T, H, W, 3] at one rate and size.
+
+Frames are chosen by their time stamps and never by number: videos have any rate, and a rate may
+vary. What is wanted at time k / fps is the frame whose stamp is nearest. The picture is scaled to
+cover the wanted size and cut around its centre. One frame is in memory at a time, beside the clip.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from datamodules.curation.refusal import Refused
+
+Frame = TypeVar("Frame")
+_HD = 720  # lines from which a picture without a tag is BT.709 and not BT.601, as players assume
+_MATRICES = {  # by the number in the stream (ITU-T H.273, MatrixCoefficients)
+    1: Colorspace.ITU709,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    9: Colorspace.BT2020,
+}
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a clip must be, and what of a video is good enough for it.
+
+    Args:
+        frames: T.
+        fps: of the clip.
+        height, width: of the clip, in pixels.
+        aspect: least and most width / height of the video as displayed.
+        enlarge: most by which a picture may be scaled up; 1 never invents detail.
+        least_fps: of the video; below `fps` frames are repeated.
+    """
+
+    frames: int
+    fps: int
+    height: int
+    width: int
+    aspect: tuple[float, float]
+    enlarge: float
+    least_fps: float
+
+    def __post_init__(self) -> None:
+        wanted = self.width / self.height
+        if not self.aspect[0] <= wanted <= self.aspect[1]:
+            raise ValueError(
+                f"aspect: {self.aspect} leaves out the clip's own {wanted:.3f}"
+                f" ({self.width} x {self.height}); widen it"
+            )
+
+
+class Fit(NamedTuple):
+    """A picture scaled to `width` x `height`, of which the clip is cut at (`left`, `top`)."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
+    """The first `spec.frames` frames at `spec.fps`, uint8 [T, H, W, 3].
+
+    Raises:
+        Refused: the video is damaged, too short, too slow, too small, or of another shape.
+    """
+    try:
+        with av.open(io.BytesIO(video)) as container:
+            return _decode(container, spec)
+    except (av.error.FFmpegError, EOFError) as error:
+        raise Refused("damaged", f"{type(error).__name__}: {error}") from error
+
+
+def choose(
+    frames: Iterable[tuple[Fraction, Frame]], count: int, fps: int
+) -> Iterator[tuple[int, Frame]]:
+    """(k, frame) for k = 0 .. count-1: the frame nearest to the first one's time + k / fps.
+
+    Of two equally near frames it is the earlier. Ends early where the last frame is more than half
+    a period before what is wanted.
+
+    Args:
+        frames: (time in seconds, frame), times increasing.
+        count: frames wanted.
+        fps: rate wanted.
+    """
+    wanted, start, last = 0, None, None
+    for time, frame in frames:
+        start = time if start is None else start
+        while last is not None and wanted < count:
+            target = start + Fraction(wanted, fps)
+            if time - target < target - last[0]:  # this frame, or a later one, is nearer
+                break
+            yield wanted, last[1]
+            wanted += 1
+        if wanted == count:
+            return
+        last = time, frame
+    while last is not None and wanted < count:
+        if start + Fraction(wanted, fps) - last[0] > Fraction(1, 2 * fps):
+            return
+        yield wanted, last[1]
+        wanted += 1
+
+
+def fit(width: int, height: int, pixel: Fraction, spec: ClipSpec) -> Fit:
+    """How a picture of `width` x `height` pixels, each `pixel` times as wide as high, is cut.
+
+    Raises:
+        Refused: its shape is outside `spec.aspect`, or it is too small.
+    """
+    shown = width * float(pixel)
+    if not spec.aspect[0] <= shown / height <= spec.aspect[1]:
+        least, most = spec.aspect
+        raise Refused("aspect", f"{shown / height:.3f} is not in {least:.3f}..{most:.3f}")
+    scale = max(spec.width / shown, spec.height / height)
+    if scale > spec.enlarge * (1 + 1e-9):
+        raise Refused(
+            "too small",
+            f"{width} x {height} would be enlarged {scale:.2f} times to {spec.width} x"
+            f" {spec.height}",
+        )
+    wide = max(spec.width, round(shown * scale))
+    high = max(spec.height, round(height * scale))
+    return Fit(wide, high, (wide - spec.width) // 2, (high - spec.height) // 2)
+
+
+def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarray:
+    if not container.streams.video:
+        raise Refused("damaged", "no video in it")
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # workers are the parallelism
+    rate = stream.average_rate
+    if rate is not None and rate < spec.least_fps:
+        raise Refused("too slow", f"{float(rate):.2f} fps is below {spec.least_fps:g}")
+    pixel = stream.sample_aspect_ratio or Fraction(1)
+    clip = np.empty((spec.frames, spec.height, spec.width, 3), np.uint8)
+    done, counter = 0, _Counted(container.decode(stream))
+    for k, frame in choose(counter, spec.frames, spec.fps):
+        if frame is not counter.drawn:
+            picture, counter.drawn = _picture(frame, pixel, spec), frame
+        clip[k] = picture
+        done = k + 1
+    if done < spec.frames:
+        seconds = (spec.frames - 1) / spec.fps
+        raise Refused(
+            "too short",
+            f"{counter.count} frames in {float(counter.seconds):.2f} s give {done} of"
+            f" {spec.frames} at {spec.fps} fps, which span {seconds:.2f} s",
+        )
+    return clip
+
+
+class _Counted:
+    """(time, frame) of decoded frames; remembers how many there were and which was drawn last."""
+
+    def __init__(self, frames: Iterable[av.VideoFrame]) -> None:
+        self._frames = frames
+        self.count, self.seconds = 0, Fraction(0)
+        self.drawn: av.VideoFrame | None = None
+
+    def __iter__(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        first = last = None
+        for frame in self._frames:
+            if frame.is_corrupt:
+                raise Refused("damaged", f"frame {self.count} is corrupt")
+            if frame.pts is None or frame.time_base is None:
+                raise Refused("time stamps", f"frame {self.count} has none")
+            time = frame.pts * frame.time_base
+            if last is not None and time <= last:
+                raise Refused("time stamps", f"frame {self.count} is not after the one before")
+            first = time if first is None else first
+            last, self.seconds = time, time - first
+            self.count += 1
+            yield time, frame
+
+
+def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarray:
+    """Uint8 [H, W, 3], sRGB's range."""
+    if frame.rotation % 360:
+        raise Refused("rotated", f"by {frame.rotation} degrees")
+    place = fit(frame.width, frame.height, pixel, spec)
+    guess = Colorspace.ITU709 if frame.height >= _HD else Colorspace.ITU601
+    scaled = frame.reformat(
+        width=place.width,
+        height=place.height,
+        format="rgb24",
+        src_colorspace=_MATRICES.get(frame.colorspace, guess),
+        src_color_range=frame.color_range,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=Interpolation.LANCZOS,
+        threads=1,
+    ).to_ndarray()
+    return scaled[place.top : place.top + spec.height, place.left : place.left + spec.width]

@@ -1,0 +1,35 @@
+"""Why something was left out of a set: said once, kept with the set, counted at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Refused(Exception):
+    """Raised by whoever finds out that a video or prompt will not do.
+
+    Args:
+        reason: one of a few words to count by, such as ``too short``.
+        detail: what was found, in a sentence.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One line of ``refused.csv``: what was left out and why."""
+
+    name: str
+    reason: str
+    detail: str = ""
+
+
+def counted(refused: Iterable[Refusal]) -> str:
+    """How many for which reason, such as ``12 too short, 3 damaged``."""
+    counts = Counter(each.reason for each in refused).most_common()
+    return ", ".join(f"{count} {reason}" for reason, count in counts) or "none"

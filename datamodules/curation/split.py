@@ -1,0 +1,33 @@
+"""Splits and subsets by hash: whatever else is in a table, a name is always on the same side.
+
+A set of more samples extends one of fewer, and no seed of another library is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+SPLITS = ("train", "heldout")
+Item = TypeVar("Item")
+
+
+def number_of(*words: object) -> int:
+    """64 bits that depend on the words alone."""
+    text = "\0".join(str(word) for word in words)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_of(name: str, heldout_percent: float) -> str:
+    """Which split `name` belongs to; all that shares a name is on one side."""
+    held_out = number_of("split", name) < heldout_percent / 100 * 2**64
+    return "heldout" if held_out else "train"
+
+
+def shuffled(items: Iterable[Item], name: Callable[[Item], str], seed: int) -> list[Item]:
+    """The items in an order that depends on their names and the seed, and not on their own order.
+
+    A prefix is a random subset, and adding items elsewhere keeps the order of the others.
+    """
+    return sorted(items, key=lambda item: (number_of(seed, name(item)), name(item)))

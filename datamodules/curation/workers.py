@@ -1,0 +1,180 @@
+"""Processes that decode ahead, in order, and that may die.
+
+A decoder is C code that reads files of strangers: it may crash, hang, or be killed for its memory.
+The standard pools lose everything then. Here every process has one item at a time and a pipe of its
+own, so that it is known which item is lost, and the others go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from datamodules.curation.refusal import Refused
+
+Item = TypeVar("Item")
+PATIENCE_S = 300.0
+DIED = "decoder died"
+MOST_DEATHS = 10  # one after the other: then it is not the videos
+
+
+class Workers:
+    """Calls a function on items in other processes; use as a context manager.
+
+    The function must be importable, for it is called in processes that are started fresh: they
+    import its module and what that needs, not torch. With no processes it is called in this one.
+    """
+
+    def __init__(
+        self, function: Callable[[Item], Any], count: int, patience_s: float = PATIENCE_S
+    ) -> None:
+        """Start the processes when they are first needed.
+
+        Args:
+            function: of one item; a `Refused` that it raises is a result, anything else an error.
+            count: processes; 0 for none.
+            patience_s: seconds after which a process is taken to hang, and is killed.
+        """
+        self._function, self._count, self._patience_s = function, count, patience_s
+        self._workers: list[_Worker] = []
+        self._deaths = 0
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    def map(self, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+        """(item, result) in the order of the items; a result may be a `Refused`.
+
+        At most two results more than there are processes wait to be fetched.
+
+        Raises:
+            RuntimeError: too many processes died one after the other.
+        """
+        if not self._count:
+            yield from ((item, _called(self._function, item)) for item in items)
+            return
+        while len(self._workers) < self._count:
+            self._workers.append(_Worker(self._function))
+        coming = enumerate(items)
+        waiting: dict[int, Item] = {}  # given out, not yet handed on
+        results: dict[int, Any] = {}
+        for wanted in itertools.count():
+            self._give(coming, waiting)
+            if wanted not in waiting:
+                return
+            while wanted not in results:
+                results |= self._collect()
+                self._give(coming, waiting)
+            item, result = waiting.pop(wanted), results.pop(wanted)
+            self._judge(result)
+            yield item, result
+
+    def _give(self, coming: Iterator[tuple[int, Item]], waiting: dict[int, Item]) -> None:
+        for worker in self._workers:
+            if worker.number is None and len(waiting) < self._count + 2:
+                for number, item in coming:
+                    waiting[number] = item
+                    worker.give(number, item)
+                    break
+
+    def _judge(self, result: Any) -> None:
+        """Whether to go on: a lost video is none of ours, a lost disk or machine is."""
+        if isinstance(result, Exception) and not isinstance(result, Refused):
+            raise result
+        died = isinstance(result, Refused) and result.reason == DIED
+        self._deaths = self._deaths + 1 if died else 0
+        if self._deaths > MOST_DEATHS:
+            raise RuntimeError(
+                f"{self._deaths} decoders died one after the other, the last with: {result.detail};"
+                " give the machine more memory, or set launch.workers lower"
+            )
+
+    def _collect(self) -> dict[int, Any]:
+        """Results that have come, after waiting for one; dead processes are replaced."""
+        busy = [worker for worker in self._workers if worker.number is not None]
+        deadline = min(worker.since for worker in busy) + self._patience_s
+        ready = wait([worker.pipe for worker in busy], max(0.0, deadline - time.monotonic()))
+        results = {}
+        for worker in busy:
+            if worker.pipe in ready:
+                results |= worker.take()
+            elif time.monotonic() > worker.since + self._patience_s:
+                results |= worker.give_up(f"no result after {self._patience_s:g} s")
+        return results
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would take torch's threads along
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        self._process.start()
+        theirs.close()  # so that its death is the end of the pipe
+        self.number: int | None = None
+        self.since = time.monotonic()
+
+    def give(self, number: int, item: Any) -> None:
+        self.number, self.since = number, time.monotonic()
+        with suppress(OSError):  # it died while idle: `take` finds the pipe's end
+            self.pipe.send(item)
+
+    def take(self) -> dict[int, Any]:
+        """The result by its number; if the process died, that, and a new process."""
+        try:
+            result = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return self.give_up(f"its decoder died (exit code {self._process.exitcode})")
+        number, self.number = self.number, None
+        assert number is not None
+        return {number: result}
+
+    def give_up(self, why: str) -> dict[int, Any]:
+        number = self.number
+        assert number is not None
+        self.kill()
+        self._start()
+        return {number: Refused(DIED, why)}
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """The life of a process: items in, results out, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process at the other end
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = _called(function, item)
+        except Exception as error:
+            result = error
+        pipe.send(result)
+
+
+def _called(function: Callable[[Item], Any], item: Item) -> Any:
+    try:
+        return function(item)
+    except Refused as refused:
+        return refused

@@ -1,0 +1,192 @@
+"""Making a shard set: by one process or many, today or after an interruption, with one result.
+
+The items of a set are cut into tars of equal numbers of items. Any process makes any tar that is
+not finished and that no living process has claimed, so that
+
+- an interrupted run goes on after its last finished tar,
+- further processes, on this machine or others, may join at any time and may die at any time,
+- the finished set is the same, bit for bit, however many there were.
+
+A claim is a lock on a file beside the tar; the kernel drops it when its holder ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datamodules.curation.refusal import Refusal, counted
+from datamodules.shard_file import Note
+from datamodules.shard_writer import ShardSet
+from experiments.folder import RunFolder, write_text
+
+log = logging.getLogger(__name__)
+POLL_S = 1.0
+SAY_EVERY_S = 10.0
+
+Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
+
+
+@dataclass(frozen=True)
+class Work:
+    """A shard set to be made.
+
+    Args:
+        kind: of the shards.
+        about: manifest entries; work is gone on with only where they are the same.
+        items: what samples are made of, in order.
+        make: samples of some consecutive items, in order, and what had to be refused; a function
+            of the items and of nothing else.
+        items_per_shard: how many items a tar is made of.
+        negative: makes the embedding of the negative prompt, [L, D].
+        refused: what was refused before any item was looked at closely.
+    """
+
+    kind: str
+    about: dict[str, Any]
+    items: Sequence[Any]
+    make: Callable[[Sequence[Any]], Iterator[Sample | Refusal]]
+    items_per_shard: int
+    negative: Callable[[], np.ndarray]
+    refused: Sequence[Refusal] = ()
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise ValueError(f"nothing to curate; refused: {counted(self.refused)}")
+        if self.items_per_shard < 1:
+            raise ValueError(f"items_per_shard is {self.items_per_shard}; at least 1")
+
+    def items_of(self, number: int) -> Sequence[Any]:
+        """The items of one tar."""
+        return self.items[number * self.items_per_shard : (number + 1) * self.items_per_shard]
+
+    @property
+    def shards(self) -> int:
+        """How many tars there are to make."""
+        return -(-len(self.items) // self.items_per_shard)
+
+
+class ShardMaker:
+    """One process among those that make a set in `folder/shards`."""
+
+    def __init__(self, work: Work, folder: RunFolder) -> None:
+        """Look at what is there.
+
+        Raises:
+            ValueError: tars of another set lie there.
+        """
+        self._work, self._folder = work, folder
+        self._set = ShardSet(folder.path / "shards", work.kind, work.about)
+        self._notes: dict[int, Note] = {}
+        self._look()
+        self._before, self._started, self._said = self._done(), time.monotonic(), 0.0
+        if self._before:
+            log.info("going on after %d of %d", self._before, len(work.items))
+
+    def help(self) -> int:
+        """Make what nobody else is making; returns how many tars that were."""
+        made = 0
+        for number in range(self._work.shards):
+            if self._set.complete:
+                break
+            if number in self._notes:
+                continue
+            with self._claimed(number) as mine:
+                if mine and not self._look_at(number):
+                    self._make(number)
+                    made += 1
+        return made
+
+    def finish(self) -> None:
+        """Make or await all tars, then complete the set and say what was refused."""
+        while not self._set.complete and len(self._notes) < self._work.shards:
+            if not self.help():
+                time.sleep(POLL_S)
+            self._look()
+            self._say()
+        if self._set.complete:
+            return
+        notes = [self._notes[number] for number in range(self._work.shards)]
+        later = [Refusal(**remark) for note in notes for remark in note["remarks"]]
+        refused = [*self._work.refused, *later]
+        self._write_refused(refused)
+        counts = dict(sorted(Counter(each.reason for each in refused).items()))
+        about = {"candidates": len(self._work.items), "refused": counts}
+        self._set.seal(notes, self._work.negative(), about)
+        count = sum(note["shard"]["count"] for note in notes)
+        self._folder.record({"counters": {self._work.kind: count, "refused": len(refused)}})
+        log.info("%d %s; refused: %s", count, self._work.kind, counted(refused))
+
+    def _make(self, number: int) -> None:
+        shard, remarks = self._set.start(number), []
+        try:
+            for seen, made in enumerate(self._work.make(self._work.items_of(number)), 1):
+                if isinstance(made, Refusal):
+                    remarks.append(vars(made))
+                else:
+                    shard.write(*made)
+                self._say(seen)
+            self._notes[number] = shard.finish(remarks)
+        except BaseException:
+            shard.abandon()
+            raise
+
+    @contextmanager
+    def _claimed(self, number: int) -> Iterator[bool]:
+        """Whether this process may make tar `number`."""
+        self._set.folder.mkdir(parents=True, exist_ok=True)
+        with open(self._set.folder / f"{number:06d}.claim", "wb") as claim:
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _look(self) -> None:
+        for number in range(self._work.shards):
+            if number not in self._notes:
+                self._look_at(number)
+
+    def _look_at(self, number: int) -> bool:
+        note = self._set.finished(number)
+        if note is not None:
+            self._notes[number] = note
+        return note is not None
+
+    def _done(self) -> int:
+        return sum(len(self._work.items_of(number)) for number in self._notes)
+
+    def _say(self, more: int = 0) -> None:
+        """How far it is and how long it will take at the rate so far."""
+        done, total = self._done() + more, len(self._work.items)
+        elapsed = time.monotonic() - self._started
+        made = done - self._before
+        left = f", {_clock(elapsed * (total - done) / made)} to go" if made else ""
+        self._folder.progress(done, total, f"{self._work.kind}{left}")
+        if elapsed - self._said > SAY_EVERY_S:
+            self._said = elapsed
+            log.info("%d of %d %s%s", done, total, self._work.kind, left)
+
+    def _write_refused(self, refused: Sequence[Refusal]) -> None:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["name", "reason", "detail"])
+        table.writerows((each.name, each.reason, each.detail) for each in refused)
+        write_text(self._folder.path / "refused.csv", text.getvalue())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
