@@ -76,7 +76,7 @@ def _spread(recipe: Mapping[str, Any]) -> bool:
     """Whether a run can take several devices: it trains, and not a stage for one device."""
     if recipe["verb"] != "fit" or recipe.get("stage", {}).get("class") in ALONE:
         return False
-    return bool(recipe["fit"].get("steps"))
+    return bool(recipe.get("fit", {}).get("steps"))
 
 
 def ranks_here(
