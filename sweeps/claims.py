@@ -69,13 +69,16 @@ def answer(comparison: Comparison, numbers: Numbers) -> Answer:
     if margin is None:
         return Answer(comparison.label, None, NOT_RUN)
     margin = margin.scaled(comparison.sign).shifted(comparison.constant)
+    return Answer(comparison.label, margin, verdict_of(margin, comparison.strict))
+
+
+def verdict_of(margin: Margin, strict: bool) -> str:
+    """What a margin says, where positive is right; zero is so too unless it is `strict`."""
     if margin.low is None:
-        verdict = UNDECIDED
-    elif margin.low > 0 or (margin.low == 0 and not comparison.strict):
-        verdict = HOLDS
-    else:
-        verdict = FAILS if margin.high < 0 else UNDECIDED
-    return Answer(comparison.label, margin, verdict)
+        return UNDECIDED
+    if margin.low > 0 or (margin.low == 0 and not strict):
+        return HOLDS
+    return FAILS if margin.high < 0 else UNDECIDED
 
 
 def combine(verdicts: Sequence[str]) -> str:

@@ -35,9 +35,10 @@ def colour(init: str, inits: Sequence[str]) -> str:
     return COLOURS.get(init, SPARE_COLOURS[list(inits).index(init) % len(SPARE_COLOURS)])
 
 
-def _figure(
+def canvas(
     rows: int, columns: int, width: float, height: float, **shared: str
 ) -> tuple[Any, np.ndarray]:
+    """An empty figure and its axes `[rows, columns]`, in the page's ink; sizes in inches."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -54,7 +55,8 @@ def _figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def _svg(figure: Any, name: str) -> str:
+def svg(figure: Any, name: str) -> str:
+    """A figure as SVG text whose ids begin with `name` and whose ink is the page's text colour."""
     import matplotlib
 
     out = io.StringIO()
@@ -85,7 +87,7 @@ def drift(numbers: OurNumbers) -> str:
     if not curves:
         return ""
     size = 3.7 * len(steps) + 0.6, 2.5 * len(curves) + 0.5
-    figure, axes = _figure(len(curves), len(steps), *size, sharey="row")
+    figure, axes = canvas(len(curves), len(steps), *size, sharey="row")
     for down, (metric, curve) in enumerate(curves.items()):
         for across, count in enumerate(steps):
             axis = axes[down, across]
@@ -100,7 +102,7 @@ def drift(numbers: OurNumbers) -> str:
     drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
     lines = [drawn[name] for name in (*layout["rows"].values(), REAL) if name in drawn]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
-    return _svg(figure, "drift")
+    return svg(figure, "drift")
 
 
 def _drift_panel(axis: Any, numbers: OurNumbers, count: int, metric: str) -> None:
@@ -135,7 +137,7 @@ def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) 
     if not shown:
         return ""
     size = 3.6 * len(counts) + 0.9, 2.2 * len(shown) + 0.2
-    figure, axes = _figure(len(shown), len(counts), *size, sharex="row", sharey="row")
+    figure, axes = canvas(len(shown), len(counts), *size, sharex="row", sharey="row")
     for down, column in enumerate(shown):
         entry = layout["columns"][column]
         for across, count in enumerate(counts):
@@ -150,7 +152,7 @@ def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) 
             axis.set_xlabel(f"{entry['heading']}{unit}, {arrow}")
             if down == 0:
                 axis.set_title(f"{count} sampling step{'s' if count > 1 else ''}")
-    return _svg(figure, "stages")
+    return svg(figure, "stages")
 
 
 def _dumbbell(axis: Any, place: int, hue: str, ends: Sequence[Margin | None]) -> None:
@@ -178,7 +180,7 @@ def cost(numbers: OurNumbers) -> str:
             }
     if not costs:
         return ""
-    figure, ((axis,),) = _figure(1, 1, 8.2, 0.42 * len(costs) + 1.1)
+    figure, ((axis,),) = canvas(1, 1, 8.2, 0.42 * len(costs) + 1.1)
     inits = list(numbers.layout["rows"])
     for place, (init, spent) in enumerate(costs.items()):
         hue = colour(init, inits)
@@ -192,4 +194,4 @@ def cost(numbers: OurNumbers) -> str:
     axis.set_xlim(0, 1.35 * max(c["pairs"] + c["training"] for c in costs.values()))
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("Stage-2 time [device-seconds]; pale: curation of pairs, solid: training")
-    return _svg(figure, "cost")
+    return svg(figure, "cost")

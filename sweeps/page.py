@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeps import figures, render
 from sweeps.claims import Verdict
@@ -17,6 +18,9 @@ from sweeps.evidence import OurNumbers
 from sweeps.frames import Clip, data_uri, read_clips, strip_png
 from sweeps.layout import NOT_RUN, Table
 from sweeps.results import Results
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PROMPTS = 3
 log = logging.getLogger(__name__)
@@ -44,22 +48,9 @@ def page(
     title: str, numbers: OurNumbers, ours: Table, paper: Table, verdicts: Sequence[Verdict]
 ) -> str:
     """The page as one HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "margin": render.margin_text,
-        "tally": render.tally,
-        "badge": render.badge,
-    }
     inits = list(numbers.layout["rows"])
-    return environment.get_template("page.html").render(
+    template = environment().get_template("page.html")
+    return template.render(
         title=title,
         ours=ours,
         paper=paper,
@@ -74,6 +65,21 @@ def page(
         one_seed=len(numbers.results.seeds) == 1,
         provenance=numbers.results.provenance,
     )
+
+
+def environment() -> Environment:
+    """The templates of this folder and the words that they share."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"margin": render.margin_text, "tally": render.tally, "badge": render.badge}
+    return found
 
 
 def strips(results: Results, rows: dict[str, str]) -> list[Strips]:

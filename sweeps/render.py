@@ -185,7 +185,9 @@ def _fitting(table: Table, width: int) -> list[list[Column | None]]:
     return groups
 
 
-def rich_claims(verdicts: Sequence[Verdict]):
+def rich_claims(
+    verdicts: Sequence[Verdict], title: str = "The paper's statements, answered from our numbers"
+):
     """The claims for a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
@@ -193,7 +195,7 @@ def rich_claims(verdicts: Sequence[Verdict]):
 
     colour = {"holds": "green", "does not hold": "red", "not run": "dim"}
     drawn = RichTable(
-        title="The paper's statements, answered from our numbers",
+        title=title,
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -34,6 +34,7 @@ class Score:
     kind: str = ""
     higher_is_better: bool | None = None
     calibration: str = ""  # hash of the constants behind it
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _score(record: Mapping, path: Path) -> Score | None:
         return Score(
             record["metric"], float(value), int(record["n"]), low, high,
             record.get("unit") or "", record.get("kind") or "", record.get("higher_is_better"),
-            record.get("calibration") or "",
+            record.get("calibration") or "", record.get("extra") or {},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
