@@ -58,5 +58,5 @@ clean:  ## remove caches and the environment; runs are kept
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,deepspeed,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,deepspeed,slurm,dev]'
 	@touch $@

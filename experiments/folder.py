@@ -6,7 +6,8 @@ log.txt               everything the run said
 tb/ checkpoints/      TensorBoard events; ``last.ckpt``, from which an interrupted run continues
 student/ shards/ ...  results, by verb
 record.json           wall time, memory, counters, versions
-lease                 locked by the process that works here (see ``lock``)
+lease                 locked by the process that works here (see experiments.lease)
+slurm/                job.json and what Slurm itself said, if a job does it
 failed.txt            why it failed; kept until a retry
 done.json             written last, by rename: its presence is the meaning of "done"
 ====================  ============================================================================
@@ -16,28 +17,24 @@ Nothing heavy is imported: planning looks at hundreds of folders before torch is
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from experiments.lease import Busy as Busy
+from experiments.lease import Lease
 from experiments.recipe import RUN_NAME, VERBS, Run, run_name
 
 STATES = ("done", "running", "failed", "interrupted", "new")
-
-
-class Busy(RuntimeError):
-    """Another process is working in this run folder."""
 
 
 def runs_dir(chosen: str | Path | None = None) -> Path:
@@ -59,11 +56,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """One run's folder. ``on_progress(done, total, note)`` hears how far the verb has come."""
+    """One run's folder.
+
+    ``on_progress(done, total, note)`` hears how far the verb has come; ``reached`` is what it was
+    told last, and goes into record.json now and then for those who watch from elsewhere.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         self.on_progress: Callable[[int, int, str], None] | None = None
+        self.reached: dict[str, Any] = {}
         self._recording = threading.Lock()
 
     @classmethod
@@ -145,38 +147,15 @@ class RunFolder:
 
     def running(self) -> bool:
         """Whether some process holds the lock. A process that was killed does not."""
-        try:
-            with open(self.path / "lease") as lease:
-                fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return Lease(self.path).held()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder. The kernel lets go when the holder ends, however it ends.
-
-        Raises Busy, naming the holder, when another process has it.
-        """
-        with open(self.path / "lease", "a+") as lease:
-            for attempt in range(10):  # `running` holds it shared for a moment
-                try:
-                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == 9:
-                        lease.seek(0)
-                        raise Busy(f"{self.path} is held by {lease.read() or 'another'}") from None
-                    time.sleep(0.02)
-            lease.truncate(0)
-            lease.write(f"process {os.getpid()} on {socket.gethostname()}, {time.ctime()}")
-            lease.flush()
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder. Raises Busy, naming the holder, when another process has it."""
+        return Lease(self.path).hold()
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell whoever watches how far the run is; verbs call this as often as they like."""
+        self.reached = {"done": done, "total": total, "note": note}
         if self.on_progress is not None:
             self.on_progress(done, total, note)
 

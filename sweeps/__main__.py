@@ -86,8 +86,9 @@ def _seeds(text: str) -> list[int]:
 
 
 def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
+    from sweeps.checks import Refused
     from sweeps.display import display
-    from sweeps.runner import Interrupted, Outcome, Refused, Runner
+    from sweeps.runner import Interrupted, Outcome, Runner
 
     pool = executor(chosen.cluster, chosen.workers, chosen.package)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in a background

@@ -3,11 +3,16 @@
 All state is in the run folders. Killing the runner loses nothing; two runners share the work,
 because a run in another's hands is locked; a second call finds everything done. A failed run
 blocks only what depends on it.
+
+A local run starts when all it needs is done. A cluster's queue gets a run as soon as all it needs
+is done *or in the queue*, and Slurm starts it when its needs have ended well: login nodes end long
+processes, and so the whole sweep goes on without its runner.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +20,13 @@ from typing import Protocol
 
 from experiments.folder import RunFolder
 from experiments.recipe import Run
+from sweeps.checks import ATTEMPTS, POLL_S, check, job_of
 from sweeps.costs import Costs, remaining, urgency
-from sweeps.executors import Event, Job, LocalPool
+from sweeps.executors import Event, Executor
 from sweeps.graph import Sweep
 
-POLL_S = 0.25
 LOOK_AGAIN_S = 1.0
 GRACE_S = 60.0
-ATTEMPTS = 2
-
-
-class Refused(ValueError):
-    """Some recipes do not pass their check; nothing was started. Holds one message a recipe."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n\n".join(problems))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,7 +61,7 @@ class Runner:
     """Runs one sweep in one folder of runs. Raises Refused before, Interrupted while it runs."""
 
     def __init__(
-        self, sweep: Sweep, runs_dir: Path, pool: LocalPool, display: Display, retry: bool = False
+        self, sweep: Sweep, runs_dir: Path, pool: Executor, display: Display, retry: bool = False
     ) -> None:
         self.sweep = sweep
         self.runs_dir = runs_dir
@@ -76,9 +72,10 @@ class Runner:
         self.outcome = Outcome()
         self._done: set[str] = set()
         self._todo: dict[str, Run] = {}
-        self._since: dict[str, float] = {}  # runs in our workers' hands
+        self._given: set[str] = set()  # runs in the executor's hands
+        self._since: dict[str, float] = {}  # those of them that are in work
         self._elsewhere: dict[str, float] = {}  # runs in another runner's hands: when to look again
-        self._deaths: dict[str, int] = {}
+        self._deaths: Counter[str] = Counter()
 
     def run(self) -> Outcome:
         """Run everything that can be run, and report what happened."""
@@ -86,10 +83,11 @@ class Runner:
         if not self._todo:
             return self._finish()
         try:
-            self._check()
-            while self._todo or self._since or self._elsewhere:
+            self.display.say(f"checking {len(self._todo)} recipes")
+            check(self._todo, self.runs_dir, self.pool)
+            while self._todo or self._given or self._elsewhere:
                 self._look_elsewhere()
-                if not self._submit() and not self._since and not self._elsewhere:
+                if not self._submit() and not self._given and not self._elsewhere:
                     break  # what is left waits for something that failed
                 for event in self.pool.poll(POLL_S):
                     self._handle(event)
@@ -108,57 +106,37 @@ class Runner:
                 self._done.add(name)
                 self.outcome.found_done.append(name)
             elif folder.failure() and not self.retry and not folder.running():
-                self._fail(run, "failed earlier, and is tried again only with --retry", folder)
+                self._fail(run, "failed earlier, and is tried again only with --retry")
             else:
                 self._todo[name] = run
 
-    def _check(self) -> None:
-        """Let the verbs look at every recipe before anything starts."""
-        waiting = list(self._todo.values())
-        deaths: dict[str, int] = {}
-        problems = {}
-        self.display.say(f"checking {len(waiting)} recipes")
-        while waiting or self.pool.jobs:
-            while waiting and self.pool.free:
-                run = waiting.pop()
-                self.pool.submit(Job("check", run.name, recipe=run.recipe))
-            for event in self.pool.poll(POLL_S):
-                name = event.job.run
-                if event.kind == "died":
-                    deaths[name] = deaths.get(name, 0) + 1
-                    if deaths[name] < ATTEMPTS:
-                        waiting.append(self._todo[name])
-                        continue
-                if event.text:
-                    where = self.runs_dir / name
-                    problems[name] = f"{event.job.recipe['recipe']} ({where.name}): {event.text}"
-        if problems:
-            raise Refused([problems[name] for name in self._todo if name in problems])
-
     def _submit(self) -> bool:
         """Start what can start, most urgent first; whether anything could."""
-        order = urgency(self.sweep.runs, self.costs)
+        settled = self._done | (self._given if self.pool.detached else set())
         ready = [
             run
             for run in self._todo.values()
-            if all(need.name in self._done for need in run.needs.values())
+            if all(need.name in settled for need in run.needs.values())
         ]
+        if not ready:
+            return False
+        order = urgency(self.sweep.runs, self.costs)
+        jobs = []
         for run in sorted(ready, key=lambda run: -order[run.name]):
-            if not self.pool.free:
-                break
+            after = [need.name for need in run.needs.values() if need.name not in self._done]
+            jobs.append(job_of(run, self.runs_dir, after))
+        for job in self.pool.choose(jobs):
+            run = self._todo.pop(job.run)
             folder = RunFolder.create(run, self.runs_dir)
-            del self._todo[run.name]
             if folder.done:  # by another runner, in the meantime
                 self._succeed(run, executed=False)
-                continue
-            if folder.running():
+            elif folder.running() and not self.pool.detached:
                 self._elsewhere[run.name] = time.monotonic() + LOOK_AGAIN_S
                 self.display.say(f"{run.name} is being run by another process; waiting for it")
-                continue
-            self.pool.submit(Job("run", run.name, folder=folder.path))
-            self._since[run.name] = time.monotonic()
-            self.display.started(run)
-        return bool(ready)
+            else:
+                self._given.add(run.name)
+                self.pool.submit(job)
+        return True
 
     def _look_elsewhere(self) -> None:
         """See what became of the runs that another runner had."""
@@ -172,7 +150,7 @@ class Runner:
             if folder.done:
                 self._succeed(run, executed=False)
             elif folder.failure():
-                self._fail(run, "failed in another process", folder)
+                self._fail(run, "failed in another process")
             else:
                 self._todo[name] = run  # that process was stopped: go on from its checkpoint
 
@@ -181,28 +159,45 @@ class Runner:
         if event.kind == "progress":
             self.display.progress(run, event.done, event.total, event.text)
             return
-        folder = RunFolder(self.runs_dir / run.name)
         self._since.pop(run.name, None)
+        if event.kind == "queued":
+            self.display.say(f"queued {run.name}: {event.text}")
+            return
+        if event.kind == "started":
+            self._since[run.name] = time.monotonic()
+            self.display.started(run)
+            return
+        self._given.discard(run.name)
         if event.kind in ("done", "found"):
             self._succeed(run, executed=event.kind == "done")
-        elif event.kind == "failed":
-            self._fail(run, event.text, folder)
+        elif event.kind in ("failed", "cancelled"):
+            self._fail(run, event.text, event.kind)
         elif event.kind == "busy":
             self._elsewhere[run.name] = time.monotonic() + LOOK_AGAIN_S
         elif event.kind == "interrupted":
             raise KeyboardInterrupt  # somebody stopped a worker: stop the sweep likewise
-        elif event.kind == "died":
-            self._died(run, event.text, folder)
-
-    def _died(self, run: Run, how: str, folder: RunFolder) -> None:
-        self._deaths[run.name] = self._deaths.get(run.name, 0) + 1
-        if self._deaths[run.name] < ATTEMPTS:
-            self.display.ended(run, "lost", f"{how.splitlines()[0]}; continuing it in a new one")
+        elif event.kind == "withdrawn":
             self._todo[run.name] = run
+            if event.text:
+                self.display.say(f"{run.name} is not in the queue yet: {event.text}")
+        elif event.kind == "lost":
+            self._again(run, event.text)
+        elif event.kind == "died":
+            self._died(run, event.text)
+
+    def _died(self, run: Run, how: str) -> None:
+        self._deaths[run.name] += 1
+        if self._deaths[run.name] < ATTEMPTS:
+            self._again(run, how)
             return
+        folder = RunFolder(self.runs_dir / run.name)
         hint = " (SIGKILL often means that memory ran out)" if "SIGKILL" in how else ""
         folder.mark_failed(f"{ATTEMPTS} times in a row {how}{hint}\n\n{folder.log_tail()}")
-        self._fail(run, f"{how}{hint}", folder)
+        self._fail(run, f"{how}{hint}")
+
+    def _again(self, run: Run, how: str) -> None:
+        self.display.ended(run, "lost", f"{how.splitlines()[0]}; continuing it in a new one")
+        self._todo[run.name] = run
 
     def _succeed(self, run: Run, executed: bool) -> None:
         folder = RunFolder(self.runs_dir / run.name)
@@ -214,21 +209,16 @@ class Runner:
         self._tell()
         self.display.ended(run, "done", "")
 
-    def _fail(self, run: Run, why: str, folder: RunFolder) -> None:
+    def _fail(self, run: Run, why: str, state: str = "failed") -> None:
         self.outcome.failed.append(run.name)
-        tail = folder.log_tail(8)
-        self.display.ended(
-            run, "failed", "\n".join([why, *(f"  | {t}" for t in tail.splitlines())])
-        )
+        tail = RunFolder(self.runs_dir / run.name).log_tail(8)
+        self.display.ended(run, state, "\n".join([why, *(f"  | {t}" for t in tail.splitlines())]))
 
     def _tell(self) -> None:
         now = time.monotonic()
         blocked = set().union(*(self.sweep.dependants(name) for name in self.outcome.failed))
-        left = [
-            run
-            for name, run in self.sweep.runs.items()
-            if name not in self._done and name not in blocked and name not in self.outcome.failed
-        ]
+        out = self._done | blocked | set(self.outcome.failed)
+        left = [run for name, run in self.sweep.runs.items() if name not in out]
         spent = {name: now - since for name, since in self._since.items()}
         seconds, known = remaining(left, spent, self.sweep.runs, self.costs, self.pool.size)
         self.display.overall(len(self._done), len(self.sweep.runs), seconds, known)
@@ -237,10 +227,10 @@ class Runner:
         """Let every run in work save; returns what each one says. A second Ctrl-C stops at once."""
         messages = []
         working = [job for job in self.pool.jobs if job.do == "run"]
-        if working:
+        if working and not self.pool.detached:
             self.display.say("stopping: runs in work are saving (Ctrl-C again stops at once)")
         try:
-            self.pool.interrupt()
+            messages += self.pool.interrupt()
             end = time.monotonic() + GRACE_S
             while any(job.do == "run" for job in self.pool.jobs) and time.monotonic() < end:
                 for event in self.pool.poll(POLL_S):

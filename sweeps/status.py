@@ -9,7 +9,7 @@ from rich.table import Table
 
 from experiments.folder import STATES, RunFolder
 from sweeps.costs import Costs, duration, forecast, remaining
-from sweeps.executors import cores
+from sweeps.executors.devices import cores
 from sweeps.graph import Sweep
 
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}

@@ -25,6 +25,7 @@ from typing import Any
 
 from experiments.execute import execute, verb_module
 from experiments.folder import Busy, RunFolder
+from experiments.team import RankLost
 
 PROGRESS_EVERY_S = 0.25
 _PR_SET_PDEATHSIG = 1
@@ -78,7 +79,7 @@ def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-        with _output_to(folder.path / "log.txt"):
+        with output_to(folder.path / "log.txt"):
             with contextlib.suppress(Exception):  # execute meets it again, and reports it
                 _load(folder.recipe["verb"], package)
             executed = execute(folder, progress, package)
@@ -86,6 +87,8 @@ def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
         return "interrupted", str(stop) or f"{folder.name} had not started"
     except Busy as busy:
         return "busy", str(busy)
+    except RankLost as lost:
+        return "died", str(lost)
     except BaseException as error:
         return "failed", f"{type(error).__name__}: {error}"
     finally:
@@ -102,7 +105,7 @@ def _load(verb: str, package: str) -> Any:
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def output_to(path: Path) -> Iterator[None]:
     """Everything the process writes to stdout or stderr goes to the run's log meanwhile."""
     with open(path, "ab") as log:
         before = os.dup(2)

@@ -16,7 +16,8 @@ FLOORS = {
     "callbacks": ["callbacks", "lightning_modules.diffusion"],
     "experiments/recipe.py": ["experiments.layers"],
     "experiments/layers.py": [],
-    "experiments/folder.py": ["experiments.recipe"],
+    "experiments/folder.py": ["experiments.recipe", "experiments.lease"],
+    "experiments/lease.py": [],
     "experiments/metrics": [
         "experiments.metrics",
         "experiments.folder",
@@ -24,13 +25,22 @@ FLOORS = {
         "datamodules",
     ],  # fmt: skip
     "experiments": ["experiments", "lightning_modules", "datamodules", "callbacks"],
-    "sweeps/worker.py": ["experiments.execute", "experiments.folder"],
-    "sweeps": ["sweeps", "experiments.recipe", "experiments.layers", "experiments.folder"],
+    "sweeps/worker.py": ["experiments.execute", "experiments.folder", "experiments.team"],
+    "sweeps/slurm_job.py": ["experiments.execute", "experiments.folder", "sweeps.worker"],
+    "sweeps": [
+        "sweeps",
+        "experiments.recipe",
+        "experiments.layers",
+        "experiments.folder",
+        "experiments.lease",
+        "experiments.place",
+    ],
 }
 LIGHT = ("experiments/recipe.py", "experiments/layers.py", "experiments/folder.py",
          "experiments/__main__.py", "experiments/execute.py", "sweeps/graph.py",
-         "sweeps/runner.py", "sweeps/executors.py", "sweeps/worker.py", "sweeps/__main__.py",
-         "sweeps/costs.py", "sweeps/status.py")  # fmt: skip
+         "sweeps/runner.py", "sweeps/checks.py", "sweeps/worker.py", "sweeps/__main__.py",
+         "sweeps/costs.py", "sweeps/status.py", "sweeps/slurm_job.py", "experiments/lease.py",
+         "sweeps/executors/__init__.py", "sweeps/executors/local.py", "sweeps/executors/slurm.py")  # fmt: skip
 HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "scipy")
 FILES = sorted(str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*.py"))
 

@@ -13,9 +13,11 @@ import pytest
 
 from experiments.folder import RunFolder
 from experiments.recipe import Library
-from sweeps.executors import LocalPool, executor
+from sweeps.checks import Refused
+from sweeps.executors import executor
+from sweeps.executors.local import LocalPool
 from sweeps.graph import load_sweep
-from sweeps.runner import Interrupted, Refused, Runner
+from sweeps.runner import Interrupted, Runner
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = FIXTURES.parent.parent

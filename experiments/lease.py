@@ -1,0 +1,135 @@
+"""Who works in a run folder: a lock between processes, also on different machines.
+
+``flock`` is what decides: the kernel lets go when the holder ends, however it ends, and NFS (4, or
+3 with lockd) and Lustre (mounted with ``flock``) carry it between machines. Where it stays on one
+machine, the file itself tells: it names its holder, who touches it every few seconds. A holder on
+another machine counts as gone when its Slurm job is gone, or when nothing was touched for
+``STALE_S``. Clocks that differ by less than that do no harm.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BEAT_S = 10.0
+STALE_S = 90.0
+_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "TIMEOUT")
+
+
+class Busy(RuntimeError):
+    """Another process is working in this run folder."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process with the lock; ``job`` is its Slurm job or ""."""
+
+    process: int
+    host: str
+    job: str
+    since: str
+
+    @classmethod
+    def this(cls) -> Holder:
+        job = os.environ.get("SLURM_JOB_ID", "")
+        return cls(os.getpid(), socket.gethostname(), job, time.ctime())
+
+    def __str__(self) -> str:
+        job = f"Slurm job {self.job}, " if self.job else ""
+        return f"{job}process {self.process} on {self.host}, since {self.since}"
+
+
+class Lease:
+    """The lock of one run folder, the file ``lease`` in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lease"
+
+    def holder(self) -> Holder | None:
+        """Who the file says has the lock, alive or not."""
+        try:
+            return Holder(**json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def held(self) -> bool:
+        """Whether some process works here. One that was killed on this machine does not."""
+        try:
+            with open(self._path) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return self._held_elsewhere()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the lock. Raises Busy, naming the holder, when another process has it."""
+        with open(self._path, "a+") as file:
+            self._acquire(file.fileno())
+            if self._held_elsewhere():
+                raise Busy(f"{self._path.parent} is held by {self.holder()}")
+            file.truncate(0)
+            file.write(json.dumps(asdict(Holder.this())))
+            file.flush()
+            ended = threading.Event()
+            beat = threading.Thread(target=_touch, args=(file.fileno(), ended), daemon=True)
+            beat.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                beat.join()
+                file.truncate(0)  # nobody: another machine need not wait for it to grow stale
+
+    def _acquire(self, descriptor: int) -> None:
+        for attempt in range(10):  # `held` has it shared for a moment
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if attempt == 9:
+                    who = self.holder() or "another process"
+                    raise Busy(f"{self._path.parent} is held by {who}") from None
+                time.sleep(0.02)
+
+    def _held_elsewhere(self) -> bool:
+        """Asked when the lock seems free here: is the named holder alive on another machine?"""
+        holder, this = self.holder(), Holder.this()
+        if holder is None or holder.host == this.host:
+            return False
+        if holder.job and holder.job == this.job:
+            return False  # this job, before it was started again on this machine
+        if time.time() - self._path.stat().st_mtime > STALE_S:
+            return False
+        return not (holder.job and _is_gone(holder.job))
+
+
+def _touch(descriptor: int, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        os.utime(descriptor)
+
+
+def _is_gone(job: str) -> bool:
+    """Whether Slurm knows that a job has ended; False when there is nobody to ask."""
+    if shutil.which("squeue") is None:
+        return False
+    command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return False
+    if answer.returncode:
+        return "Invalid job id" in answer.stderr
+    return answer.stdout.strip() in ("", *_ENDED)

@@ -1,0 +1,129 @@
+"""Where runs are executed: processes of this machine, or jobs of a Slurm cluster.
+
+One surface, `Executor`; the runner knows no other. ``executor(cluster)`` makes one by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.layers import nearest
+
+CLUSTERS = ("local", "slurm")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do for a run: ``check`` its recipe, or execute (``run``) its folder.
+
+    ``slurm`` holds what a Slurm job asks for (``launch.slurm``), ``after`` the names of runs that
+    the executor has in hand and that must be done before.
+    """
+
+    do: str
+    run: str
+    recipe: dict[str, Any]
+    folder: Path | None = None
+    slurm: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a job.
+
+    ====================  ======================================================================
+    checked               ``text`` says what is wrong with the recipe, "" if nothing
+    queued                it waits for its turn (``text`` says where)
+    started, progress     it is executed
+    done, found           it is finished, in the second case by another
+    failed                the verb failed
+    died                  its process is gone without a word
+    lost                  the same, and the run has no part in it: preempted, a node that failed
+    busy                  another process executes the run
+    withdrawn             never started, because a run it waits for did not finish
+    interrupted           somebody asked the process to stop, and it has saved
+    cancelled             somebody has taken the job away
+    ====================  ======================================================================
+    """
+
+    kind: str
+    job: Job
+    text: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class Executor(Protocol):
+    """Takes jobs, and tells what becomes of them."""
+
+    size: int
+    """How many runs can be in work at once, for forecasts."""
+    detached: bool
+    """Jobs live in a queue of the cluster's: they may wait there for each other, and they go on
+    without this process."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is in hand."""
+        ...
+
+    def problem(self, job: Job) -> str:
+        """Why this job can never be executed here, or ""."""
+        ...
+
+    def choose(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those that can be submitted now; no job overtakes one that waits for the same place."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Take a job that was chosen."""
+        ...
+
+    def poll(self, timeout: float) -> list[Event]:
+        """Wait up to ``timeout`` seconds for events."""
+        ...
+
+    def interrupt(self) -> list[str]:
+        """Ask the runs in work to save and stop, or say why they go on."""
+        ...
+
+    def close(self) -> None:
+        """End all processes; a detached executor's jobs stay."""
+        ...
+
+
+def executor(
+    cluster: str,
+    workers: int | None = None,
+    package: str = "experiments",
+    gpus: Sequence[str] | None = None,
+) -> Executor:
+    """The executor of a cluster by name.
+
+    Args:
+        cluster: one of CLUSTERS.
+        workers: local: processes without a GPU (default: one a core); Slurm: most jobs at once in
+            the queue.
+        package: where the verbs are.
+        gpus: local: ids of the GPUs to use (default: all there are).
+
+    Raises ValueError for an unknown cluster, naming those that exist, and for one that is not here.
+    """
+    if cluster not in CLUSTERS:
+        raise ValueError(
+            f"unknown cluster {cluster!r}{nearest(cluster, CLUSTERS)}"
+            f" (there are: {', '.join(CLUSTERS)})"
+        )
+    if cluster == "slurm":
+        from sweeps.executors.slurm import SlurmQueue
+
+        return SlurmQueue(package, workers)
+    from sweeps.executors.devices import cores, visible_gpus
+    from sweeps.executors.local import LocalPool
+
+    found = visible_gpus() if gpus is None else list(gpus)
+    return LocalPool(workers or cores(), package, found)

@@ -1,0 +1,40 @@
+"""What this machine has to compute with, and what a run asks for. Found out without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    That variable decides if it is set; else all that the driver shows.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        ids = [word.strip() for word in chosen.split(",") if word.strip()]
+        return ids[: ids.index("-1")] if "-1" in ids else ids  # CUDA ignores what follows a -1
+    if shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+        return re.findall(r"^GPU (\d+):", listed.stdout, re.M)
+    return [str(number) for number in range(len(list(_DRIVER.glob("*"))))]
+
+
+def wants_gpu(recipe: Mapping[str, Any]) -> bool:
+    """Whether a run uses a GPU where there is one."""
+    return recipe.get("launch", {}).get("accelerator", "auto") != "cpu"

@@ -1,0 +1,198 @@
+"""A Slurm cluster: one job per run, through submitit.
+
+Jobs wait for each other in Slurm's queue (``afterok`` along the graph), so the sweep ends by itself
+even if this process does not live that long. They are single jobs, not arrays: the tasks of an
+array share one dependency and one size, which neighbours in the graph do not.
+
+What became of a run is read from its folder; Slurm is asked only which jobs live, and how those
+that left no result have ended. A job that is preempted, or whose node fails, keeps its id and its
+place in the graph.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from experiments.folder import RunFolder
+from sweeps.executors import Event, Job
+from sweeps.executors.devices import cores
+from sweeps.executors.local import LocalPool
+from sweeps.executors.resources import Resources
+from sweeps.executors.squeue import Listed, ended_as, last_words, listed
+from sweeps.executors.submission import Refused, submit_once
+
+LIMIT = 500
+LOOK_EVERY_S = 5.0
+SETTLE_S = 30.0  # for files and accounting to catch up with a job that has ended
+TRY_AGAIN_S = 30.0  # after Slurm has not taken a job
+_NOT_ITS_FAULT = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED")
+_GOES_ON = ("queued", "started", "progress")
+
+
+@dataclass
+class _Given:
+    """A run in Slurm's hands, and what was last seen of its job."""
+
+    job: Job
+    id: str
+    state: str = "PENDING"
+    gone_since: float | None = None
+
+
+class SlurmQueue:
+    """Submits runs as jobs and watches them. Recipes are checked on this machine.
+
+    Args:
+        package: where the verbs are.
+        limit: most jobs in the queue at once.
+
+    Raises ValueError where there is no Slurm, or no submitit.
+    """
+
+    detached = True
+
+    def __init__(self, package: str = "experiments", limit: int | None = None) -> None:
+        if shutil.which("sbatch") is None:
+            raise ValueError("cluster slurm: there is no sbatch here; start this on a login node")
+        if find_spec("submitit") is None:
+            raise ValueError("cluster slurm: submitit is missing; pip install -e '.[slurm]'")
+        self.size = limit or LIMIT
+        self._package = package
+        self._checks = LocalPool(min(cores(), 4), package)
+        self._given: dict[str, _Given] = {}
+        self._told: list[Event] = []
+        self._next_look = 0.0
+        self._not_before = 0.0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Checks in work and runs in the queue."""
+        return [*self._checks.jobs, *(given.job for given in self._given.values())]
+
+    def problem(self, job: Job) -> str:
+        """What is wrong with the job's ``launch.slurm``, or ""."""
+        try:
+            Resources.of(job.slurm)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def choose(self, jobs: Sequence[Job]) -> list[Job]:
+        """As many as the queue may take; none for a while after Slurm did not take one."""
+        if jobs and jobs[0].do == "check":
+            return self._checks.choose(jobs)
+        if time.monotonic() < self._not_before:
+            return []
+        return list(jobs[: max(self.size - len(self._given), 0)])
+
+    def submit(self, job: Job) -> None:
+        """Check a recipe here, or put a run into the queue, unless its job is there already."""
+        if job.do == "check":
+            self._checks.submit(job)
+            return
+        after = [self._given[name].id for name in job.after if name in self._given]
+        if len(after) < len(job.after):  # one of them was not taken
+            self._told.append(Event("withdrawn", job))
+            return
+        try:
+            id, new = submit_once(job, after, self._package)
+        except Refused as refused:
+            self._not_before = time.monotonic() + (TRY_AGAIN_S if refused.temporary else 0)
+            kind = "withdrawn" if refused.temporary else "failed"
+            self._told.append(Event(kind, job, str(refused)))
+            return
+        self._given[job.run] = _Given(job, id)
+        waits = f", after {', '.join(job.after)}" if after else ""
+        text = f"job {id}{waits}" if new else f"job {id}, which was in the queue already"
+        self._told.append(Event("queued", job, text))
+
+    def poll(self, timeout: float) -> list[Event]:
+        """Events of checks at once; the queue is looked at every few seconds only."""
+        if self._checks.jobs:
+            return self._checks.poll(timeout)
+        events, self._told = self._told, []
+        now = time.monotonic()
+        if events or now < self._next_look:
+            time.sleep(0 if events else min(timeout, self._next_look - now))
+            return events
+        jobs = listed()
+        self._next_look = time.monotonic() + LOOK_EVERY_S
+        if jobs is None:
+            return []  # Slurm does not answer: nothing is known, so nothing has changed
+        entries = {(entry.id, entry.folder): entry for entry in jobs}
+        for given in list(self._given.values()):
+            found = _look(given, entries.get((given.id, given.job.folder)))
+            if any(event.kind not in _GOES_ON for event in found):
+                del self._given[given.job.run]
+            events += found
+        return events
+
+    def interrupt(self) -> list[str]:
+        """Jobs go on; says how to end them."""
+        ids = sorted((given.id for given in self._given.values()), key=int)
+        self._given.clear()
+        if not ids:
+            return []
+        return [
+            f"{len(ids)} jobs stay with Slurm and go on without this runner; to end them:"
+            f" scancel {' '.join(ids)}"
+        ]
+
+    def close(self) -> None:
+        """End the processes that checked recipes."""
+        self._checks.close()
+
+
+def _look(given: _Given, entry: Listed | None) -> list[Event]:
+    """What has become of a run since the last look."""
+    job, folder = given.job, RunFolder(given.job.folder)
+    os.listdir(folder.path)  # lets a network file system look for new files
+    if folder.done:
+        return [Event("done", job)]
+    if entry is None or not entry.live:
+        return _ended(given, entry, folder)
+    given.gone_since = None
+    before, given.state = given.state, entry.state
+    if entry.state == "RUNNING":
+        return [*([Event("started", job)] if before != "RUNNING" else []), *_progress(job, folder)]
+    if before == "RUNNING" and entry.state == "PENDING":
+        return [Event("queued", job, f"job {given.id} again, to go on from its checkpoint")]
+    return []
+
+
+def _progress(job: Job, folder: RunFolder) -> list[Event]:
+    reached = folder.read_record().get("progress")
+    if not reached:
+        return []
+    return [Event("progress", job, reached["note"], reached["done"], reached["total"])]
+
+
+def _ended(given: _Given, entry: Listed | None, folder: RunFolder) -> list[Event]:
+    """The job is over and the run is not done."""
+    job = given.job
+    if why := folder.failure():
+        return [Event("failed", job, why.strip().splitlines()[-1])]
+    if folder.running():
+        return [Event("busy", job)]
+    state = entry.state if entry else ended_as(given.id)
+    if state == "CANCELLED":
+        return [_cancelled(given, entry, folder)]
+    given.gone_since = given.gone_since or time.monotonic()
+    if time.monotonic() - given.gone_since < SETTLE_S:
+        return []
+    words = last_words(folder.path, given.id)
+    how = "\n".join(filter(None, [f"Slurm job {given.id} ended as {state}", words]))
+    return [Event("lost" if state in _NOT_ITS_FAULT else "died", job, how)]
+
+
+def _cancelled(given: _Given, entry: Listed | None, folder: RunFolder) -> Event:
+    """By Slurm, because a job it waits for did not end well, or by somebody."""
+    never = entry is not None and entry.reason == "DependencyNeverSatisfied"
+    if never or (entry is None and not all(need.done for need in folder.needs.values())):
+        return Event("withdrawn", given.job)
+    return Event("cancelled", given.job, f"Slurm job {given.id} was cancelled (scancel)")

@@ -1,0 +1,92 @@
+"""Putting a run into Slurm's queue once, whoever asks and however often.
+
+A job is found again by its comment, the folder's path; its id is kept in ``slurm/job.json``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.folder import RunFolder, write_text
+from sweeps.executors import Job
+from sweeps.executors.resources import Resources
+from sweeps.executors.squeue import cancel, listed
+
+_TEMPORARY = ("contact slurm controller", "timed out", "temporarily", "MaxSubmit", "JobLimit")
+
+
+class Refused(RuntimeError):
+    """Slurm did not take a job; ``temporary`` if it may take it later."""
+
+    def __init__(self, why: str, temporary: bool) -> None:
+        super().__init__(why)
+        self.temporary = temporary
+
+
+def submit_once(job: Job, after: Sequence[str], package: str) -> tuple[str, bool]:
+    """The id of the job that does this run, and whether it is new.
+
+    ``after`` are ids of jobs that must end well before it starts; if one does not, Slurm cancels
+    this one. Raises Refused.
+    """
+    folder = job.folder / "slurm"
+    before = folder.is_dir()
+    folder.mkdir(exist_ok=True)
+    with _alone(folder):
+        if before and (id := _find(job.folder)):
+            return id, False
+        RunFolder(job.folder).clear_failure()
+        id = _sbatch(job, after, package)
+        kept = {"job": id, "submitted": time.time(), "after": list(after), "asks": job.slurm}
+        write_text(folder / "job.json", json.dumps(kept, indent=1))
+    return id, True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One runner at a time, so that the second one sees the job of the first."""
+    with open(folder / "submitting", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _find(folder: Path) -> str:
+    """The id of the live job that has this run, or ""."""
+    jobs = listed()
+    if jobs is None:
+        raise Refused("squeue does not answer", temporary=True)
+    for entry in jobs:
+        if entry.live and entry.folder == folder:
+            if (folder / "slurm" / f"{entry.id}_submitted.pkl").is_file():
+                return entry.id
+            cancel(entry.id)  # a runner died between sbatch and storing what is to be done
+    return ""
+
+
+def _sbatch(job: Job, after: Sequence[str], package: str) -> str:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from sweeps.slurm_job import SlurmRun
+
+    asks = Resources.of(job.slurm)
+    more = {"comment": str(job.folder), "requeue": True, **asks.more}
+    if after:
+        more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+    parameters = asks.parameters(job.recipe)
+    submitter = SlurmExecutor(job.folder / "slurm", max_num_timeout=asks.restarts)
+    submitter.update_parameters(**parameters, job_name=job.run, additional_parameters=more)
+    try:
+        return submitter.submit(SlurmRun(job.folder, package)).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        why = str(error).strip()
+        temporary = any(sign in why for sign in _TEMPORARY)
+        cure = (
+            "" if temporary else f"; it was asked for {parameters}: see launch.slurm of the scale"
+        )
+        raise Refused(f"{why}{cure}", temporary) from error
