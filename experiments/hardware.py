@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from experiments.bind import bind
+from lightning_modules.networks import attention as kernels
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Launch:
         timeout_s: seconds that a process waits for the others before it gives up.
         batch_per_device: most samples that a device takes at once; its share of a larger batch is
             taken in parts whose gradients are accumulated. 0: all at once.
+        gradient_checkpointing: trained networks compute each layer again in the backward pass
+            instead of keeping what it made: a third more work, a fraction of the memory.
+        check_memory: refuse to load what cannot fit (``memory.py``); false only tells.
+        attention: the kernel where frames see frames: ``auto``, ``dense``, ``flex``, ``flash``
+            (``lightning_modules/networks/attention.py``).
         workers: of the data loader.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between video panels in TensorBoard; 0 for none.
@@ -40,6 +46,9 @@ class Launch:
     zero_stage: int = 2
     timeout_s: float = 1800.0
     batch_per_device: int = 0
+    gradient_checkpointing: bool = False
+    check_memory: bool = True
+    attention: kernels.Backend = "auto"
     workers: int = 0
     log_every: int = 50
     panel_every: int = 0
@@ -80,10 +89,16 @@ def _divisors(number: int) -> list[int]:
 
 
 def prepare(recipe: dict[str, Any]) -> torch.device:
-    """Set threads and seed for this run; returns the device that inference verbs use."""
+    """Set threads, seed and attention for this run; returns the device inference verbs use.
+
+    Raises:
+        ValueError: an attention kernel that cannot run on this device, with the reason.
+    """
     launch = launch_of(recipe)
     if launch.threads:
         torch.set_num_threads(launch.threads)
     torch.manual_seed(recipe["seed"])
     gpu = launch.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
+    device = torch.device("cuda" if gpu else "cpu")
+    kernels.use(launch.attention, device)
+    return device
