@@ -1,0 +1,143 @@
+"""The command line of the bench, and its JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.folder import write_text
+from experiments.recipe import Library, Resolver, parse_settings
+
+WHAT = ("rollout", "train", "pairs", "vae", "all")
+log = logging.getLogger(__name__)
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m experiments bench``."""
+    parser.add_argument("part", choices=WHAT, help="what to measure")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="change a number of the scale"
+    )
+    parser.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--warmup", type=int, default=1, help="times before the clock runs (1)")
+    parser.add_argument("--repeats", type=int, default=5, help="times with the clock (5)")
+    parser.add_argument(
+        "--few-steps", type=int, nargs="+", default=[1, 2, 4], help="of the rollouts (1 2 4)"
+    )
+    parser.add_argument("--out", type=Path, help="where the JSON goes (bench-SCALE-PART.json)")
+
+
+def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
+    """Measure, print every number as it comes, and write the JSON.
+
+    Raises:
+        ValueError: a wrong setting, or a device that is not there.
+    """
+    from experiments.bench import device as devices
+    from experiments.bench import predict
+    from experiments.bench.built import Subject
+    from experiments.bench.clock import Protocol
+    from experiments.bench.sizes import scale_tree
+    from lightning_modules.networks import attention
+
+    for chatty in ("lightning.pytorch", "diffusers"):  # devices, tips, casts
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if chosen.warmup < 0 or chosen.repeats < 1:
+        raise ValueError("--warmup must not be negative, --repeats at least 1")
+    library, settings = library or Library(), parse_settings(chosen.settings)
+    subject = Subject(scale_tree(chosen.scale, settings, library), _device(chosen.device))
+    kernel = subject.tree["launch"].get("attention", "auto")
+    attention.use(kernel, subject.device)
+    protocol = Protocol(chosen.warmup, chosen.repeats)
+    peak = devices.measure_peak(subject.device, subject.dtype)
+    log.info(
+        "peak: %.3g TFLOP/s (%s), %.3g GB/s",
+        peak.matmul_flops / 1e12, peak.dtype, peak.copy_bytes / 1e9,
+    )  # fmt: skip
+    rows = []
+    for row in _rows(chosen, subject, peak, protocol, Resolver(chosen.scale, library), settings):
+        rows.append(row.as_dict(peak))
+        log.info("%s", _line(rows[-1]))
+    report = {
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "scale": chosen.scale,
+        "settings": settings,
+        "clip_shape": list(subject.shape),
+        "blocks": list(subject.blocks),
+        "precision": subject.tree["precision"],
+        "attention": kernel,
+        "weights": "random: speed does not depend on their values",
+        "device": devices.describe(subject.device),
+        "versions": devices.versions(),
+        "protocol": {
+            "warmup": chosen.warmup,
+            "repeats": chosen.repeats,
+            "clock": "perf_counter between synchronisations",
+            "batch": "1 clip, unless a row says otherwise",
+        },
+        "peak": peak.as_dict(),
+        "rows": rows,
+        "stage2": predict.stage2(rows, subject.shape),
+    }
+    out = chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json")
+    write_text(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    log.info("%s", _prediction(report["stage2"], report["device"]["name"]))
+    log.info("written: %s", out)
+
+
+def _rows(
+    chosen: argparse.Namespace,
+    subject: Any,
+    peak: Any,
+    protocol: Any,
+    resolver: Resolver,
+    settings: dict[str, Any],
+) -> Iterator[Any]:
+    """The parts that were asked for, each imported when its turn comes."""
+    from experiments.bench import pairs, rollout, train, vae
+
+    wanted = WHAT[:-1] if chosen.part == "all" else (chosen.part,)
+    if "rollout" in wanted:
+        yield from rollout.bench(subject, peak, protocol, chosen.few_steps)
+    if "train" in wanted:
+        yield from train.bench(subject, peak, protocol, resolver, settings)
+    if "pairs" in wanted:
+        yield from pairs.bench(subject, peak, protocol)
+    if "vae" in wanted:
+        yield from vae.bench(subject, peak, protocol)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ValueError("--device cuda: torch sees no GPU here; use cpu, or auto")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _line(row: dict[str, Any]) -> str:
+    share, mfu = 100 * row["share_of_roofline"], 100 * row["mfu"]
+    return (
+        f"{row['name']:<48} {row['median_s']:10.4f} s  {share:5.1f}% of the roofline"
+        f"  MFU {mfu:5.1f}%  {row['peak_memory_bytes'] / 2**30:7.2f} GiB"
+    )
+
+
+def _prediction(stage2: dict[str, Any], device: str) -> str:
+    """The costs of Stage 2 as a small table."""
+    lines = [f"Stage 2 at the paper's counts: hours of one {device} (paper: A800), GiB (paper)"]
+    for init, one in stage2["initialisations"].items():
+        hours = one["device_hours"]
+        shown = "not measured" if hours is None else f"{hours:,.1f}"
+        lines.append(
+            f"  {init:<18} {shown:>14} ({one['paper_a800_hours']:,})"
+            f"  {one['storage_gib']:8,.0f} ({one['paper_storage_gib']:,})"
+        )
+    return "\n".join(lines)

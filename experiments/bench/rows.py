@@ -1,0 +1,45 @@
+"""One measured thing: its times, its operations and bytes, and how near it came to the roofline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.bench.clock import Timing
+from experiments.bench.count import Work
+from experiments.bench.device import Peak
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement and what it is compared with.
+
+    Args:
+        name: what was done.
+        timing: of doing it.
+        least_s: the roofline: seconds that no implementation on this device can beat.
+        work: operations and bytes that the device has to do, recomputation included.
+        model: operations that the algorithm needs, for MFU; None where that is the same.
+        more: other numbers, by name with unit.
+    """
+
+    name: str
+    timing: Timing
+    least_s: float
+    work: Work
+    model: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self, peak: Peak) -> dict[str, Any]:
+        seconds = self.timing.median
+        needed = self.work.operations if self.model is None else self.model
+        return {
+            "name": self.name,
+            **self.timing.as_dict(),
+            "operations": self.work.operations,
+            "bytes": self.work.bytes,
+            "roofline_s": self.least_s,
+            "share_of_roofline": self.least_s / seconds,
+            "mfu": needed / seconds / peak.matmul_flops,
+            **self.more,
+        }

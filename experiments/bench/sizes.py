@@ -1,0 +1,64 @@
+"""What is measured: the numbers of a scale that time and memory depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.layers import override
+from experiments.recipe import Library, load_scale
+
+BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2, "16-mixed": 2}
+"""Of an activation, or of a weight as it is multiplied, at Lightning's precisions."""
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Of a Wan transformer: numbers that operations and bytes are counted from."""
+
+    width: int
+    ffn: int
+    layers: int
+    channels: int
+    text_dim: int
+    freq_dim: int
+
+    @classmethod
+    def of(cls, network: Mapping[str, Any]) -> NetworkSize:
+        """From the constructor's arguments, as a scale's ``network`` has them."""
+        return cls(
+            width=network["num_attention_heads"] * network["attention_head_dim"],
+            ffn=network["ffn_dim"],
+            layers=network["num_layers"],
+            channels=network["in_channels"],
+            text_dim=network["text_dim"],
+            freq_dim=network.get("freq_dim", 256),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices and their biases; norms and tables are thousandths."""
+        d = self.width
+        block = 8 * (d * d + d) + 2 * d * self.ffn + self.ffn + d
+        patch = 4 * self.channels * d + d
+        time = self.freq_dim * d + d * d + 6 * d * d + 8 * d
+        text = self.text_dim * d + d * d + 2 * d
+        head = 4 * self.channels * (d + 1)
+        return self.layers * block + patch + time + text + head
+
+
+def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dict[str, Any]:
+    """A scale with settings on top, every interpolation resolved.
+
+    Raises:
+        FileNotFoundError, ValueError: an unknown scale or key, with the nearest.
+    """
+    tree = load_scale(library.scales, scale)
+    file = library.scales / scale
+    tree, _ = override(tree, {}, dict(settings), library.scales / "the command line", file)
+    if "bench" not in tree:
+        raise ValueError(f"{file}.yaml has no section 'bench', which says what else is measured")
+    return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)

@@ -1,0 +1,56 @@
+"""Encoding and decoding a clip by Wan's VAE.
+
+Its operations are counted by torch itself on tensors without content (convolutions of growing and
+shrinking clips have no short formula); its bytes, at the least, are its weights, pixels and
+latents once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.bench.built import Subject
+from experiments.bench.clock import Protocol, measure
+from experiments.bench.count import Work
+from experiments.bench.device import Peak
+from experiments.bench.rows import Row
+
+
+def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Row]:
+    """Both directions, one clip."""
+    vae = subject.vae()
+    latents = torch.randn(1, *subject.shape, device=subject.device)
+    with torch.inference_mode():
+        video = decode(vae, latents)
+        for name, action, given in (("encode", encode, video), ("decode", decode, latents)):
+            timing, _ = measure(lambda a=action, x=given: a(vae, x), subject.device, protocol)
+            moved = sum(p.numel() for p in vae.parameters()) + video.numel() + latents.numel()
+            work = Work(_operations(subject, action, given), moved * subject.value_bytes)
+            frames = video.shape[2]
+            more = {"pixel_frames": frames, "fps": frames / timing.median}
+            yield Row(f"vae, {name}", timing, peak.least_seconds(work), work, more=more)
+
+
+def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Latents ``[B, F, C, h, w]`` -> pixels ``[B, 3, T, H, W]``."""
+    x = latents.transpose(1, 2).to(next(vae.parameters()).dtype)
+    return vae.decode(x, return_dict=False)[0]
+
+
+def encode(vae: nn.Module, video: Tensor) -> Tensor:
+    """Pixels ``[B, 3, T, H, W]`` -> latents ``[B, F, C, h, w]``."""
+    return vae.encode(video).latent_dist.mode().transpose(1, 2)
+
+
+def _operations(
+    subject: Subject, action: Callable[[nn.Module, Tensor], Tensor], given: Tensor
+) -> float:
+    """Of a whole call, counted on the meta device."""
+    nowhere = Subject(subject.tree, torch.device("meta"))
+    with FlopCounterMode(display=False) as counter:
+        action(nowhere.vae(), torch.empty_like(given, device="meta"))
+    return float(counter.get_total_flops())
