@@ -1,7 +1,13 @@
-"""``sample``: generate clips for held-out prompts and store them, ready to be scored."""
+"""``sample``: generate clips for held-out prompts and store them, ready to be scored.
+
+Image to video is the same rollout: with ``given: 1`` the first latent frame of each clip of
+``needs.prompts`` is the committed past, and generation goes on from there, without any training.
+Clips longer than the training's need a ``window`` (``lightning_modules/diffusion/fast_past.py``).
+"""
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,122 +19,247 @@ from experiments.bind import bind
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
+from experiments.memory_check import before_generation
 from experiments.networks import load_network
 from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.rollout import (
-    FewSteps,
-    Past,
-    Solve,
-    few_step_times,
-    rollout,
-    solve,
-)
+from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 
 log = logging.getLogger(__name__)
-GIVEN = {"student", "prompts", "folder", "seed", "device"}
-SAVED = ("pixels", "latents")
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
+SAVED = ("pixels", "latents")
+
+Generate = Callable[[Tensor, Randomness, Tensor | None], Tensor]
+"""From prompts ``[B, L, D]``, their chance and given frames to clips ``[B, F, C, H, W]``."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The section ``sample`` of a recipe.
+
+    Args:
+        sampler: ``few_steps`` for students, ``autoregressive_ode`` for an AR teacher,
+            ``bidirectional_ode`` for a base model.
+        first: number of the first prompt of the set.
+        count: how many clips.
+        batch: of them at once.
+        clip_shape: ``[F, C, H, W]`` of training.
+        frames: latent frames to sample; more than ``F`` are better off with a window.
+        given: latent frames that are not generated but taken from the clips of ``needs.prompts``;
+            whole blocks.
+        blocks: frames that are generated together.
+        window: frames a block sees, its own included; 0: all.
+        sinks: first frames that never leave the window.
+        commit: how a block becomes past: ``separate``, ``fused``, ``none`` (``fast_past.py``).
+        context_t: noise level at which it is shown as past.
+        few_steps, first_few_steps: of ``few_steps``, which has no guidance.
+        intervals, guidance: of the two ODE samplers.
+        shift: of the times of all.
+        save: ``pixels`` decodes (kind ``videos``); ``latents`` is for worlds whose latents are the
+            data (kind ``clips``).
+
+    Raises:
+        ValueError: settings that do not fit each other, by their keys.
+    """
+
+    sampler: str
+    first: int
+    count: int
+    batch: int
+    clip_shape: list[int]
+    frames: int
+    given: int
+    blocks: str | int | list[int]
+    window: int
+    sinks: int
+    commit: str
+    context_t: float
+    few_steps: int
+    first_few_steps: int
+    intervals: int
+    shift: float
+    guidance: float
+    save: str
+
+    def __post_init__(self) -> None:
+        for key, known in (("sampler", SAMPLERS), ("save", SAVED), ("commit", COMMITS)):
+            if getattr(self, key) not in known:
+                raise ValueError(f"sample.{key}: {getattr(self, key)!r} is none of {known}")
+        ends = [sum(self.sizes[: number + 1]) for number in range(len(self.sizes))]
+        if self.given not in (0, *ends[:-1]):
+            raise ValueError(
+                f"sample.given: {self.given} frames do not end with a block; use one of"
+                f" {ends[:-1]}, or other blocks, such as [1, 3]"
+            )
+        least = self.sinks + max(self.sizes) + 1
+        if self.window and self.window < min(least, self.frames) or self.sinks and not self.window:
+            raise ValueError(
+                f"sample.window: {self.window} has no room for {self.sinks} sinks, a block of"
+                f" {max(self.sizes)} and a frame between them; use {least} or more, or no sinks"
+            )
+        if self.context_t and self.commit == "none":
+            raise ValueError(
+                "sample.context_t: without a commit the past is as noisy as its last denoising"
+                " call; set it to 0, or sample.commit to separate or fused"
+            )
+        if self.sampler == "bidirectional_ode" and (self.given or self.window or self.context_t):
+            raise ValueError(
+                "sample.sampler: bidirectional_ode makes all frames together: given, window and"
+                " context_t must be 0"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Frames of each block."""
+        return partition(self.blocks, self.frames)
+
+    @property
+    def shape(self) -> list[int]:
+        """``[F, C, H, W]`` of what is sampled."""
+        return [self.frames, *self.clip_shape[1:]]
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(generate_clips, recipe["sample"], GIVEN, "sample")
-    if settings["sampler"] not in SAMPLERS:
-        raise ValueError(f"sample.sampler: {settings['sampler']!r} is none of {SAMPLERS}")
-    if settings["save"] not in SAVED:
-        raise ValueError(f"sample.save: {settings['save']!r} is none of {SAVED}")
+    _settings(recipe)
     launch_of(recipe)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Sample ``needs.student`` on the prompts of ``needs.prompts``."""
-    device = prepare(recipe)
-    generate_clips(
-        student=load_network(folder.need("student")).to(device).eval().requires_grad_(False),
-        prompts=open_shards(folder.need("prompts") / "shards"),
-        folder=folder,
-        seed=recipe["seed"],
-        device=device,
-        **bind(generate_clips, recipe["sample"], GIVEN, "sample"),
+    device, settings = prepare(recipe), _settings(recipe)
+    prompts = open_shards(folder.need("prompts") / "shards")
+    before_generation(
+        folder.need("student"),
+        prompts,
+        launch_of(recipe),
+        device,
+        clip_shape=settings.shape,
+        sizes=settings.sizes,
+        batch=settings.batch,
+        cached=settings.sampler != "bidirectional_ode",
+        guided=settings.sampler != "few_steps" and settings.guidance != 1,
+        window=settings.window,
     )
+    generate_clips(
+        load_network(folder.need("student")).to(device).eval().requires_grad_(False),
+        prompts,
+        settings,
+        folder,
+        recipe["seed"],
+        device,
+    )
+
+
+def _settings(recipe: dict[str, Any]) -> Sampling:
+    return Sampling(**bind(Sampling, recipe["sample"], section="sample"))
 
 
 @torch.no_grad()
 def generate_clips(
     student: nn.Module,
     prompts: ShardReader,
+    settings: Sampling,
     folder: RunFolder,
     seed: int,
     device: torch.device,
-    *,
-    sampler: str,
-    first: int,
-    count: int,
-    batch: int,
-    clip_shape: list[int],
-    blocks: str | int | list[int],
-    few_steps: int,
-    first_few_steps: int,
-    intervals: int,
-    shift: float,
-    guidance: float,
-    save: str,
 ) -> None:
-    """Write ``count`` clips as shards, each with its prompt's information.
-
-    Args:
-        sampler: ``few_steps`` for students, ``autoregressive_ode`` for an AR teacher,
-            ``bidirectional_ode`` for a base model.
-        first: number of the first prompt of the set.
-        clip_shape: ``[F, C, H, W]``.
-        few_steps, first_few_steps: of ``few_steps``; it has no guidance.
-        intervals, guidance: of the two ODE samplers.
-        save: ``pixels`` decodes (kind ``videos``); ``latents`` is for worlds whose latents are the
-            data (kind ``clips``).
+    """Write the clips as shards, each with its prompt's information.
 
     Raises:
-        ValueError: the set has too few prompts.
+        ValueError: the set has too few prompts, or no frames to be given.
     """
-    if first + count > len(prompts):
-        raise ValueError(
-            f"sample.count: prompts {first}..{first + count - 1} wanted, {prompts.folder} has"
-            f" {len(prompts)}; lower it, or curate more"
-        )
-    sizes, grid = partition(blocks, clip_shape[0]), time_grid(intervals, shift).to(device)
+    _require(prompts, settings)
     negative = torch.from_numpy(prompts.negative).to(device)
-    decode = autoencoder_of(prompts.manifest, device).decode if save == "pixels" else None
+    generate = sampler_of(student, settings, negative)
+    save_pixels = settings.save == "pixels"
+    decode = autoencoder_of(prompts.manifest, device).decode if save_pixels else None
+    fields = ["text", "latents"] if settings.given else ["text"]
 
-    def generate(text: Tensor, random: Randomness) -> Tensor:
-        noise = random.normal("noise", clip_shape)
-        if sampler == "bidirectional_ode":
-            v = forcing.bidirectional_ode(student, text, negative, guidance)
-            return solve(v, noise, grid.float())[0]
-        if sampler == "autoregressive_ode":
-            return rollout(Past(student, text, negative, guidance), noise, sizes, Solve(grid))
-        times = few_step_times(sizes, few_steps, first_few_steps, shift)
-        renoise = _renoise(random, clip_shape)
-        return rollout(Past(student, text), noise, sizes, FewSteps(times, renoise))
-
-    about = {"sampler": sampler, "student": folder.need("student").name, "seed": seed}
+    about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
     about |= {"fps": prompts.manifest["fps"], "source": prompts.fingerprint}
-    kind = "videos" if decode else "clips"
-    with ShardWriter(folder.path / "shards", kind, about=about) as writer:
-        for start in range(first, first + count, batch):
-            stop = min(start + batch, first + count)
-            samples = [prompts.read(i, ["text"]) for i in range(start, stop)]
+    about |= {"given": settings.given}
+    first, count = settings.first, settings.count
+    with ShardWriter(
+        folder.path / "shards", "videos" if decode else "clips", about=about
+    ) as writer:
+        for start in range(first, first + count, settings.batch):
+            stop = min(start + settings.batch, first + count)
+            samples = [prompts.read(i, fields) for i in range(start, stop)]
             keys = [sample["key"] for sample in samples]
-            text = torch.stack([torch.from_numpy(s["text"]) for s in samples]).to(device)
-            latents = generate(text, Randomness(seed, 0, keys, device)).cpu()
+            given = None
+            if settings.given:
+                given = _stack(samples, "latents", device)[:, : settings.given].float()
+            text = _stack(samples, "text", device)
+            latents = generate(text, Randomness(seed, 0, keys, device), given).cpu()
             for sample, clip in zip(samples, decode(latents) if decode else latents, strict=True):
                 arrays = {"video": clip} if decode else {"latents": clip, "text": sample["text"]}
                 stored = {name: np.asarray(array) for name, array in arrays.items()}
                 writer.write(sample["key"], stored, sample["info"])
             folder.progress(stop - first, count, "clips")
-    log.info("%d clips by %s", count, sampler)
+    log.info("%d clips by %s", count, settings.sampler)
 
 
-def _renoise(random: Randomness, clip_shape: list[int]) -> Callable[[int], Tensor]:
-    return lambda step: random.normal(f"renoise/{step}", clip_shape)
+def sampler_of(student: nn.Module, settings: Sampling, negative: Tensor) -> Generate:
+    """One function for every batch; its caches are made once."""
+    shape, sizes = settings.shape, settings.sizes
+    grid = time_grid(settings.intervals, settings.shift).to(negative.device)
+    times = few_step_times(sizes, settings.few_steps, settings.first_few_steps, settings.shift)
+    students = settings.sampler == "few_steps"
+    past = FastPast(
+        student,
+        negative[None],
+        negative,
+        1.0 if students else settings.guidance,
+        frames=settings.frames,
+        window=settings.window,
+        sinks=settings.sinks,
+        commit=settings.commit,
+    )
+
+    def generate(text: Tensor, random: Randomness, given: Tensor | None = None) -> Tensor:
+        noise = random.normal("noise", shape)
+        if settings.sampler == "bidirectional_ode":
+            v = forcing.bidirectional_ode(student, text, negative, settings.guidance)
+            return solve(v, noise, grid.float())[0]
+        denoise = Solve(grid)
+        if students:
+            denoise = FewSteps(times, lambda step: random.normal(f"renoise/{step}", shape))
+        context = random.normal("context", shape) if settings.context_t else None
+        return rollout(
+            past.restart(text),
+            noise,
+            sizes,
+            denoise,
+            given=given,
+            context_t=settings.context_t,
+            context_eps=context,
+        )
+
+    return generate
+
+
+def _require(prompts: ShardReader, settings: Sampling) -> None:
+    """The set must hold every prompt and, where frames are given, clips to take them from."""
+    last = settings.first + settings.count
+    if last > len(prompts):
+        raise ValueError(
+            f"sample.count: prompts {settings.first}..{last - 1} wanted, {prompts.folder} has"
+            f" {len(prompts)}; lower it, or curate more"
+        )
+    if not settings.given:
+        return
+    stored = prompts.manifest["fields"].get("latents", {}).get("shape")
+    if stored is None or stored[1:] != settings.clip_shape[1:] or stored[0] < settings.given:
+        raise ValueError(
+            f"sample.given: {settings.given} frames of {settings.clip_shape[1:]} wanted,"
+            f" {prompts.folder / 'manifest.json'} has latents {stored}; give clips as"
+            " needs.prompts, or set it to 0"
+        )
+
+
+def _stack(samples: list[dict[str, Any]], field: str, device: torch.device) -> Tensor:
+    return torch.stack([torch.from_numpy(sample[field]) for sample in samples]).to(device)

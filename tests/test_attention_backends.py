@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_rollouts import make_net
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks import attention, masks
 from lightning_modules.networks.attention import attend, choose, spread, use
-from tests.test_fast_rollout import make_net
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATRICES = {

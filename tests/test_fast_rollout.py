@@ -4,6 +4,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from tiny_rollouts import SHAPE, few_steps, make_net, setting
 from torch import nn
 
 from lightning_modules.diffusion import forcing
@@ -11,36 +12,16 @@ from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import add_noise, time_grid, to_x0
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import (
-    FewSteps,
     Past,
     Solve,
     few_step_times,
     rollout,
     stream,
 )
-from lightning_modules.networks import Wan
 from lightning_modules.networks.static_cache import StaticKVCache
 
-SHAPE = (6, 4, 4, 4)
 PARTITIONS = [(1,) * 6, (3, 3), (1, 2, 3)]
 FUSED = {"rtol": 1e-5, "atol": 1e-6}  # rounding of sums that are split differently
-
-
-def make_net() -> nn.Module:
-    torch.manual_seed(0)
-    net = Wan(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=8,
-        ffn_dim=32,
-        num_layers=2,
-        freq_dim=16,
-    )
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return net.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +43,6 @@ class Watched(nn.Module):
         self.calls.append((frames.tolist(), t[0].tolist(), len(cache), write_cache))
         how = {"frames": frames, "cache": cache, "write_cache": write_cache, "visible": visible}
         return self.net(x, t, text, **how)
-
-
-def setting(keys=("a", "b", "c"), frames=SHAPE[0]):
-    random = Randomness(1, 0, keys)
-    return random, random.normal("text", (5, 8)), random.normal("noise", (frames, *SHAPE[1:]))
-
-
-def few_steps(random, sizes, steps=2, first=4):
-    shape = (sum(sizes), *SHAPE[1:])
-    times = few_step_times(sizes, steps, first, 5.0)
-    return FewSteps(times, lambda step: random.normal(f"renoise/{step}", shape))
 
 
 def both(net, sizes, commit, denoise, guidance=1.0, **how):

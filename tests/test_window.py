@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_rollouts import few_steps, make_net, setting
 
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks import KVCache
 from lightning_modules.networks.static_cache import StaticKVCache
-from tests.test_fast_rollout import few_steps, make_net, setting
 
 FRAMES = 9
 PARTITIONS = {"framewise": (1,) * 9, "chunkwise": (3, 3, 3), "ragged": (1, 2, 3, 1, 2)}

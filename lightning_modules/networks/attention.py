@@ -18,6 +18,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch import Tensor
 from .masks import Prefixes, block_mask, dense_bytes, dense_mask, hidden_rows, prefixes
 
 log = logging.getLogger(__name__)
-BACKENDS = ("auto", "dense", "flex", "flash")
+Backend = Literal["auto", "dense", "flex", "flash"]
 HALF = (torch.bfloat16, torch.float16)
 SMALL = 2**25
 """Bytes of a dense mask up to which compiling FlexAttention is not worth its while."""
@@ -36,18 +37,19 @@ SHAPES = 64
 Mask = Tensor | Prefixes | object | None
 """A dense mask, prefixes, or FlexAttention's BlockMask, which is imported only where it is used."""
 
-_forced = "auto"
+_forced: Backend = "auto"
 
 
-def use(backend: str, device: torch.device) -> None:
+def use(backend: Backend, device: torch.device) -> None:
     """Choose the kernel of every network of this process.
 
     Raises:
         ValueError: unknown, or not usable on `device`, with the reason.
     """
     global _forced
-    if backend not in BACKENDS:
-        raise ValueError(f"launch.attention: {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend not in get_args(Backend):
+        known = ", ".join(get_args(Backend))
+        raise ValueError(f"launch.attention: {backend!r} is none of {known}")
     if backend in ("flex", "flash") and device.type != "cuda":
         reason = {
             "flex": "FlexAttention has no gradient on a CPU and is compiled for CUDA only",

@@ -1,0 +1,119 @@
+"""The verb sample: longer clips, image to video, and settings refused before anything is loaded."""
+
+import numpy as np
+import pytest
+import torch
+from minimal import SHAPE, SHIFT, TEXT, draw, network
+
+from datamodules.shards import ShardWriter, open_shards
+from experiments.folder import RunFolder
+from experiments.recipe import resolve
+from experiments.sample import Sampling, check, generate_clips
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
+
+COUNT = 3
+SETTINGS = {
+    "sampler": "few_steps", "first": 0, "count": COUNT, "batch": 2, "clip_shape": list(SHAPE),
+    "frames": SHAPE[0], "given": 0, "blocks": "framewise", "window": 0, "sinks": 0,
+    "commit": "separate", "context_t": 0.0, "few_steps": 2, "first_few_steps": 3, "intervals": 4,
+    "shift": SHIFT, "guidance": 2.0, "save": "latents",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("prompts"), "clips")
+
+
+def write(folder, kind):
+    latents, text = draw(0, COUNT, *SHAPE).numpy(), draw(1, COUNT, *TEXT).numpy()
+    negative = draw(2, *TEXT).numpy()
+    with ShardWriter(folder, kind, about={"fps": 8}, negative=negative) as writer:
+        for number in range(COUNT):
+            arrays = {"latents": latents[number], "text": text[number]}
+            if kind == "prompts":
+                del arrays["latents"]
+            writer.write(f"clip-{number}", arrays, {"caption": "a one"})
+    return open_shards(folder)
+
+
+def sampled(prompts, tmp_path, student, **settings) -> torch.Tensor:
+    run = tmp_path / "sample-00000000"
+    run.mkdir(parents=True)
+    (tmp_path / "base-00000000").mkdir()
+    (tmp_path / "base-00000000" / "done.json").write_text("{}")
+    recipe = "recipe: sample\nverb: sample\nseed: 7\nneeds: {student: base-00000000}\n"
+    (run / "recipe.yaml").write_text(recipe)
+    chosen = Sampling(**(SETTINGS | settings))
+    generate_clips(student, prompts, chosen, RunFolder(run), 7, torch.device("cpu"))
+    shards = open_shards(run / "shards")
+    return torch.from_numpy(
+        np.stack([shards.read(i, ["latents"])["latents"] for i in range(COUNT)])
+    )
+
+
+@torch.no_grad()
+def test_clips_are_the_plain_rollouts(prompts, tmp_path):
+    student = network(1)
+    made = sampled(prompts, tmp_path, student)
+    keys, sizes = [f"clip-{number}" for number in range(COUNT)], (1,) * SHAPE[0]
+    random, text = Randomness(7, 0, keys), draw(1, COUNT, *TEXT)
+    sampler = FewSteps(
+        few_step_times(sizes, 2, 3, SHIFT), lambda step: random.normal(f"renoise/{step}", SHAPE)
+    )
+    expected = rollout(Past(student, text), random.normal("noise", SHAPE), sizes, sampler)
+    stored = torch.from_numpy(made.numpy())
+    torch.testing.assert_close(stored, expected.to(stored.dtype), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("sampler", ["few_steps", "autoregressive_ode"])
+def test_image_to_video_contains_the_image(prompts, tmp_path, sampler):
+    made = sampled(prompts, tmp_path, network(1), given=1, sampler=sampler, commit="fused")
+    images = draw(0, COUNT, *SHAPE)[:, :1].to(made.dtype)
+    assert torch.equal(made[:, :1], images) and not torch.equal(made[:, 1:2], images)
+
+
+def test_longer_clips(prompts, tmp_path):
+    made = sampled(prompts, tmp_path, network(1), frames=10, window=4, sinks=1, context_t=0.1)
+    assert made.shape == (COUNT, 10, *SHAPE[1:]) and torch.isfinite(made).all()
+
+
+def test_frames_are_given_by_clips_alone(prompts, tmp_path):
+    bare = write(tmp_path / "bare", "prompts")
+    with pytest.raises(ValueError, match=r"sample.given: 1 frames .* has latents None; give clips"):
+        sampled(bare, tmp_path, network(1), given=1)
+    with pytest.raises(ValueError, match=r"sample.count: prompts 1\.\.3 wanted"):
+        sampled(prompts, tmp_path / "more", network(1), first=1)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"sample.sampler": "ddim"}, "sample.sampler: 'ddim' is none of"),
+        ({"sample.commit": "late"}, "sample.commit: 'late' is none of"),
+        ({"sample.save": "gif"}, "sample.save: 'gif' is none of"),
+        ({"sample.window": 1}, "sample.window: 1 has no room for 0 sinks, a block of 1"),
+        ({"sample.window": 4, "sample.sinks": 3}, "use 5 or more"),
+        ({"sample.sinks": 1}, "sample.window: 0 has no room for 1 sinks"),
+        ({"sample.given": 8}, "sample.given: 8 frames do not end with a block"),
+        ({"sample.given": 1, "blocks": 2}, r"use one of \[2, 4, 6\]"),
+        ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
+        ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
+        ({"sampler": "bidirectional_ode", "sample.window": 4}, "makes all frames together"),
+        ({"launch.attention": "sage"}, "launch.attention: 'sage' is not a valid"),
+        ({"sample.windows": 4}, "did you mean 'sample.window'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        check(resolve("sample", "tiny", settings).recipe)
+
+
+def test_settings_that_fit_are_not():
+    for settings in (
+        {},
+        {"sample.frames": 40, "sample.window": 8, "sample.sinks": 2},
+        {"sample.given": 3},
+    ):
+        check(resolve("sample", "tiny", settings).recipe)
