@@ -116,13 +116,6 @@ class Stage(LightningModule):
             if network not in own:
                 place(self.trainer.strategy, network, self.device, kept=network is self.evaluated)
 
-    def transfer_batch_to_device(
-        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Move the tensors; Lightning would also search every sample's caption and attributes."""
-        moved = {name: x.to(device) for name, x in batch.items() if isinstance(x, Tensor)}
-        return batch | moved
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network before anything of it is taken over.
 
@@ -161,13 +154,22 @@ class Stage(LightningModule):
                 self.log(f"train/grad_norm_{name}", grad_norm(group["params"]))
 
     def log_by_time(self, per_frame_loss: Tensor, t: Tensor, bins: int = 4) -> None:
-        """The loss in ``bins`` ranges of ``t``; both ``[B, F]``."""
+        """The loss in ``bins`` ranges of ``t``; both ``[B, F]``.
+
+        Only at steps that are logged: an entry costs Lightning a millisecond, a device a wait.
+        """
+        if self._trainer is not None and not self._logged_now():
+            return
         for index in range(bins):
             low, high = index / bins, (index + 1) / bins
             inside = (t >= low) & (t <= high)
             if inside.any():
                 name = f"loss_at_t/{low:.2f}-{high:.2f}"
                 self.log(name, per_frame_loss.detach()[inside].mean())
+
+    def _logged_now(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.global_step + 1) % every == 0
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
