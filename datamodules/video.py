@@ -212,6 +212,13 @@ class VideoDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move the tensors; Lightning would also search every sample's caption and attributes."""
+        tensors = {name: x for name, x in batch.items() if isinstance(x, torch.Tensor)}
+        return batch | {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands, the same on every rank: batches the trainer has processed whole.
 
