@@ -13,6 +13,7 @@ tests/test_deepspeed.py:
 """
 
 import argparse
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,7 @@ class Zero(DeepSpeedStrategy):
     strategy_name = "zero"
 
     def __init__(self, stage: int, autocast: bool, timeout: timedelta) -> None:
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # at every call
         super().__init__(stage=stage, timeout=timeout, logging_batch_size_per_gpu=1)
         # A small parameter that stays whole would have to be refreshed after every write to shares.
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0

@@ -10,8 +10,9 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
 )
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
-_KNOWN = [LossScaler, ZeroStageEnum]
+_KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed puts into its files beside tensors and plain values."""
 
 
@@ -42,7 +43,7 @@ class SafeFiles(CheckpointEngine):
                 return torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
             raise ValueError(
-                f"{path}: not readable as part of a checkpoint ({str(error).splitlines()[0]});"
+                f"{path}: not readable as part of a checkpoint ({' '.join(str(error).split())});"
                 " restore a copy of the folder, or delete it to start this run again"
             ) from error
 

@@ -1,0 +1,171 @@
+"""Trains stages under a strategy and writes what happened; every rank runs it.
+
+    python tests/deepspeed_program.py <shards> <output folder> <cases, JSON>
+
+A case is {name, stage, strategy, zero_stage, parts, stop, precision}. All cases run one after the
+other in one group of processes, since starting one costs more than a tiny fit. Every rank writes a
+JSON of its losses and of what moved; the first one writes the weights.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from minimal import network, stage
+from safetensors.torch import save_file
+
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.run_record import RunRecord
+from callbacks.student_ema import StudentEMA
+from datamodules.video import VideoDataModule
+from experiments.hardware import Launch
+from experiments.strategies import parallel
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.bidirectional import Bidirectional
+from lightning_modules.causal_cd import CausalCD
+from lightning_modules.causal_dmd import CausalDMD
+from lightning_modules.diffusion.sharding import share
+from lightning_modules.diffusion_forcing import DiffusionForcing
+from lightning_modules.ode_regression import CausalODE, SelfForcingODE
+from lightning_modules.teacher_forcing import TeacherForcing
+
+STEPS, BATCH, CRITIC_STEPS, CLIP, STATES = 7, 4, 2, 0.1, 4
+FLOW = {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0}
+ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
+DMD = {
+    "few_steps": 2, "first_few_steps": 4, "guidance": 2.0, "critic_learning_rate": 2e-3,
+    "critic_steps": CRITIC_STEPS, "t_min": 0.02, "t_max": 0.98,
+}  # fmt: skip
+CD = {
+    "intervals": 8, "guidance": 2.0, "decay": 0.9, "terminal_pair": True, "solver": "euler",
+}  # fmt: skip
+STAGES = {
+    "TeacherForcing": (TeacherForcing, FLOW, ()),
+    "DiffusionForcing": (DiffusionForcing, FLOW, ()),
+    "Bidirectional": (Bidirectional, FLOW, ()),
+    "CausalODE": (CausalODE, ODE, ()),
+    "SelfForcingODE": (SelfForcingODE, ODE, ()),
+    "CausalCD": (CausalCD, CD, ("teacher",)),
+    "CausalDMD": (CausalDMD, DMD, ("teacher", "critic")),
+    "AsymmetricDMD": (AsymmetricDMD, DMD, ("teacher", "critic")),
+}
+
+
+class Watch(Callback):
+    """Losses, the order of forwards, and which network every step has moved."""
+
+    def __init__(self) -> None:
+        self.seen = {"losses": [], "forwards": [], "moved": [], "steps": [], "norms": []}
+
+    def on_train_start(self, trainer, module) -> None:
+        self.seen["held"] = {
+            role: sum(share(p).numel() for p in net.parameters())
+            for role, net in module.networks().items()
+        }
+        for role, net in module.networks().items():
+            net.register_forward_hook(lambda *_, role=role: self.seen["forwards"].append(role))
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        self._before = {role: self._shares(module, role) for role in self._trained(module)}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        self.seen["losses"].append(outputs["loss"].item())
+        self.seen["steps"].append(trainer.global_step)
+        self.seen["moved"].append(
+            [
+                role
+                for role, before in self._before.items()
+                if any(map(torch.ne, before, self._shares(module, role)))
+            ]
+        )
+        norms = [v.item() for k, v in trainer.logged_metrics.items() if "grad_norm" in k]
+        self.seen["norms"].append(norms)
+
+    @staticmethod
+    def _trained(module) -> list[str]:
+        return [role for role in ("student", "critic") if hasattr(module, role)]
+
+    @staticmethod
+    def _shares(module, role) -> list[torch.Tensor]:
+        """A number a parameter; of this rank's share."""
+        parameters = getattr(module, role).parameters()
+        return [share(parameter).double().pow(2).sum() for parameter in parameters]
+
+
+class StopAt(Checkpoint):
+    """Asks the run to stop after a step, on the last rank only, as a signal to it would."""
+
+    def __init__(self, path, step) -> None:
+        super().__init__(path)
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        last = trainer.global_rank == trainer.world_size - 1
+        self._asked |= last and trainer.global_step + 1 == self.step
+
+
+PLACE = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+
+
+def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
+    os.environ.update(PLACE)  # Lightning forgets it after a fit
+    kind, own, roles = STAGES[case["stage"]]
+    nets = {role: network(2 + n) for n, role in enumerate(roles)}
+    module = stage(kind, learning_rate=1e-3, weight_decay=0.1, **own, **nets)
+    parts = case.get("parts", 1)
+    data = VideoDataModule(
+        shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
+    )
+    world = int(PLACE.get("WORLD_SIZE", 1))
+    launch = Launch(
+        accelerator="cpu", devices=world, strategy=case["strategy"],
+        zero_stage=case.get("zero_stage", 2), timeout_s=60,
+    )  # fmt: skip
+    watch, ema, record = Watch(), StudentEMA(0.5, 1), RunRecord()
+    callbacks = [watch, ema, record, StopOnNaN()]
+    callbacks += [StopAt(folder / f"{case['name']}.ckpt", stop)] if stop else []
+    trainer = Trainer(
+        accelerator="cpu", devices=world, max_steps=STEPS, max_epochs=1, gradient_clip_val=CLIP,
+        accumulate_grad_batches=parts, callbacks=callbacks, logger=False, log_every_n_steps=1,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, num_sanity_val_steps=0,
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        **parallel(module, launch, case.get("precision", "32-true")),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return module, ema, watch.seen, trainer
+
+
+def write(module, ema, seen, trainer, name: str, folder: Path) -> None:
+    (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(seen))
+    if trainer.is_global_zero:
+        weights = {f"student.{k}": v for k, v in module.student.state_dict().items()}
+        weights |= {f"evaluated.{k}": v for k, v in module.evaluated.state_dict().items()}
+        weights |= {f"ema.{k}": v for k, v in ema.ema_state_dict().items()}
+        copies = {k: v.detach().clone().contiguous() for k, v in weights.items()}
+        save_file(copies, folder / f"{name}.safetensors")
+        module.hand_off(folder / name)
+
+
+def main(shards: str, output: str, cases: str) -> None:
+    torch.set_num_threads(1)
+    folder = Path(output)
+    for case in json.loads(cases):
+        write(*fit(case, shards, folder), case["name"], folder)
+        if case.get("stop"):
+            fit(case, shards, folder, stop=case["stop"])
+            resumed = fit(case, shards, folder, resume=folder / f"{case['name']}.ckpt")
+            write(*resumed, f"{case['name']}-resumed", folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)

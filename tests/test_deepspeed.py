@@ -1,0 +1,209 @@
+"""The real DeepSpeed on CPUs: every stage, every ZeRO stage, one and two processes, against one
+process without it. All fits of a number of processes run in one group of them (deepspeed_program).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import deepspeed_program
+import pytest
+import torch
+from deepspeed_program import BATCH, CLIP, CRITIC_STEPS, STAGES, STATES, STEPS
+from minimal import batch, network
+from safetensors.torch import load_file
+
+from datamodules.shards import ShardWriter
+from experiments.networks import load_network
+from experiments.place import Place, free_port
+
+pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+ZERO = (1, 2, 3)
+DMD = ("AsymmetricDMD", "CausalDMD")
+RESUMED = {"AsymmetricDMD": 5, "CausalCD": 4}  # stopped at that step; 5 is inside a critic's round
+
+
+def name(stage: str, zero: int, parts: int = 1) -> str:
+    return f"{stage}-{zero}" + (f"-in-{parts}" if parts > 1 else "")
+
+
+def case(stage: str, zero: int, parts: int = 1) -> dict:
+    stop = RESUMED.get(stage, 0) if parts == 1 else 0
+    about = {"stage": stage, "strategy": "deepspeed", "zero_stage": zero}
+    return about | {"name": name(stage, zero, parts), "parts": parts, "stop": stop}
+
+
+MATRIX = [(stage, zero) for stage in STAGES for zero in ZERO]
+CASES = {
+    1: [case("AsymmetricDMD", zero, parts=4) for zero in ZERO],
+    2: [case(stage, zero) for stage, zero in MATRIX]
+    + [case("AsymmetricDMD", zero, parts=2) for zero in ZERO]
+    + [case("AsymmetricDMD", 2) | {"name": "bf16", "precision": "bf16-mixed", "stop": 0}],
+}
+
+
+def in_group(world: int, shards: Path, folder: Path) -> None:
+    """Run the program in `world` processes, or fail with what they said."""
+    port, processes = free_port(), []
+    for rank in range(world):
+        place = Place(rank, world, rank, port=port)
+        environment = {**os.environ, **place.environment(), "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONPATH": f"{HERE}:{HERE.parent}", "PYTHONWARNINGS": "ignore"}
+        words = [str(shards), str(folder), json.dumps(CASES[world])]
+        with open(folder / f"said-{rank}.txt", "w") as said:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(HERE / "deepspeed_program.py"), *words],
+                    env=environment, stdout=said, stderr=said, start_new_session=True,
+                )
+            )  # fmt: skip
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    said = (folder / "said-0.txt").read_text()[-4000:]
+    assert codes == [0] * world, said
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory) -> dict[int, Path]:
+    """Folders of what was fitted without DeepSpeed (0), by one process and by two."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    data = batch(10, states=STATES)
+    with ShardWriter(folder / "shards", "clips", about={}, negative=data["text"][0].numpy()) as to:
+        for row, key in enumerate(data["key"]):
+            fields = ("latents", "text", "trajectory")
+            to.write(key, {f: data[f][row].numpy() for f in fields}, {"caption": key})
+    folders = {world: folder / str(world) for world in (0, 1, 2)}
+    for world, to in folders.items():
+        to.mkdir()
+        if world:
+            in_group(world, folder / "shards", to)
+    for stage in STAGES:
+        about = {"stage": stage, "name": stage, "strategy": "auto"}
+        made = deepspeed_program.fit(about, str(folder / "shards"), folders[0])
+        deepspeed_program.write(*made, stage, folders[0])
+    return folders
+
+
+def seen(folder: Path, name: str) -> list[dict]:
+    """What each rank saw."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-[0-9].json"))]
+
+
+def mean(folder: Path, name: str, what: str = "losses") -> torch.Tensor:
+    """Per step: over ranks, and over the parts of a batch."""
+    values = torch.tensor([rank[what] for rank in seen(folder, name)])
+    return values.mean(0).reshape(STEPS, -1).mean(1)
+
+
+def assert_near(found: Path, wanted: Path) -> None:
+    found, wanted = load_file(found), load_file(wanted)
+    assert found.keys() == wanted.keys() and len(wanted) > 60
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(("stage", "zero"), MATRIX)
+def test_two_processes_under_zero_equal_one_without(fits, stage, zero):
+    """Losses, weights, the average and the target, under clipping that is always at work."""
+    one, two = fits[0], fits[2]
+    ranks = seen(two, name(stage, zero))
+    assert len(ranks) == 2 and ranks[0]["losses"] != ranks[1]["losses"], "each its own half"
+    assert ranks[0]["steps"] == list(range(1, STEPS + 1)), "steps count as the recipe says"
+    wanted = mean(one, stage)
+    torch.testing.assert_close(mean(two, name(stage, zero)), wanted, rtol=1e-4, atol=1e-5)
+    assert_near(two / f"{name(stage, zero)}.safetensors", one / f"{stage}.safetensors")
+    norms = [step[0] for step in ranks[0]["norms"]]
+    expected = [step[0] for step in seen(one, stage)[0]["norms"]]
+    assert norms == pytest.approx(expected, rel=1e-3), "the norm before clipping"
+    assert min(norms) > CLIP, "clipping is at work at every step, or this shows nothing"
+
+
+@pytest.mark.parametrize(("stage", "zero"), MATRIX)
+def test_a_student_is_handed_on_as_one_file(fits, stage, zero):
+    handed = load_network(fits[2] / name(stage, zero)).state_dict()
+    weights = load_file(fits[2] / f"{name(stage, zero)}.safetensors")
+    start = network(1).state_dict()
+    for key, value in handed.items():
+        assert torch.equal(value, weights[f"evaluated.{key}"])
+    moved = [key for key in start if not torch.allclose(handed[key], start[key], atol=1e-4)]
+    assert len(moved) > len(start) / 2
+
+
+@pytest.mark.parametrize("stage", DMD)
+@pytest.mark.parametrize("zero", ZERO)
+def test_networks_take_turns_and_ranks_do_the_same(fits, stage, zero):
+    ranks = seen(fits[2], name(stage, zero))
+    turns = [["student"] if s % (1 + CRITIC_STEPS) == 0 else ["critic"] for s in range(STEPS)]
+    for rank in ranks:
+        assert rank["moved"] == turns, "the one that waits stays as it is, bit for bit"
+    assert ranks[0]["forwards"] == ranks[1]["forwards"], "or ZeRO-3 would hang"
+    assert ranks[0]["forwards"] == seen(fits[0], stage)[0]["forwards"]
+
+
+@pytest.mark.parametrize(("stage", "zero"), MATRIX)
+def test_zero_3_splits_every_network_also_the_frozen(fits, stage, zero):
+    for rank in seen(fits[2], name(stage, zero)):
+        for role, held in rank["held"].items():
+            whole = sum(parameter.numel() for parameter in network(1).parameters())
+            assert held == pytest.approx(whole / 2 if zero == 3 else whole, rel=0.01), role
+
+
+@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize("stage", RESUMED)
+def test_resumed_equals_never_interrupted(fits, stage, zero):
+    """Bit for bit: student, critic (by what it then makes of the student), average, target."""
+    folder, whole = fits[2], name(stage, zero)
+    rest = seen(folder, f"{whole}-resumed")
+    assert rest[0]["steps"] == list(range(RESUMED[stage] + 1, STEPS + 1)), "any rank can be asked"
+    for rank, full in zip(rest, seen(folder, whole), strict=True):
+        assert rank["losses"] == full["losses"][RESUMED[stage] :]
+        assert rank["moved"] == full["moved"][RESUMED[stage] :]
+    found, wanted = (
+        load_file(folder / f"{each}.safetensors") for each in (f"{whole}-resumed", whole)
+    )
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("zero", ZERO)
+def test_checkpoints_hold_what_is_trained_and_one_generation(fits, zero):
+    last = fits[2] / f"{name('AsymmetricDMD', zero)}.ckpt"
+    assert last.is_symlink() and len(list(fits[2].glob(f".{last.name}.*"))) == 1
+    files = list((last / "checkpoint").glob("*_model_states.pt"))
+    assert len(files) == (2 if zero == 3 else 1), "each rank its share"
+    for file in files:
+        tensors = torch.load(file, weights_only=True)["module"]
+        assert {key.split(".")[0] for key in tensors} == {"student", "critic"}
+
+
+@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 2)])
+def test_parts_of_a_batch_are_the_batch(fits, zero, world, parts):
+    """1 process x 4 parts = 2 x 2 = one process with the whole batch at once."""
+    assert BATCH == 4
+    made = name("AsymmetricDMD", zero, parts)
+    (first, *_) = seen(fits[world], made)
+    assert first["steps"][parts - 1 :: parts] == list(range(1, STEPS + 1))
+    wanted = mean(fits[0], "AsymmetricDMD")
+    torch.testing.assert_close(mean(fits[world], made) * parts, wanted, rtol=1e-4, atol=1e-5)
+    assert_near(fits[world] / f"{made}.safetensors", fits[0] / "AsymmetricDMD.safetensors")
+
+
+def test_bfloat16_computes_and_is_kept_nowhere(fits):
+    """Losses differ by the compute's rounding; weights and average are float32 and as fine."""
+    exact, rough = mean(fits[0], "AsymmetricDMD"), mean(fits[2], "bf16")
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.01)
+    for key, value in load_file(fits[2] / "bf16.safetensors").items():
+        assert value.dtype == torch.float32, key
+        assert not torch.equal(value, value.bfloat16().float()), key
