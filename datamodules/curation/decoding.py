@@ -15,12 +15,13 @@ from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import Colorspace, Interpolation
 
 from datamodules.curation.refusal import Refused
 
 Frame = TypeVar("Frame")
 _HD = 720  # lines from which a picture without a tag is BT.709 and not BT.601, as players assume
+_RATE_SLACK = 0.98  # containers round rates and the length of the last frame
 _MATRICES = {  # by the number in the stream (ITU-T H.273, MatrixCoefficients)
     1: Colorspace.ITU709,
     5: Colorspace.ITU601,
@@ -141,7 +142,7 @@ def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarra
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # workers are the parallelism
     rate = stream.average_rate
-    if rate is not None and rate < spec.least_fps:
+    if rate is not None and rate < _RATE_SLACK * spec.least_fps:
         raise Refused("too slow", f"{float(rate):.2f} fps is below {spec.least_fps:g}")
     pixel = stream.sample_aspect_ratio or Fraction(1)
     clip = np.empty((spec.frames, spec.height, spec.width, 3), np.uint8)
@@ -186,7 +187,7 @@ class _Counted:
 
 
 def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarray:
-    """Uint8 [H, W, 3], sRGB's range."""
+    """Uint8 [H, W, 3], black 0 and white 255 whatever the video's range."""
     if frame.rotation % 360:
         raise Refused("rotated", f"by {frame.rotation} degrees")
     place = fit(frame.width, frame.height, pixel, spec)
@@ -197,7 +198,6 @@ def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarra
         format="rgb24",
         src_colorspace=_MATRICES.get(frame.colorspace, guess),
         src_color_range=frame.color_range,
-        dst_color_range=ColorRange.JPEG,
         interpolation=Interpolation.LANCZOS,
         threads=1,
     ).to_ndarray()

@@ -9,11 +9,18 @@ from __future__ import annotations
 import csv
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from datamodules.curation.decoding import ClipSpec, decode
 from datamodules.curation.refusal import Refused
+from datamodules.curation.video_files import VideoFile
 
 _NUMBERS = {
     "aesthetic": "aesthetic score",
@@ -97,6 +104,28 @@ class Limits:
             raise Refused("table: motion", f"{row.motion:g} is not in {least:g}..{most:g}")
         if len(row.caption.split()) < self.words:
             raise Refused("table: caption", f"fewer than {self.words} words")
+
+
+class Item(NamedTuple):
+    """A row of the table, where its video is, and what clip is wanted of it."""
+
+    row: Row
+    file: VideoFile
+    spec: ClipSpec
+
+
+def decode_item(item: Item) -> np.ndarray:
+    """The clip, uint8 [T, H, W, 3]; called in the processes of `Workers`.
+
+    Raises:
+        Refused: the video will not do.
+        OSError: the disk will not do, which is no fault of the video.
+    """
+    try:
+        video = item.file.read()
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise Refused("damaged", f"in {item.file.path}: {error}") from error
+    return decode(video, item.spec)
 
 
 def read_table(path: Path) -> Iterator[Row]:

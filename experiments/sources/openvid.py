@@ -5,15 +5,13 @@ and refused by what it is. Decoding runs in ``launch.workers`` processes beside 
 """
 
 import heapq
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from datamodules.curation.decoding import ClipSpec, decode
-from datamodules.curation.openvid import Limits, Row, read_table
+from datamodules.curation.decoding import ClipSpec
+from datamodules.curation.openvid import Item, Limits, Row, decode_item, read_table
 from datamodules.curation.refusal import Refusal, Refused, counted
 from datamodules.curation.split import SPLITS, number_of, split_of
 from datamodules.curation.video_files import VideoFile, find_videos
@@ -23,14 +21,6 @@ from experiments.encoding import WanEncoders, check_dtypes
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
 from experiments.shard_work import Sample, Work
-
-
-class Item(NamedTuple):
-    """A row of the table, where its video is, and what clip is wanted of it."""
-
-    row: Row
-    file: VideoFile
-    spec: ClipSpec
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -142,20 +132,6 @@ class _Maker:
         }
         arrays = {"latents": self._encoders.latents(clip), "text": text}
         return f"{number_of('video', row.key):016x}", arrays, info
-
-
-def decode_item(item: Item) -> np.ndarray:
-    """The clip, uint8 [T, H, W, 3]; called in the processes of `Workers`.
-
-    Raises:
-        Refused: the video will not do.
-        OSError: the disk will not do, which is no fault of the video.
-    """
-    try:
-        video = item.file.read()
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise Refused("damaged", f"in {item.file.path}: {error}") from error
-    return decode(video, item.spec)
 
 
 def _accepted(
