@@ -1,129 +1,53 @@
-"""The network contract, held by Wan at tiny sizes; and Wan against stock diffusers."""
+"""The network contract, held by every implementation; the cache they share."""
 
-import json
 from itertools import accumulate
 
 import pytest
 import torch
-from diffusers import AutoModel, WanTransformer3DModel
+from tiny_networks import (
+    NETWORKS,
+    PARTITIONS,
+    F,
+    asked,
+    causal_matrix,
+    teacher_forced_matrix,
+)
 
-from lightning_modules.networks import KVCache, Network, Wan
-from lightning_modules.networks.attention import attend, spread
-from lightning_modules.networks.rms_norm import rms_norm
-from lightning_modules.networks.rotary import rotation
-
-TINY = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 24,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 3,
-}
-F, C, H, W, L = 6, 16, 4, 6, 5
-PARTITIONS = {"framewise": [1] * 6, "chunkwise": [3, 3], "ragged": [1, 2, 3]}
+from experiments.networks import load_network
+from lightning_modules.networks import KVCache, Network
 
 
-def shake(net: torch.nn.Module) -> torch.nn.Module:
-    """Move every parameter off its initial value, so that no path is silent."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return net
-
-
-@pytest.fixture(scope="module")
-def net() -> Wan:
-    torch.manual_seed(0)
-    return shake(Wan(**TINY)).eval()
+@pytest.fixture(scope="module", params=NETWORKS)
+def net(request) -> torch.nn.Module:
+    return NETWORKS[request.param]()
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "clean": torch.randn(3, F, C, H, W, generator=generator),
-        "noisy": torch.randn(3, F, C, H, W, generator=generator),
-        "t": torch.rand(3, F, generator=generator),
-        "text": torch.randn(3, L, 32, generator=generator),
-    }
+def batch(net) -> dict[str, torch.Tensor]:
+    return asked(net)
 
 
-def owner(blocks: list[int]) -> list[int]:
-    return [number for number, size in enumerate(blocks) for _ in range(size)]
+def test_it_is_a_network(net):
+    assert isinstance(net, Network)
 
 
-def teacher_forced_matrix(blocks: list[int]) -> torch.Tensor:
-    """[clean | noisy]: clean sees clean up to its block; noisy earlier clean and its own block."""
-    block = owner(blocks)
-    visible = torch.zeros(2 * F, 2 * F, dtype=torch.bool)
-    for query in range(F):
-        for key in range(F):
-            visible[query, key] = block[key] <= block[query]
-            visible[F + query, key] = block[key] < block[query]
-            visible[F + query, F + key] = block[key] == block[query]
-    return visible
+def layers(net: torch.nn.Module) -> int:
+    """How often frames look at each other; a closed form conditions once."""
+    return getattr(net.config, "num_layers", 1)
 
 
-def causal_matrix(blocks: list[int]) -> torch.Tensor:
-    block = torch.tensor(owner(blocks))
-    return block[None] <= block[:, None]
-
-
-def stock_velocity(stock, x, t, text):
-    """Stock diffusers: [B, C, F, H, W] and one timestep per token."""
-    tokens = (x.shape[3] // 2) * (x.shape[4] // 2)
-    steps = (1000 * t).repeat_interleave(tokens, 1)
-    return stock(x.transpose(1, 2), steps, text, return_dict=False)[0].transpose(1, 2)
+def reachable(visible: torch.Tensor, layers: int) -> torch.Tensor:
+    """Who is moved by whom, directly or through other frames."""
+    sees = (visible | torch.eye(len(visible), dtype=torch.bool)).float()
+    return torch.linalg.matrix_power(sees, layers) > 0
 
 
 @torch.no_grad()
-def test_bidirectional_equals_diffusers(net, batch):
-    stock = WanTransformer3DModel(**TINY).eval()
-    stock.load_state_dict(net.state_dict())
-    ours = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
-    theirs = stock_velocity(stock, batch["noisy"], batch["t"], batch["text"])
-    assert theirs.abs().mean() > 0.05
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert ours.dtype == torch.float32
-    late = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F) + 3)
-    torch.testing.assert_close(late, ours, atol=1e-5, rtol=1e-5)  # positions are relative
-
-
-def test_gradients_equal_diffusers(net, batch):
-    stock = WanTransformer3DModel(**TINY)
-    stock.load_state_dict(net.state_dict())
-    net(
-        batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F)
-    ).square().mean().backward()
-    stock_velocity(stock, batch["noisy"], batch["t"], batch["text"]).square().mean().backward()
-    theirs = dict(stock.named_parameters())
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name
-        )
-    net.zero_grad(set_to_none=True)
-
-
-def test_state_dict_keys_equal(net):
-    assert list(net.state_dict()) == list(WanTransformer3DModel(**TINY).state_dict())
-
-
-@torch.no_grad()
-def test_folders_go_both_ways(net, batch, tmp_path):
-    net.save_pretrained(tmp_path / "ours")
-    stock = WanTransformer3DModel.from_pretrained(tmp_path / "ours")
-    assert type(AutoModel.from_pretrained(str(tmp_path / "ours"))) is WanTransformer3DModel
-    stock.save_pretrained(tmp_path / "theirs")
-    again = Wan.from_pretrained(tmp_path / "theirs")
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
-    call = (batch["noisy"], batch["t"], batch["text"])
-    assert torch.equal(net(*call, frames=torch.arange(F)), again(*call, frames=torch.arange(F)))
-    saved = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    assert saved["num_layers"] == again.config.num_layers == 3
+def test_a_folder_holds_all_of_it(net, batch, tmp_path):
+    net.save_pretrained(tmp_path / "student")
+    call = {"frames": torch.arange(F), "visible": causal_matrix([1, 2, 3])}
+    asked = (batch["noisy"], batch["t"], batch["text"])
+    assert torch.equal(load_network(tmp_path)(*asked, **call), net(*asked, **call))
 
 
 @torch.no_grad()
@@ -154,14 +78,6 @@ def test_parallel_equals_cached(net, batch, name, context_t):
         assert (forgetful - parallel[:, -1:]).abs().max() > 1e-3  # the comparison has power
 
 
-def reachable(visible: torch.Tensor) -> torch.Tensor:
-    """Who is moved by whom through any number of layers."""
-    reach = visible | torch.eye(len(visible), dtype=torch.bool)
-    for _ in range(len(visible)):
-        reach = (reach.float() @ reach.float()) > 0
-    return reach
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_perturbing_a_frame_moves_only_who_sees_it(net, batch, name):
@@ -169,7 +85,7 @@ def test_perturbing_a_frame_moves_only_who_sees_it(net, batch, name):
     x, t = torch.cat((batch["clean"], batch["noisy"]), 1), batch["t"].repeat(1, 2)
     call = {"frames": torch.arange(F).repeat(2), "visible": visible}
     before = net(x, t, batch["text"], **call)
-    reach = reachable(visible)
+    reach = reachable(visible, layers(net))
     for moved in range(2 * F):
         nudged = x.clone()
         nudged[:, moved] += 1.0
@@ -189,7 +105,7 @@ def test_no_gradient_through_the_cache(net, batch):
             cache=cache,
             write_cache=True,
         )
-    assert not any(part.requires_grad for layer in range(3) for part in cache.read(layer))
+    assert not any(part.requires_grad for n in range(layers(net)) for part in cache.read(n))
     own = batch["noisy"][:, 2:3].clone().requires_grad_()
     v = net(own, batch["t"][:, 2:3], batch["text"], frames=torch.tensor([2]), cache=cache)
     with torch.no_grad():  # the cache grows while the graph is alive
@@ -206,44 +122,6 @@ def test_no_gradient_through_the_cache(net, batch):
     net.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_checkpointing_changes_no_gradient(net, batch, cached):
-    def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        net.gradient_checkpointing = checkpointing
-        cache = net.new_cache() if cached else None
-        call = {"frames": torch.tensor([0, 1]), "cache": cache}
-        if cached:
-            with torch.no_grad():
-                net(
-                    batch["clean"][:, :2],
-                    batch["t"][:, :2],
-                    batch["text"],
-                    **call,
-                    write_cache=True,
-                )
-            call["frames"] = torch.tensor([2, 3])
-        v = net(batch["noisy"][:, :2], batch["t"][:, :2], batch["text"], **call)
-        if cached:  # a write between forward and backward must not reach the recomputation
-            with torch.no_grad():
-                net(
-                    batch["clean"][:, 2:4],
-                    batch["t"][:, :2],
-                    batch["text"],
-                    **call,
-                    write_cache=True,
-                )
-        v.square().mean().backward()
-        found = [parameter.grad.clone() for parameter in net.parameters()]
-        net.zero_grad(set_to_none=True)
-        return found
-
-    try:
-        for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
-            torch.testing.assert_close(recomputed, plain, atol=1e-7, rtol=1e-6)
-    finally:
-        net.gradient_checkpointing = False
-
-
 @torch.no_grad()
 def test_batch_of_three_is_three_of_one(net, batch):
     call = {"frames": torch.arange(F), "visible": causal_matrix([1, 2, 3])}
@@ -251,19 +129,6 @@ def test_batch_of_three_is_three_of_one(net, batch):
     for one in range(3):
         alone = net(*(batch[key][one : one + 1] for key in ("noisy", "t", "text")), **call)
         torch.testing.assert_close(alone[0], together[one], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_token_count_multiple_of_128(net):
-    x, t, text = (
-        torch.randn(1, 8, C, 8, 8),
-        torch.rand(1, 8),
-        torch.randn(1, L, 32),
-    )  # 8 frames x 16 tokens
-    v = net(x, t, text, frames=torch.arange(8), visible=causal_matrix([1] * 8))
-    assert v.shape == x.shape and torch.isfinite(v).all()
-    first = net(x[:, :5], t[:, :5], text, frames=torch.arange(5), visible=causal_matrix([1] * 5))
-    torch.testing.assert_close(v[:, :5], first, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -285,11 +150,11 @@ def test_write_under_gradient_is_refused(net, batch):
     call = {"frames": torch.arange(F), "write_cache": True}
     with pytest.raises(AssertionError, match="no_grad"):
         net(batch["noisy"], batch["t"], batch["text"], cache=net.new_cache(), **call)
+    cache, pair = KVCache(layers=1), (torch.zeros(1, 4, 2, 8),) * 2
     with pytest.raises(AssertionError, match="no_grad"):
-        net.new_cache().append([0], [(torch.zeros(1, 4, 2, 8),) * 2] * 3)
-    cache = net.new_cache()
+        cache.append([0], [pair])
     with torch.no_grad():
-        cache.append([0, 1], [(torch.zeros(1, 4, 2, 8),) * 2] * 3)
+        cache.append([0, 1], [pair])
     with pytest.raises(AssertionError, match="no_grad"):
         cache.keep(1)
     with torch.no_grad(), pytest.raises(AssertionError, match="needs a cache"):
@@ -312,144 +177,3 @@ def test_window_and_sinks():
     assert len(cache) == 4
     with pytest.raises(ValueError, match="sinks"):
         cache.keep(2, sinks=2)
-
-
-@torch.no_grad()
-def test_text_is_read_once_per_rollout_and_never_confused(net, batch):
-    cache, other = net.new_cache(), torch.randn(3, L, 32)
-    call = {"frames": torch.tensor([0])}
-    x, t = batch["noisy"][:, :1], batch["t"][:, :1]
-    for text in (batch["text"], batch["text"], other):
-        with_cache, without = net(x, t, text, cache=cache, **call), net(x, t, text, **call)
-        torch.testing.assert_close(with_cache, without)
-    with torch.enable_grad():
-        text = batch["text"].clone().requires_grad_()
-        net(x, t, text, cache=cache, **call).sum().backward()
-        assert text.grad.abs().sum() > 0
-        net.zero_grad(set_to_none=True)
-
-
-def test_rotation_tables():
-    stock = WanTransformer3DModel(**TINY).rope
-    cos, sin = stock(torch.empty(1, C, F, H, W))
-    ours = rotation(tuple(range(F)), H // 2, W // 2, 24, torch.device("cpu"))
-    torch.testing.assert_close(ours.real[:, 0], cos[0, :, 0, 0::2], atol=1e-6, rtol=0)
-    torch.testing.assert_close(ours.imag[:, 0], sin[0, :, 0, 0::2], atol=1e-6, rtol=0)
-    far = 123_456
-    turn = rotation((far,), 1, 1, 24, torch.device("cpu"))
-    exact = torch.tensor([far], dtype=torch.float64).cos().float()
-    assert torch.equal(turn.real[0, 0, :1], exact)  # the fastest pair turns one radian a frame
-
-
-@torch.no_grad()
-def test_bfloat16_weights_leave_positions_alone(batch):
-    torch.manual_seed(0)
-    rounded = Wan(**TINY).bfloat16()
-    assert not list(rounded.buffers())
-    far = torch.arange(F) + 1000
-    turn = rotation(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
-    assert turn.dtype == torch.complex64
-    v = rounded(batch["noisy"], batch["t"], batch["text"], frames=far)
-    assert v.dtype == torch.float32 and torch.isfinite(v).all()
-    shifted = rounded(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
-    assert (
-        v - shifted
-    ).abs().max() < 0.05 * v.abs().max()  # bf16 tables would have aliased frames past 256
-
-
-def test_autocast_trains(batch):
-    torch.manual_seed(0)
-    net = shake(Wan(**TINY))
-    exact = net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
-    with torch.autocast("cpu", torch.bfloat16):
-        v = net(
-            batch["noisy"],
-            batch["t"],
-            batch["text"],
-            frames=torch.arange(F),
-            visible=causal_matrix([6]),
-        )
-    assert v.dtype == torch.float32
-    assert (v - exact).norm() < 0.05 * exact.norm()
-    v.square().mean().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
-
-
-def test_tables_made_in_inference_mode_can_train(net, batch):
-    call = {"frames": torch.arange(F) + 50, "visible": causal_matrix([2, 4])}
-    with torch.inference_mode():
-        net(batch["noisy"], batch["t"], batch["text"], **call)
-    net(batch["noisy"], batch["t"], batch["text"], **call).sum().backward()
-    net.zero_grad(set_to_none=True)
-
-
-def test_dense_mask():
-    visible = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
-    mask = spread(visible, 2, 1, torch.device("cpu"), torch.float32)
-    hidden = -torch.inf
-    drawn = [[0, 0, 0, 0, hidden, hidden]] * 2 + [[0] * 6] * 2
-    assert mask.tolist() == drawn
-    assert spread(visible.clone(), 2, 1, torch.device("cpu"), torch.float32) is mask
-    assert (
-        spread(torch.ones(3, 3, dtype=torch.bool), 2, 1, torch.device("cpu"), torch.float32) is None
-    )
-    with pytest.raises(ValueError, match="at least itself"):
-        spread(torch.zeros(2, 2, dtype=torch.bool), 2, 0, torch.device("cpu"), torch.float32)
-    with pytest.raises(ValueError, match="square bool"):
-        spread(torch.ones(2, 2), 2, 0, torch.device("cpu"), torch.float32)
-
-
-def test_attend_is_softmax():
-    q, k, v = torch.randn(3, 2, 5, 2, 8).unbind(0)
-    mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5 + mask
-    torch.testing.assert_close(
-        attend(q, k, v, mask), torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2)
-    )
-
-
-def test_mistakes_are_refused(net, batch):
-    with pytest.raises(ValueError, match="frames"):
-        net(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F - 1))
-    with pytest.raises(ValueError, match="visible"):
-        net(
-            batch["noisy"],
-            batch["t"],
-            batch["text"],
-            frames=torch.arange(F),
-            visible=causal_matrix([3]),
-        )
-    with pytest.raises(ValueError, match="patches"):
-        net(batch["noisy"][..., :5], batch["t"], batch["text"], frames=torch.arange(F))
-    with pytest.raises(ValueError, match="merged"):
-        Wan(**TINY, patch_size=(2, 2, 2))
-    with pytest.raises(ValueError, match="image-to-video"):
-        Wan(**TINY, added_kv_proj_dim=8)
-
-
-def test_wan_is_a_network(net):
-    assert isinstance(net, Network)
-    with torch.device("meta"):
-        big = Wan(
-            **TINY
-            | {
-                "num_attention_heads": 12,
-                "attention_head_dim": 128,
-                "ffn_dim": 8960,
-                "text_dim": 4096,
-                "num_layers": 30,
-            }
-        )
-    assert 1.4e9 < sum(parameter.numel() for parameter in big.parameters()) < 1.45e9
-
-
-def test_rms_norm_equals_torch():
-    norm = torch.nn.RMSNorm(12, eps=1e-6)
-    x = torch.randn(2, 5, 12, requires_grad=True)
-    with torch.no_grad():
-        norm.weight.normal_()
-    grad = torch.randn_like(x)
-    expected = torch.autograd.grad(norm(x), (x, norm.weight), grad)
-    ours = torch.autograd.grad(rms_norm(norm, x), (x, norm.weight), grad)
-    torch.testing.assert_close(rms_norm(norm, x), norm(x))
-    torch.testing.assert_close(ours, expected)

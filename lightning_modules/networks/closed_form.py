@@ -87,14 +87,13 @@ class ClosedForm(nn.Module, ConfigMixin):
             "write_cache needs a cache and torch.no_grad()"
         )
         own = x.flatten(2)[:, :, None], t[:, :, None, None]  # as keys and values of one head
-        past = cache.read(0) if cache is not None else None
-        shown = own if past is None else _join(past, own)
         count, held = x.shape[1], len(cache or ())
+        shown = own if cache is None else cache.beside(0, count)(*own)
         seen = torch.ones(count, count, dtype=torch.bool) if visible is None else visible
         v = self.law.velocity(
             shown[0][:, :, 0].double(),
             shown[1][:, :, 0, 0].double(),
-            places=(*(cache.frames if cache is not None else ()), *frames.tolist()),
+            places=[*(cache.frames if cache is not None else ()), *frames.tolist()],
             visible=nn.functional.pad(seen.cpu(), (held, 0), value=True),
             queries=range(held, held + count),
             log_prior=self._log_prior(text),
@@ -154,7 +153,3 @@ class ClosedForm(nn.Module, ConfigMixin):
             raise ValueError(f"config.json: law must have {', '.join(sorted(expected))}")
         network = cls.from_config(config)
         return (network, {"missing_keys": []}) if output_loading_info else network
-
-
-def _join(past: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return tuple(torch.cat((old.to(new.dtype), new), 1) for old, new in zip(past, own, strict=True))
