@@ -86,9 +86,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class Checkpoint(Callback):
     """Saves `path` every so often, and once more when the process is asked to stop.
 
-    The first SIGINT or SIGTERM lets the running step finish, saves and ends `fit` normally with
-    `interrupted` set: a resumed run continues exactly there. The second one stops at once, with the
-    last periodic checkpoint to resume from.
+    SIGINT or SIGTERM lets the running step finish, saves and ends `fit` normally with `interrupted`
+    set: a resumed run continues exactly there. A second SIGINT stops at once, with the last
+    periodic checkpoint to resume from; a second SIGTERM changes nothing: a cluster sends several.
 
     Args:
         path: of the one checkpoint that is kept.
@@ -162,7 +162,8 @@ class Checkpoint(Callback):
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
-        self._listen_no_more()
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous.pop(number))
 
     def _listen_no_more(self) -> None:
         for number, handler in self._previous.items():

@@ -20,6 +20,7 @@ cannot resume, in place of ours; `train_dataloader` refuses to be used so.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and Slurm reach every process; a loader that ends would fail the step being saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _StartedLoader(DataLoader[Batch]):
@@ -208,6 +215,7 @@ class VideoDataModule(L.LightningDataModule):
             self._dataset,
             batch_sampler=order,  # type: ignore[arg-type]
             num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_parent,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )

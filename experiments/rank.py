@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from experiments.execute import execute
 from experiments.folder import RunFolder
 from experiments.lease import Busy
-from experiments.team import BUSY, INTERRUPTED
+from experiments.team import BUSY, INTERRUPTED, LOST, lost_peer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     faulthandler.register(signal.SIGUSR1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the process above passes it on
     console = logging.StreamHandler()
     console.addFilter(lambda record: not record.exc_info)  # that is in the log
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             return BUSY
         except BaseException as error:
             tell(end="".join(traceback.format_exception(error)), time=time.time())
-            return 1
+            return LOST if lost_peer(error) else 1
     return 0
 
 
