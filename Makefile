@@ -14,7 +14,7 @@ SWEEPS  = $(PY) -m sweeps
 CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation test test-all plan table status tensorboard benchmark lint clean
+.PHONY: help ablation theory test test-all plan table status tensorboard benchmark lint clean
 
 help:  ## this list
 	@echo "Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS)"
@@ -24,6 +24,12 @@ help:  ## this list
 ablation: $(READY)  ## run the whole sweep (SWEEP, SCALE, SEEDS), then print its table; continues where it stopped
 	@$(SWEEPS) run $(CHOICE) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) table $(CHOICE)
+
+theory: SEEDS = 0,1,2
+theory: $(READY)  ## the paper's theory in worlds whose law is known (three seeds): both sweeps, then the report
+	@$(SWEEPS) run theory_switching --scale switching --seeds $(SEEDS) --runs $(RUNS) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(SEEDS) --runs $(RUNS) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) theory --seeds $(SEEDS) --runs $(RUNS)
 
 test: $(READY)  ## run the test suite
 	@$(PY) -m pytest -m "not slow and not gpu"

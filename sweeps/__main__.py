@@ -1,4 +1,4 @@
-"""The command line: ``python -m sweeps {plan,run,status,table} SWEEP``."""
+"""The command line: ``python -m sweeps {plan,run,status,table} SWEEP``, ``... theory``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WHAT = {
     "status": "the state of every run",
     "table": "the table of what has been run so far",
 }
+THEORY = "the report on the closed-form worlds, from what has been run of their two sweeps"
 
 
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
@@ -45,6 +46,11 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
 
 
 def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
+    if chosen.what == "theory":
+        from sweeps.theory import report
+
+        report.main(chosen.seeds, runs)
+        return
     if chosen.what == "table":
         from sweeps import table
 
@@ -59,13 +65,14 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m sweeps", description="Run many runs.")
     verbs = top.add_subparsers(dest="what", required=True)
+    theory = verbs.add_parser("theory", help=THEORY, description=f"{THEORY.capitalize()}.")
+    _add_runs(theory, [0, 1, 2])
     for name, what in WHAT.items():
         sub = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         known = ", ".join(sweeps())
         sub.add_argument("sweep", nargs="?", default="ablation", help=f"{known}, or a YAML file")
         sub.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
-        sub.add_argument("--seeds", type=_seeds, default=[0], help="such as 0 or 0,1,2 (0)")
-        sub.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
+        _add_runs(sub, [0])
         if name == "run":
             sub.add_argument("--cluster", default="local", help=f"{', '.join(CLUSTERS)} (local)")
             sub.add_argument("--workers", type=int, help="worker processes (one a core)")
@@ -73,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--measure", action="store_true", help="report time, memory, disk")
             sub.add_argument("--package", default="experiments", help=argparse.SUPPRESS)
     return top
+
+
+def _add_runs(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
+    default = ",".join(map(str, seeds))
+    parser.add_argument(
+        "--seeds", type=_seeds, default=seeds, help=f"such as 0 or 0,1,2 ({default})"
+    )
+    parser.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
 
 
 def _seeds(text: str) -> list[int]:

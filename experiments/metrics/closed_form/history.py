@@ -22,9 +22,9 @@ from experiments.metrics.registry import Measurement
 from experiments.metrics.statistics import bootstrap_interval
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times
 
-SHIFTS = (0.0, 1.0, 2.0, 3.0, 4.0)  # times the law's noise
-PASTS = 64
-DRAWS = 32  # of the student's next frame, for each past
+SHIFTS = (0.0, 1.0, 2.0, 4.0)  # times the law's noise
+PASTS = 48
+DRAWS = 24  # of the student's next frame, for each past
 
 
 @of_student("law.history", "rise with the history's shift")
