@@ -5,13 +5,14 @@ import random
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import encode, moving, number_in
 
-from datamodules.curation.decoding import ClipSpec, choose, decode, fit
+from datamodules.curation.decoding import ClipSpec, _picture, choose, decode, fit
 from datamodules.curation.refusal import Refused
 
 
@@ -122,6 +123,14 @@ def test_colours_come_back(tag, span):
         image = np.full((56, 96, 3), colour, np.uint8)
         clip = decode(encode([image] * 9, colours=tag, span=span), spec()).astype(int)
         assert abs(clip - colour).max() <= 4, (tag, colour, clip[0, 14, 24])
+
+
+def test_a_frame_says_its_own_range():
+    frame = av.VideoFrame.from_ndarray(np.full((84, 96), 128, np.uint8), format="yuv420p")
+    frame.planes[0].update(bytes([235]) * frame.planes[0].buffer_size)
+    for span, white in ((1, 255), (2, 235)):
+        frame.color_range = span
+        assert abs(_picture(frame, Fraction(1), spec()).astype(int) - white).max() <= 1
 
 
 def test_high_definition_without_a_tag_is_bt_709():

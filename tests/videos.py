@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from datamodules.curation.decoding import decode as decode
 from datamodules.curation.openvid import COLUMNS, Item, decode_item
 
 BITS = 8

@@ -22,6 +22,13 @@ from datamodules.curation.refusal import Refused
 Frame = TypeVar("Frame")
 _HD = 720  # lines from which a picture without a tag is BT.709 and not BT.601, as players assume
 _RATE_SLACK = 0.98  # containers round rates and the length of the last frame
+# Without the others white comes out as 253, and another processor rounds in another way.
+_SCALING = (
+    Interpolation.LANCZOS
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.BITEXACT
+)
 _MATRICES = {  # by the number in the stream (ITU-T H.273, MatrixCoefficients)
     1: Colorspace.ITU709,
     5: Colorspace.ITU601,
@@ -198,7 +205,7 @@ def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarra
         format="rgb24",
         src_colorspace=_MATRICES.get(frame.colorspace, guess),
         src_color_range=frame.color_range,
-        interpolation=Interpolation.LANCZOS,
+        interpolation=_SCALING,
         threads=1,
     ).to_ndarray()
     return scaled[place.top : place.top + spec.height, place.left : place.left + spec.width]
