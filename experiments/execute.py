@@ -34,7 +34,7 @@ from types import ModuleType
 from experiments.folder import RunFolder
 from experiments.place import Place, place_of, ranks_here, wanted
 from experiments.recipe import config_hash
-from experiments.team import execute_ranks
+from experiments.team import execute_ranks, lost_peer
 
 HEARTBEAT_S = 5.0
 _PACKAGES = ("torch", "lightning", "deepspeed", "diffusers", "transformers", "webdataset", "numpy")
@@ -109,7 +109,8 @@ def _failing(folder: RunFolder) -> Iterator[None]:
         raise KeyboardInterrupt(saved(folder)) from stop
     except BaseException as error:
         log.error("%s failed", folder.name, exc_info=error)
-        if not folder.failure():  # another rank's, which may be why this one failed
+        # Nor is it a failure to lose another rank, whose own failure may be there already.
+        if not (lost_peer(error) or folder.failure()):
             folder.mark_failed("".join(traceback.format_exception(error)))
         raise
 

@@ -24,11 +24,20 @@ from experiments.place import Place
 
 POLL_S = 0.1
 GRACE_S = 3.0  # for the others to end by themselves, so that the first error is known
-INTERRUPTED, BUSY = 130, 3  # exit statuses of a rank, beside 0 and 1
+INTERRUPTED, BUSY, LOST = 130, 3, 4  # exit statuses of a rank, beside 0 and 1
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
 
 
 class RankLost(ChildProcessError):
     """A rank was killed from outside; the run can be continued from its last checkpoint."""
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a rank failed only because another one is gone, or silent for too long."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError"):  # NCCL, the store
+        return True
+    said = str(error)
+    return "gloo" in said and any(words in said for words in (*_PEER_GONE, "Timed out"))
 
 
 def execute_ranks(
@@ -77,7 +86,9 @@ def _judge(folder: RunFolder, ranks: list[_Rank], asked: bool) -> bool:
         if rank.code < 0 and not rank.ended:
             folder.clear_failure()
             raise RankLost(f"{rank.place} was ended by {signal.Signals(-rank.code).name}")
-    failed = [rank for rank in ranks if rank.code not in (0, INTERRUPTED) and not rank.ended]
+    failed = [r for r in ranks if r.code not in (0, INTERRUPTED, LOST) and not r.ended]
+    if not failed and not folder.failure() and any(rank.code == LOST for rank in ranks):
+        raise RankLost("a process on another node was lost")
     if not failed and (asked or any(rank.code == INTERRUPTED for rank in ranks)):
         raise KeyboardInterrupt(next((rank.words for rank in ranks if rank.words), ""))
     first = min(failed, key=lambda rank: rank.told, default=None)
