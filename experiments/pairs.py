@@ -16,15 +16,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from datamodules.shards import ShardReader, ShardWriter, open_shards
+from datamodules.shards import ShardReader, ShardWriter, open_shards, require
 from experiments.bind import bind
 from experiments.folder import RunFolder
+from experiments.generation import (
+    batches,
+    check_precision,
+    computing,
+    encoders_of,
+    frozen,
+    per_tar,
+    require_autoencoder,
+    stack,
+)
 from experiments.hardware import launch_of, prepare
-from experiments.networks import load_network
+from experiments.memory_check import before_generation
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import Solver, time_grid
 from lightning_modules.diffusion.randomness import Randomness
@@ -39,6 +48,7 @@ def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
     settings = bind(generate_pairs, recipe["pairs"], GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
+    check_precision(settings["precision"], "pairs")
     launch_of(recipe)
 
 
@@ -46,9 +56,25 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Generate the pairs of ``needs.teacher`` on the clips (or prompts) of ``needs.data``."""
     device = prepare(recipe)
     settings = bind(generate_pairs, recipe["pairs"], GIVEN, "pairs")
+    clips = open_shards(folder.need("data") / "shards")
+    require_autoencoder("teacher", folder.need("teacher"), clips)
+    if settings["past"] == "causal":
+        require(clips, latents=tuple(settings["clip_shape"]))
+    before_generation(
+        folder.need("teacher"),
+        clips,
+        launch_of(recipe),
+        device,
+        clip_shape=settings["clip_shape"],
+        sizes=partition(settings["blocks"], settings["clip_shape"][0]),
+        batch=settings["batch"],
+        cached=settings["past"] == "causal",
+        guided=settings["guidance"] != 1,
+        half=settings["precision"] == "bf16-mixed",
+    )
     generate_pairs(
-        teacher=load_network(folder.need("teacher")).to(device).eval().requires_grad_(False),
-        clips=open_shards(folder.need("data") / "shards"),
+        teacher=frozen(folder.need("teacher"), device, settings["precision"]),
+        clips=clips,
         folder=folder,
         seed=recipe["seed"],
         device=device,
@@ -75,8 +101,9 @@ def generate_pairs(
     shift: float,
     guidance: float,
     stored: Literal["float16", "float32"],
+    precision: str = "32-true",
 ) -> None:
-    """Write ``count`` trajectories as shards of kind ``pairs``.
+    """Write ``count`` trajectories as shards of kind ``pairs``, on from where it was interrupted.
 
     Args:
         past: ``causal`` or ``bidirectional``.
@@ -89,6 +116,7 @@ def generate_pairs(
         guidance: standard scale; published 6.
         stored: ``float16`` rounds by 5e-4, what a video's bf16 networks cannot see, in half the
             storage; ``float32`` is for worlds where the end is compared with an exact one.
+        precision: of the network's passes; states are float32 whatever it is.
 
     Raises:
         ValueError: unknown ``past``, too few clips, clips of another shape.
@@ -104,6 +132,7 @@ def generate_pairs(
     sizes = partition(blocks, clip_shape[0])
     negative = torch.from_numpy(clips.negative).to(device)
     fields = ["latents", "text"] if past == "causal" else ["text"]
+    shapes = {name: clips.manifest["fields"][name]["shape"] for name in fields}
     writer = ShardWriter(
         folder.path / "shards",
         "pairs",
@@ -118,33 +147,40 @@ def generate_pairs(
             "teacher": folder.need("teacher").name,
             "source": clips.fingerprint,
             "seed": seed,
+            **encoders_of(clips),
         },
         negative=clips.negative,
+        samples_per_shard=per_tar({**shapes, "trajectory": (len(kept), *clip_shape)}),
+        resume=True,
     )
     calls: Counter[str] = Counter()
+    made = 0
     hook = teacher.register_forward_hook(lambda *_: calls.update(["teacher_forwards"]))
-    with writer:
-        for start in range(0, count, batch):
-            samples = [clips.read(i, fields) for i in range(start, min(start + batch, count))]
+    with writer, computing(device, precision):
+        for stop, samples in batches(clips, range(count), batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
-            text = _stack(samples, "text", device)
+            text = stack(samples, "text", device)
             noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
             if past == "causal":
                 sampler = Solve(grid, kept, solver)
                 source = Past(teacher, text, negative, guidance)
-                truth = _stack(samples, "latents", device)
+                truth = stack(samples, "latents", device)
                 rollout(source, noise, sizes, sampler, truth=truth)
                 trajectory = torch.cat(sampler.states, dim=2)
             else:
                 v = forcing.bidirectional_ode(teacher, text, negative, guidance)
                 trajectory = solve(v, noise, grid.float().to(device), kept, solver)[1]
             for sample, states in zip(samples, trajectory.cpu().numpy(), strict=True):
+                if sample["key"] in writer.written:
+                    continue
                 arrays = {name: sample[name] for name in fields}
                 arrays["trajectory"] = states.astype(stored)
                 writer.write(sample["key"], arrays, sample["info"])
-            folder.progress(start + len(samples), count, "trajectories")
+            made += len(samples)
+            folder.progress(stop, count, "trajectories")
     hook.remove()
-    folder.record({"counters": {"trajectories": count, **calls}})
+    known = calls if made == count else {}  # a process that was killed has not told its own
+    folder.record({"counters": {"trajectories": count, **known}})
     log.info("%d %s trajectories of %d states", count, past, len(kept))
 
 
@@ -156,7 +192,3 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
             " few-step times are not on the grid; choose a multiple"
         )
     return range(0, intervals + 1, intervals // few_steps)
-
-
-def _stack(samples: list[dict[str, Any]], field: str, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack([s[field] for s in samples])).float().to(device)

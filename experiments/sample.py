@@ -10,17 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datamodules.shards import ShardReader, ShardWriter, open_shards
 from experiments.bind import bind
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
+from experiments.generation import (
+    batches,
+    check_precision,
+    computing,
+    encoders_of,
+    frozen,
+    per_tar,
+    require_autoencoder,
+    stack,
+)
 from experiments.hardware import launch_of, prepare
 from experiments.memory_check import before_generation
-from experiments.networks import load_network
+from experiments.saving import SAVED, Saver
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
@@ -30,7 +38,6 @@ from lightning_modules.diffusion.visibility import partition
 
 log = logging.getLogger(__name__)
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
-SAVED = ("pixels", "latents")
 
 Generate = Callable[[Tensor, Randomness, Tensor | None], Tensor]
 """From prompts ``[B, L, D]``, their chance and given frames to clips ``[B, F, C, H, W]``."""
@@ -58,8 +65,8 @@ class Sampling:
         few_steps, first_few_steps: of ``few_steps``, which has no guidance.
         intervals, guidance: of the two ODE samplers.
         shift: of the times of all.
-        save: ``pixels`` decodes (kind ``videos``); ``latents`` is for worlds whose latents are the
-            data (kind ``clips``).
+        save: how (``saving.py``): ``pixels``, ``latents`` or ``mp4``.
+        precision: of the network's passes; states are float32 whatever it is.
 
     Raises:
         ValueError: settings that do not fit each other, by their keys.
@@ -83,11 +90,13 @@ class Sampling:
     shift: float
     guidance: float
     save: str
+    precision: str = "32-true"
 
     def __post_init__(self) -> None:
         for key, known in (("sampler", SAMPLERS), ("save", SAVED), ("commit", COMMITS)):
             if getattr(self, key) not in known:
                 raise ValueError(f"sample.{key}: {getattr(self, key)!r} is none of {known}")
+        check_precision(self.precision, "sample")
         ends = [sum(self.sizes[: number + 1]) for number in range(len(self.sizes))]
         if self.given not in (0, *ends[:-1]):
             raise ValueError(
@@ -132,6 +141,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Sample ``needs.student`` on the prompts of ``needs.prompts``."""
     device, settings = prepare(recipe), _settings(recipe)
     prompts = open_shards(folder.need("prompts") / "shards")
+    require_autoencoder("student", folder.need("student"), prompts)
     before_generation(
         folder.need("student"),
         prompts,
@@ -142,10 +152,11 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         batch=settings.batch,
         cached=settings.sampler != "bidirectional_ode",
         guided=settings.sampler != "few_steps" and settings.guidance != 1,
+        half=settings.precision == "bf16-mixed",
         window=settings.window,
     )
     generate_clips(
-        load_network(folder.need("student")).to(device).eval().requires_grad_(False),
+        frozen(folder.need("student"), device, settings.precision),
         prompts,
         settings,
         folder,
@@ -167,7 +178,7 @@ def generate_clips(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Write the clips as shards, each with its prompt's information.
+    """Write the clips as shards, each with its prompt's information; on from an interruption.
 
     Raises:
         ValueError: the set has too few prompts, or no frames to be given.
@@ -175,32 +186,32 @@ def generate_clips(
     _require(prompts, settings)
     negative = torch.from_numpy(prompts.negative).to(device)
     generate = sampler_of(student, settings, negative)
-    save_pixels = settings.save == "pixels"
-    decode = autoencoder_of(prompts.manifest, device).decode if save_pixels else None
+    saver = Saver(settings.save, folder.path, prompts.manifest, device)
     fields = ["text", "latents"] if settings.given else ["text"]
-
     about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
-    about |= {"fps": prompts.manifest["fps"], "source": prompts.fingerprint}
-    about |= {"given": settings.given}
-    first, count = settings.first, settings.count
-    with ShardWriter(
-        folder.path / "shards", "videos" if decode else "clips", about=about
-    ) as writer:
-        for start in range(first, first + count, settings.batch):
-            stop = min(start + settings.batch, first + count)
-            samples = [prompts.read(i, fields) for i in range(start, stop)]
+    about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
+    numbers = range(settings.first, settings.first + settings.count)
+    writer = ShardWriter(
+        folder.path / "shards",
+        saver.kind,
+        about=about,
+        samples_per_shard=per_tar({"clip": settings.shape, "text": negative.shape}),
+        resume=True,
+    )
+    with writer:
+        for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
             given = None
             if settings.given:
-                given = _stack(samples, "latents", device)[:, : settings.given].float()
-            text = _stack(samples, "text", device)
-            latents = generate(text, Randomness(seed, 0, keys, device), given).cpu()
-            for sample, clip in zip(samples, decode(latents) if decode else latents, strict=True):
-                arrays = {"video": clip} if decode else {"latents": clip, "text": sample["text"]}
-                stored = {name: np.asarray(array) for name, array in arrays.items()}
-                writer.write(sample["key"], stored, sample["info"])
-            folder.progress(stop - first, count, "clips")
-    log.info("%d clips by %s", count, settings.sampler)
+                given = stack(samples, "latents", device)[:, : settings.given]
+            text = stack(samples, "text", device)
+            with computing(device, settings.precision):
+                clips = generate(text, Randomness(seed, 0, keys, device), given)
+            for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
+                if sample["key"] not in writer.written:
+                    writer.write(sample["key"], arrays, sample["info"])
+            folder.progress(stop - numbers.start, settings.count, "clips")
+    log.info("%d clips by %s", settings.count, settings.sampler)
 
 
 def sampler_of(student: nn.Module, settings: Sampling, negative: Tensor) -> Generate:
@@ -259,7 +270,3 @@ def _require(prompts: ShardReader, settings: Sampling) -> None:
             f" {prompts.folder / 'manifest.json'} has latents {stored}; give clips as"
             " needs.prompts, or set it to 0"
         )
-
-
-def _stack(samples: list[dict[str, Any]], field: str, device: torch.device) -> Tensor:
-    return torch.stack([torch.from_numpy(sample[field]) for sample in samples]).to(device)

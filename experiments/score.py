@@ -1,7 +1,8 @@
 """``score``: judge what was sampled or trained, by the metrics of one suite.
 
 What a recipe needs says which: a ``probe`` looks at clips of the tiny world (`world.*`), a ``law``
-known in closed form says what clips and students should have been (`law.*`).
+known in closed form says what clips and students should have been (`law.*`), a ``benchmark`` is
+prepared for programs that judge real scenes (`vbench.*`).
 
 Results: scores.jsonl, per_clip.npz, curves.json (see `metrics/records.py`).
 """
@@ -13,7 +14,7 @@ from typing import Any
 from experiments.folder import RunFolder
 from experiments.hardware import launch_of, prepare
 
-SUITES = {"probe": "world", "law": "closed_form"}
+SUITES = {"probe": "world", "law": "closed_form", "benchmark": "vbench"}
 """The need that decides -> the module of ``experiments.scoring``."""
 
 

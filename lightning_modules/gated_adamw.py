@@ -6,6 +6,7 @@ go on. Skipping its parameter group makes the update bit-equal to two independen
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,6 +17,12 @@ class GatedAdamW(torch.optim.AdamW):
     The closure runs first and with all groups in place, so that ``zero_grad`` and clipping inside
     it reach every network; ``requires_grad`` keeps gradients away from those that wait.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A fused AdamW says that it undoes a gradient scaler's work, and Lightning then refuses to
+        # clip. bfloat16 has no scaler, so there is nothing to undo.
+        self._step_supports_amp_scaling = False
 
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of the active groups; returns what the closure returns."""

@@ -11,6 +11,7 @@ recipes' needs. The format::
           stage3: {recipe: score_stage3, init: "${init}", few_steps: "${few_steps}"}
           stage2: {recipe: score_stage2, init: "${init}", few_steps: "${few_steps}"}
       - axes: {init: [ceiling]}
+        scales: [tiny]                   # left out: at every scale
         runs:
           stage3: {recipe: score_real}
     columns: ...                         # anything else belongs to the table, see `Sweep.more`
@@ -103,6 +104,7 @@ def load_sweep(
         Cell(labels, _runs(resolver, path, group["runs"], labels, [common, settings or {}]))
         for seed in seeds
         for group in groups
+        if scale in group.get("scales", [scale])
         for labels in _product(group.get("axes") or {}, seed)
     ]
     return Sweep(path.stem, scale, list(seeds), cells, tree.pop("title", ""), tree)
@@ -121,8 +123,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: 'cells' must be a list of {{axes: ..., runs: ...}}")
     for number, group in enumerate(groups):
         for key in group:
-            if key not in ("axes", "runs"):
-                hint = nearest(key, ("axes", "runs"))
+            if key not in ("axes", "runs", "scales"):
+                hint = nearest(key, ("axes", "runs", "scales"))
                 raise ValueError(f"{path}: cells[{number}]: unknown key {key!r}{hint}")
         if not isinstance(group.get("runs"), dict) or not group["runs"]:
             raise ValueError(f"{path}: cells[{number}]: 'runs' must name at least one run")

@@ -160,9 +160,9 @@ def test_flatten_keeps_the_description_of_a_need_whole():
     }  # fmt: skip
 
 
-OF_ONE_WORLD = {"probe", "real_score", *recipes(OURS, "curate"), *recipes(OURS, "score")}
-"""Making clips and judging them is a world's own affair, and a law is a real score that nobody
-trains; what lies between is for all of them."""
+OF_ONE_WORLD = {"probe", "base", "real_score", *recipes(OURS, "curate"), *recipes(OURS, "score")}
+"""Making clips and judging them is a world's own affair, a law is a real score that nobody trains,
+and Wan's weights are given; what lies between is for all of them."""
 
 
 @pytest.mark.parametrize("scale", SCALES)
