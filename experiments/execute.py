@@ -121,6 +121,8 @@ def saved(folder: RunFolder) -> str:
     if last.exists():
         age = time.time() - last.stat().st_mtime
         kept = f"saved {age:.0f} s ago in {last}"
+    elif tars := len(list((folder.path / "shards").glob("*.tar"))):
+        kept = f"{tars} finished shards are kept"
     else:
         kept = "no checkpoint yet, it will start again"
     verb = folder.recipe["verb"]

@@ -1,0 +1,122 @@
+"""Prompts: what counts as the same one, limits, splits, and shards of them."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from datamodules.curation.split import split_of
+from datamodules.curation.vidprom import UNSAFE, Prompt, PromptLimits, accept, read_prompts
+from datamodules.shards import open_shards
+from experiments import curate
+from experiments.folder import RunFolder
+from lightning_modules.networks.encoders import WanText
+
+SCENES = [f"a {animal} walks over {place}" for animal in ("cat", "fox", "hen", "ox") for place in
+          ("the grass", "wet sand", "a bridge at night", "snow", "an old roof")]  # fmt: skip
+
+
+def table(path, lines, columns=("uuid", "prompt", "time", *UNSAFE)):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="0.01")
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+def made(path, source, wan, **changes):
+    section = {"source": "vidprom", "table": source.name, "split": "train", "heldout_percent": 0}
+    section |= {"count": 20, "fps": 16, "limits": {"words": [2, 50], "unsafe": 0.2}}
+    section |= {"text_dtype": "float32", "items_per_shard": 8} | changes
+    needs = {"prompts": f"{source.parent}", "wan": f"{wan}"}
+    recipe = {"recipe": "prompts", "verb": "curate", "seed": 0, "needs": needs, "curate": section}
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
+    folder = RunFolder(path)
+    curate.run(folder.recipe, folder)
+    return open_shards(path / "shards")
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "filtered_extended.txt"
+    path.write_text("\n".join([*SCENES, "", "  A cat -- walks over THE GRASS!  ", "short"]))
+    return path
+
+
+def test_a_text_file_becomes_shards_of_embeddings(tmp_path, lines, wan_folder):
+    shards = made(tmp_path / "run", lines, wan_folder)
+    assert shards.manifest["kind"] == "prompts" and shards.fields == ("text",)
+    assert shards.manifest["refused"] == {"duplicate": 1, "words": 1}
+    assert {sample["caption"] for sample in shards} == set(SCENES)
+    assert [sample["caption"] for sample in shards] != SCENES, "a prefix is a random subset"
+    encoder = WanText(wan_folder)
+    assert shards.manifest["text_encoder"]["id"] == encoder.id
+    for sample in shards:
+        text = encoder.encode([sample["caption"]])[0].numpy()
+        np.testing.assert_allclose(sample["text"], text, atol=2e-3)
+        assert sample["info"]["name"] == f"line-{SCENES.index(sample['caption']) + 1}"
+
+
+def test_splits_are_disjoint_and_do_not_depend_on_the_rest_of_the_file(tmp_path, lines, wan_folder):
+    halves = {"heldout_percent": 50, "count": 4}
+    train = made(tmp_path / "train", lines, wan_folder, **halves)
+    heldout = made(tmp_path / "heldout", lines, wan_folder, split="heldout", **halves)
+    assert not set(train.keys) & set(heldout.keys)
+    assert {split_of(key, 50) for key in train.keys} == {"train"}
+    seen = [sample["caption"] for sample in train]
+    lines.write_text("\n".join(SCENES[::-1]))
+    again = made(tmp_path / "again", lines, wan_folder, **(halves | {"count": 3}))
+    assert [sample["caption"] for sample in again] == seen[:3]
+
+
+def test_vidproms_table_has_scores(tmp_path):
+    rows = [
+        {"uuid": "u1", "prompt": "a calm lake"},
+        {"uuid": "u2", "prompt": "something vile", "sexual_explicit": 0.9},
+        {"uuid": "u3", "prompt": "nobody knows", "threat": "?"},
+        {"uuid": "u4", "prompt": "A CALM, lake"},
+        {"uuid": "u5", "prompt": "a line\nbreak, quoted"},
+    ]
+    path = table(tmp_path / "VidProM_unique.csv", rows)
+    refused = []
+    accepted = list(accept(read_prompts(path), PromptLimits((1, 9), 0.2), refused))
+    assert [prompt.name for prompt in accepted] == ["u1", "u5"]
+    assert [(each.name, each.reason, each.detail) for each in refused] == [
+        ("u2", "unsafe", "0.900 is above 0.2"),
+        ("u3", "unsafe", "1.000 is above 0.2"),
+        ("u4", "duplicate", "of u1"),
+    ]
+    everything = list(accept(read_prompts(path), PromptLimits((1, 9)), []))
+    assert [prompt.name for prompt in everything] == ["u1", "u2", "u3", "u5"]
+    without = table(tmp_path / "few.csv", rows, ("uuid", "prompt"))
+    assert len(list(accept(read_prompts(without), PromptLimits((1, 9), 0.2), []))) == 4
+
+
+def test_bad_files_are_named(tmp_path, lines, wan_folder):
+    with pytest.raises(FileNotFoundError, match="gone.txt: no such file; give VidProM_unique.csv"):
+        list(read_prompts(tmp_path / "gone.txt"))
+    other = table(tmp_path / "other.csv", [], ("id", "text"))
+    with pytest.raises(ValueError, match="no column 'uuid', 'prompt'; it has 'id', 'text'"):
+        list(read_prompts(other))
+    with pytest.raises(ValueError, match="21 prompts wanted, .* has 20 .*1 duplicate, 1 words"):
+        made(tmp_path / "run", lines, wan_folder, count=21)
+    with pytest.raises(ValueError, match=r"limits.words: \(3, 2\) is no range"):
+        PromptLimits((3, 2))
+
+
+words = st.lists(st.text("abcXYZé漢", min_size=1, max_size=5), min_size=1, max_size=6)
+
+
+@given(words, st.sampled_from([" ", "  ", ", ", " - ", "\t"]), st.sampled_from(["", "!", " ."]))
+def test_punctuation_case_and_spaces_do_not_count(words, between, end):
+    plain = Prompt("a", " ".join(words))
+    assert Prompt("b", between.join(words).upper() + end).key == plain.key
+    assert Prompt("c", " ".join([*words, "other"])).key != plain.key
+
+
+def test_prompts_of_signs_alone_are_not_all_the_same():
+    assert Prompt("a", "!!!").key != Prompt("b", "???").key
