@@ -17,7 +17,7 @@ from sweeps.graph import Sweep, load_sweep, sweeps
 WHAT = {
     "plan": "what would run, what is done already, what it will cost; starts nothing",
     "run": "run what is not done; the same command continues after an interruption",
-    "status": "the state of every run",
+    "status": "where every run stands; why one failed, and how to resume it",
     "table": "the table of what has been run so far",
 }
 THEORY = "the report on the closed-form worlds, from what has been run of their two sweeps"
@@ -56,10 +56,27 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
 
         table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
         return
+    if chosen.what == "status" and chosen.why:
+        from sweeps.why import explain, find
+
+        again = f"python -m sweeps run {_choice(chosen, runs)}"
+        print(explain(find(runs, chosen.why), again))
+        return
     from sweeps import status
 
     sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
-    (status.print_plan if chosen.what == "plan" else status.print_status)(sweep, runs)
+    if chosen.what == "plan":
+        status.print_plan(sweep, runs)
+    elif chosen.watch:
+        status.watch(sweep, runs)
+    else:
+        status.print_status(sweep, runs, _choice(chosen, runs))
+
+
+def _choice(chosen: argparse.Namespace, runs: Path) -> str:
+    """The words that mean this sweep again."""
+    seeds = ",".join(map(str, chosen.seeds))
+    return f"{chosen.sweep} --scale {chosen.scale} --seeds {seeds} --runs {runs}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,10 +92,16 @@ def _parser() -> argparse.ArgumentParser:
         _add_runs(sub, [0])
         if name == "run":
             sub.add_argument("--cluster", default="local", help=f"{', '.join(CLUSTERS)} (local)")
-            sub.add_argument("--workers", type=int, help="worker processes (one a core)")
+            sub.add_argument(
+                "--workers", type=int, help="runs at once on CPUs (one a core), or in Slurm's queue"
+            )
+            sub.add_argument("--gpus", type=_words, help="local: GPUs to use, such as 0,1 (all)")
             sub.add_argument("--retry", action="store_true", help="try failed runs again")
             sub.add_argument("--measure", action="store_true", help="report time, memory, disk")
             sub.add_argument("--package", default="experiments", help=argparse.SUPPRESS)
+        elif name == "status":
+            sub.add_argument("--watch", action="store_true", help="until all is done, or Ctrl-C")
+            sub.add_argument("--why", metavar="RUN", help="why this run stands where it stands")
     return top
 
 
@@ -88,6 +111,10 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         "--seeds", type=_seeds, default=seeds, help=f"such as 0 or 0,1,2 ({default})"
     )
     parser.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 def _seeds(text: str) -> list[int]:
@@ -105,7 +132,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
     from sweeps.display import display
     from sweeps.runner import Interrupted, Outcome, Runner
 
-    pool = executor(chosen.cluster, chosen.workers, chosen.package)
+    pool = executor(chosen.cluster, chosen.workers, chosen.package, chosen.gpus)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in a background
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs.mkdir(parents=True, exist_ok=True)
@@ -139,7 +166,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
         return 0
     print(f"{len(outcome.failed)} failed, {len(outcome.blocked)} wait for them:", file=sys.stderr)
     for name in outcome.failed:
-        print(f"  {runs / name}/failed.txt", file=sys.stderr)
+        print(f"  python -m sweeps status {_choice(chosen, runs)} --why {name}", file=sys.stderr)
     print("When the cause is mended, try again with --retry (make RETRY=1).", file=sys.stderr)
     return 1
 

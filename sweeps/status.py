@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from experiments.folder import STATES, RunFolder
+from experiments.folder import RunFolder
 from sweeps.costs import Costs, duration, forecast, remaining
 from sweeps.executors.devices import cores
 from sweeps.graph import Sweep
+from sweeps.state import STATES, State, states
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+WATCH_EVERY_S = 2.0
+_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "failed": "red",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+}
 
 
 def print_plan(sweep: Sweep, runs_dir: Path) -> None:
@@ -39,20 +53,62 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         console.print(f"on {cores()} workers: {forecast(seconds, known)}{more}")
 
 
-def print_status(sweep: Sweep, runs_dir: Path) -> None:
-    """Every run with its state, the time it has taken, and why it failed."""
-    table = Table("run", "state", "time", "", box=None, header_style="bold")
-    counts = dict.fromkeys(STATES, 0)
-    for name in sweep.runs:
-        folder = RunFolder(runs_dir / name)
-        state = folder.state()
-        counts[state] += 1
-        wall = folder.read_record().get("wall_s")
-        why = folder.failure().strip().splitlines()[-1:] if state == "failed" else []
-        table.add_row(name, _coloured(state), duration(wall) if wall else "", *why)
-    console = _console()
-    console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:
+    """Every run with its state, and how to learn more about those that failed.
+
+    ``choice`` are the words of the command line that mean this sweep.
+    """
+    console, found = _console(), states(sweep.runs, runs_dir)
+    console.print(_table(found), _summary(found))
+    for each in found:
+        if each.state == "failed":
+            console.print(f"[red]{each.name}[/] {escape(each.why)}")
+            console.print(f"  python -m sweeps status {choice} --why {each.name}", soft_wrap=True)
+
+
+def watch(sweep: Sweep, runs_dir: Path) -> None:
+    """The same, again and again until all is done, what is in work first; ends with Ctrl-C."""
+    order = ("running", "queued", "failed", "cancelled", "interrupted", "new", "done")
+    with Live(console=_console(), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            found = states(sweep.runs, runs_dir)
+            rows = sorted(found, key=lambda each: order.index(each.state))
+            live.update(Group(_summary(found), _table(rows)), refresh=True)
+            if all(each.state == "done" for each in found):
+                return
+            time.sleep(WATCH_EVERY_S)
+
+
+def _table(found: Sequence[State]) -> Table:
+    names = ("run", "state", "progress", "time", "left", "job", "device-h", "log")
+    table = Table(*names, box=None, header_style="bold")
+    for each in found:
+        known = each.total and each.state != "done"
+        progress = f"{each.done}/{each.total} {each.note}" if known else each.note
+        table.add_row(
+            each.name,
+            _coloured(each.state),
+            escape(progress),
+            duration(each.spent_s) if each.spent_s else "",
+            "" if each.state == "done" else duration(each.left_s),
+            each.job,
+            f"{each.device_s / 3600:.2f}" if each.device_s else "",
+            _shown(each.log) if each.log else "",
+        )
+    return table
+
+
+def _summary(found: Sequence[State]) -> str:
+    counts = {state: sum(each.state == state for each in found) for state in STATES}
+    hours = sum(each.device_s for each in found) / 3600
+    text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return f"{text}; {hours:.2f} device-hours so far"
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _console() -> Console:

@@ -192,7 +192,7 @@ def _ended(given: _Given, entry: Listed | None, folder: RunFolder) -> list[Event
 
 def _cancelled(given: _Given, entry: Listed | None, folder: RunFolder) -> Event:
     """By Slurm, because a job it waits for did not end well, or by somebody."""
-    never = entry is not None and entry.reason == "DependencyNeverSatisfied"
-    if never or (entry is None and not all(need.done for need in folder.needs.values())):
+    waited = not all(need.done for need in folder.needs.values())
+    if entry.withdrawn if entry else waited:
         return Event("withdrawn", given.job)
     return Event("cancelled", given.job, f"Slurm job {given.id} was cancelled (scancel)")

@@ -47,6 +47,11 @@ class Listed:
         """Whether it runs or may still run."""
         return self.state in _LIVE
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether Slurm itself has cancelled it, since a job it waits for did not end well."""
+        return self.state == "CANCELLED" and self.reason == "DependencyNeverSatisfied"
+
     def __str__(self) -> str:
         reason = f" ({self.reason})" if self.state == "PENDING" and self.reason != "None" else ""
         return f"{self.state.lower()}{reason}"
