@@ -36,7 +36,7 @@ class Resources:
     qos: str = ""
     constraint: str = ""
     cpus_per_task: int = 1
-    mem_gb: float = 0
+    mem_gb: float = 0.0
     timeout_min: int = 60
     signal_s: int = 120
     restarts: int = 50
@@ -57,7 +57,7 @@ class Resources:
             kind = type(getattr(cls(), key))
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
-                raise ValueError(f"launch.slurm.{key}: {value!r} is not a {kind.__name__}")
+                raise ValueError(f"launch.slurm.{key}: {value!r} is not of type {kind.__name__}")
         return cls(**settings)
 
     def parameters(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
