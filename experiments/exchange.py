@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments import sidecar
-from experiments.networks import network_folder
+from experiments.networks import network_folder, numbers_of
 from experiments.wan_names import (
     Weights,
     check_fits,
@@ -34,7 +34,7 @@ from experiments.wan_names import (
     to_published,
     unwrapped,
 )
-from lightning_modules.networks.wan_folder import read_config, weight_files
+from lightning_modules.networks.wan_folder import weight_files
 
 log = logging.getLogger(__name__)
 KEPT = ("ema", "raw", "critic")
@@ -63,7 +63,7 @@ def import_checkpoint(
     chosen, weights = _choose(found, which, file)
     try:
         named = to_diffusers(unwrapped(weights))
-        numbers = _numbers(config) if config else config_of(named)
+        numbers = numbers_of(config) if config else config_of(named)
         check_fits(named, numbers)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -88,7 +88,7 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
     """
     _require_free(folder)
     source = network_folder(where)
-    files, numbers = weight_files(source), _numbers(source)
+    files, numbers = weight_files(source), numbers_of(source)
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
         check_fits(weights, numbers)
@@ -148,11 +148,6 @@ def _choose(
 
 def _all_tensors(found: Mapping[str, Any]) -> bool:
     return bool(found) and all(isinstance(value, Tensor) for value in found.values())
-
-
-def _numbers(folder: Path) -> dict[str, Any]:
-    """The constructor's arguments in a config.json."""
-    return {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
 
 
 def _save(weights: Weights, numbers: Mapping[str, Any], folder: Path) -> None:

@@ -21,12 +21,20 @@ from datamodules.video import VideoDataModule
 from experiments.bind import bind, parameters_of
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
+from experiments.generation import check_precision, require_autoencoder
 from experiments.hardware import Launch, launch_of, parts_of, prepare
 from experiments.layers import nearest
-from experiments.networks import ROLES, check_network, fresh_network, load_network
+from experiments.memory_check import before_fit
+from experiments.networks import (
+    ROLES,
+    check_network,
+    fresh_network,
+    load_network,
+)
 from experiments.strategies import check_strategy, parallel, spread
 from lightning_modules import STAGES
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.precision import to_bfloat16
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -40,7 +48,8 @@ class Training:
         steps: optimizer steps, of all networks together; 0 hands the student on as it is.
         batch: clips per step, over all devices and all parts in which a device takes its share.
         clip_gradient: norm at which gradients are clipped, per step.
-        precision: Lightning's, such as ``32-true`` or ``bf16-mixed``; weights stay fp32.
+        precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would round the weights
+            themselves, and updates of 2e-6 with them.
         ema_decay: hand on an average of the student that decays so; 0 hands on the student itself.
         ema_start: student updates before the average begins.
     """
@@ -51,6 +60,9 @@ class Training:
     precision: str
     ema_decay: float
     ema_start: int
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, "fit")
 
 
 def check(recipe: dict[str, Any]) -> None:
@@ -71,7 +83,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     Raises:
         ValueError: data, networks and settings that do not fit each other, named with their cure.
     """
-    prepare(recipe)
+    device = prepare(recipe)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
     kind = _stage_class(recipe)
     launch = spread(kind, launch_of(recipe))
@@ -85,7 +97,11 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         workers=launch.workers,
         fields=list(kind.fields),
     )
+    if training.steps:
+        half = training.precision == "bf16-mixed"
+        before_fit(folder, data, launch, half, training.ema_decay > 0, device)
     module = _build(kind, recipe, folder, data)
+    _spare_memory(module, launch, training)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
     if training.steps and not _train(module, data, folder, launch, training, ema):
         return  # the first process hands on
@@ -131,6 +147,7 @@ def _build(
     for role in ROLES:
         if role in recipe["needs"]:
             given[role] = load_network(folder.need(role))
+            require_autoencoder(role, folder.need(role), data.shards)
     if "network" in recipe:
         given["student"] = fresh_network(recipe["network"], recipe["seed"])
     for role, network in given.items():
@@ -162,6 +179,15 @@ def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> No
                 f"{data.shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
                 f" for {wanted}; curate with the encoders the {role} was trained with"
             )
+
+
+def _spare_memory(module: LightningModule, launch: Launch, training: Training) -> None:
+    """Settings that change what is kept, and no result."""
+    for role, network in module.networks().items():
+        if role == "teacher" and training.precision == "bf16-mixed":
+            to_bfloat16(network)
+        elif role in ("student", "critic"):
+            network.gradient_checkpointing = launch.gradient_checkpointing
 
 
 def _train(

@@ -1,5 +1,6 @@
 """Networks for the verbs: fresh ones from numbers, others from a run or a folder."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from experiments.bind import bind
+from experiments.folder import RunFolder
+from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.wan_folder import load_part, locate, read_config
 
 ROLES = ("student", "teacher", "critic")
@@ -75,6 +78,29 @@ def network_folder(where: str | Path) -> Path:
         " there; give a run that trained a network, clips of a closed-form world, or a Wan2.1"
         " folder in diffusers format"
     )
+
+
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """The constructor's arguments of a network, as its config.json has them."""
+    return {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
+
+
+def autoencoder_id(where: str | Path) -> str | None:
+    """The autoencoder of a network's latents: its pipeline's own, or that of its run's data.
+
+    None where neither is known.
+    """
+    home = locate(where, "transformer")
+    if (home / "vae" / "config.json").is_file():
+        return WanVAE(home).id
+    if not (home / "recipe.yaml").is_file():
+        return None
+    run = RunFolder(home)
+    data = run.need("data") if "data" in run.recipe["needs"] else home  # a law lies in its data
+    manifest = data / "shards" / "manifest.json"
+    if not manifest.is_file():
+        return None
+    return json.loads(manifest.read_text()).get("autoencoder", {}).get("id")
 
 
 def _read(folder: Path) -> nn.Module:

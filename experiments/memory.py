@@ -1,0 +1,196 @@
+"""How much memory a verb needs, counted from configs and told before anything is loaded.
+
+What follows from shapes is exact: weights, gradients, optimizer, averages, KV caches. Marked ``~``
+is what was measured per token on small networks (tests/test_memory.py measures it again). Not
+counted: CUDA's own gigabyte, fragmentation, and encoders, which work in other verbs.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import psutil
+import torch
+
+from experiments.networks import empty_network
+from lightning_modules.networks.precision import to_bfloat16
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+BESIDE_CLEAN = ("TeacherForcing", "CausalODE", "CausalCD", "CausalDMD")
+"""Stages whose student sees a clip twice in one pass: noisy, and clean as its own past."""
+FOLLOWED = ("CausalCD",)
+"""Stages that keep a copy of the student of their own."""
+ROLLED_OUT = ("AsymmetricDMD",)
+"""Stages whose student generates, with gradient, beside a cache."""
+FULL, HALF = 4, 2  # bytes of a value in float32, in bfloat16
+SAVED = {FULL: (84.0, 8.0), HALF: (75.0, 4.0)}
+"""Bytes that a layer saves for backward, per token and channel of its width and of its ffn."""
+SAVED_TEXT = 12  # and per token of the prompt and channel of its width
+
+
+@dataclass(frozen=True)
+class Item:
+    """One use of memory, in bytes."""
+
+    what: str
+    bytes: float
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Load:
+    """A network at work on one device.
+
+    Args:
+        config: of the network: the constructor's arguments.
+        clip_shape: ``[F, C, H, W]``.
+        batch: clips at once.
+        text: tokens of a prompt.
+        value: bytes of an activation, `FULL` or `HALF`.
+    """
+
+    config: Mapping[str, Any]
+    clip_shape: Sequence[int]
+    batch: int
+    text: int
+    value: int
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many weights the network has."""
+        return sum(weight.numel() for weight in empty_network(self.config).parameters())
+
+    @cached_property
+    def frozen(self) -> int:
+        """Bytes of the weights of a network that is only asked: what autocast rounds is rounded."""
+        network = empty_network(self.config)
+        if self.value == HALF:
+            to_bfloat16(network)
+        return sum(weight.numel() * weight.element_size() for weight in network.parameters())
+
+    @property
+    def width(self) -> int:
+        return self.config["num_attention_heads"] * self.config["attention_head_dim"]
+
+    @property
+    def layers(self) -> int:
+        return self.config["num_layers"]
+
+    def tokens(self, frames: int) -> int:
+        """Of so many frames of the whole batch."""
+        _, high, wide = self.config.get("patch_size", (1, 2, 2))
+        _, _, height, width = self.clip_shape
+        return self.batch * frames * (height // high) * (width // wide)
+
+    def keys_and_values(self, frames: int, text: int = 0) -> int:
+        """Bytes in all layers, of frames and of a prompt."""
+        tokens = self.tokens(frames) + self.batch * text
+        return 2 * self.layers * tokens * self.width * self.value
+
+    def layer(self, frames: int) -> float:
+        """Bytes that one layer makes: what it saves for backward, or holds while it runs."""
+        of_width, of_ffn = SAVED[self.value]
+        per_token = of_width * self.width + of_ffn * self.config["ffn_dim"]
+        return self.tokens(frames) * per_token + self.batch * self.text * SAVED_TEXT * self.width
+
+    def saved(self, frames: int, checkpointing: bool) -> float:
+        """Bytes kept for the backward pass of so many frames."""
+        if not checkpointing:
+            return self.layers * self.layer(frames)
+        inputs = self.tokens(frames) * self.value + self.batch * self.text * SAVED_TEXT
+        return self.layers * inputs * self.width + self.layer(frames)
+
+
+def of_fit(
+    stage: str,
+    loads: Mapping[str, Load],
+    block_sizes: Sequence[int],
+    *,
+    average: bool,
+    checkpointing: bool,
+) -> list[Item]:
+    """Memory of a training step on one device, nothing sharded.
+
+    Args:
+        stage: its class.
+        loads: by role; all but the ``teacher`` are trained, one at a time.
+        block_sizes: frames of each block.
+        average: whether one of the student is kept for the hand-off.
+        checkpointing: ``launch.gradient_checkpointing``.
+    """
+    trained = {role: load for role, load in loads.items() if role != "teacher"}
+    counts, student = [load.parameters for load in trained.values()], loads["student"]
+    half, copies = student.value == HALF, average + (stage in FOLLOWED)
+    frames = sum(block_sizes) * (2 if stage in BESIDE_CLEAN else 1)
+    items = [
+        Item(f"weights of {' and '.join(trained)}, float32", FULL * sum(counts)),
+        Item("their gradients, one network at a time", FULL * max(counts)),
+        Item("AdamW: two moments of each weight", 2 * FULL * sum(counts)),
+        Item("averages of the student, float32", copies * FULL * student.parameters),
+        Item("weights rounded by autocast, bfloat16", HALF * max(counts) * half),
+    ]
+    if teacher := loads.get("teacher"):
+        dtype = "bfloat16" if half else "float32"
+        items.append(Item(f"weights of teacher, {dtype}", teacher.frozen))
+    if stage in ROLLED_OUT:
+        items.append(Item("KV cache", student.keys_and_values(frames, student.text)))
+        pasts = sum(sum(block_sizes[:number]) for number in range(len(block_sizes)))
+        items.append(Item("pasts kept by each block's graph", student.keys_and_values(pasts)))
+    saved = max(load.saved(frames, checkpointing) for load in trained.values())
+    running = max(load.layer(frames) for load in loads.values())
+    items.append(Item("activations for the backward pass", saved, False))
+    items.append(Item("one layer at work", running, False))
+    return [item for item in items if item.bytes]
+
+
+def loading(loads: Mapping[str, Load]) -> list[Item]:
+    """Memory of the host while networks are read: all of them, in float32."""
+    return [Item(f"{role}, as it is read", FULL * load.parameters) for role, load in loads.items()]
+
+
+def of_rollout(load: Load, frames: int, cached: int, guided: bool) -> list[Item]:
+    """Memory of generating clips, without gradient.
+
+    Args:
+        frames: that pass the network at once: a block, or the clip.
+        cached: frames whose keys and values are held; 0: no cache.
+        guided: with a second branch, which has its own cache.
+    """
+    items = [Item("weights", load.frozen)]
+    if cached:
+        held = load.keys_and_values(cached, load.text)
+        items.append(Item("KV cache", (1 + guided) * held))
+    return [*items, Item("one layer at work", load.layer(frames), False)]
+
+
+def require(items: Sequence[Item], device: torch.device, enforce: bool) -> None:
+    """Tell what will be needed, and refuse what cannot fit.
+
+    Args:
+        enforce: ``launch.check_memory``; false only tells.
+
+    Raises:
+        ValueError: with every number, where less is free.
+    """
+    free, where = _free(device)
+    needed = sum(item.bytes for item in items)
+    lines = [f"{i.bytes / GIB:10.2f} GiB {' ' if i.exact else '~'} {i.what}" for i in items]
+    lines.append(f"{needed / GIB:10.2f} GiB   in all; {free / GIB:.2f} GiB are free on {where}")
+    table = "\n".join(lines)
+    if enforce and needed > free:
+        raise ValueError(
+            f"this does not fit into memory:\n{table}\nlower the batch (launch.batch_per_device,"
+            " sample.batch, pairs.batch), set launch.gradient_checkpointing=true, or use a larger"
+            " device; launch.check_memory=false tries it all the same"
+        )
+    log.info("memory (~ estimated):\n%s", table)
+
+
+def _free(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
+    return psutil.virtual_memory().available, "this machine"
