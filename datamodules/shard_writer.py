@@ -112,9 +112,13 @@ class ShardSet:
         replace_file(
             self.folder / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False).encode()
         )
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a complete set does not need."""
         for path in self.folder.iterdir():
             if _SCAFFOLD.fullmatch(path.name):
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def unseal(self) -> None:
         """Take a complete set apart into the notes that it was made of."""

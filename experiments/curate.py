@@ -10,6 +10,8 @@ join from other machines that see the run folder, by
 
 in an array of jobs, say: each makes tars that nobody else is making, until none is left. The set is
 completed by ``python -m experiments curate <run folder>``, which also does all that is not done.
+Whether claims are seen by other machines depends on the file system (NFS 4 and Lustre mounted with
+``flock`` do); where they are not, work is done twice, and the set is the same.
 """
 
 import argparse
@@ -45,9 +47,10 @@ def check(recipe: dict[str, Any]) -> None:
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Write ``folder/shards`` as ``recipe["curate"]`` says; go on where it was interrupted."""
-    work = _plan(recipe, folder)
+    maker = ShardMaker(_plan(recipe, folder), folder)
     with _helpers(folder, _devices(launch_of(recipe))[1:]):
-        ShardMaker(work, folder).finish()
+        maker.make_all()
+    maker.complete()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

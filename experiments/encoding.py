@@ -57,8 +57,8 @@ class WanEncoders:
         }
 
     def negative(self) -> np.ndarray:
-        """Wan's fixed negative prompt, float16 [L, D]."""
-        return next(self.texts([WAN_NEGATIVE_PROMPT]))
+        """Wan's fixed negative prompt, float32 [L, D]."""
+        return self.text.encode([WAN_NEGATIVE_PROMPT])[0].cpu().numpy()
 
     def pixels_of(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
         """Frames, height and width of the video behind latents [F, C, h, w].

@@ -32,7 +32,8 @@ from experiments.folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
-SAY_EVERY_S = 10.0
+TELL_EVERY_S = 0.5  # to whoever watches
+SAY_EVERY_S = 10.0  # in the log
 
 Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
 
@@ -70,6 +71,10 @@ class Work:
         """The items of one tar."""
         return self.items[number * self.items_per_shard : (number + 1) * self.items_per_shard]
 
+    def count_of(self, number: int) -> int:
+        """How many items one tar is made of."""
+        return min(self.items_per_shard, len(self.items) - number * self.items_per_shard)
+
     @property
     def shards(self) -> int:
         """How many tars there are to make."""
@@ -89,7 +94,8 @@ class ShardMaker:
         self._set = ShardSet(folder.path / "shards", work.kind, work.about)
         self._notes: dict[int, Note] = {}
         self._look()
-        self._before, self._started, self._said = self._done(), time.monotonic(), 0.0
+        self._before, self._started = self._done(), time.monotonic()
+        self._told = self._said = self._started
         if self._before:
             log.info("going on after %d of %d", self._before, len(work.items))
 
@@ -99,22 +105,26 @@ class ShardMaker:
         for number in range(self._work.shards):
             if self._set.complete:
                 break
-            if number in self._notes:
+            if self._look_at(number):
                 continue
             with self._claimed(number) as mine:
-                if mine and not self._look_at(number):
+                if mine and not self._set.complete and not self._look_at(number):
                     self._make(number)
                     made += 1
         return made
 
-    def finish(self) -> None:
-        """Make or await all tars, then complete the set and say what was refused."""
+    def make_all(self) -> None:
+        """Return when all tars are finished, made here or elsewhere."""
         while not self._set.complete and len(self._notes) < self._work.shards:
             if not self.help():
                 time.sleep(POLL_S)
             self._look()
             self._say()
+
+    def complete(self) -> None:
+        """Make the finished tars a set, and say what was refused."""
         if self._set.complete:
+            self._set.tidy()
             return
         notes = [self._notes[number] for number in range(self._work.shards)]
         later = [Refusal(**remark) for note in notes for remark in note["remarks"]]
@@ -124,6 +134,7 @@ class ShardMaker:
         about = {"candidates": len(self._work.items), "refused": counts}
         self._set.seal(notes, self._work.negative(), about)
         count = sum(note["shard"]["count"] for note in notes)
+        self._folder.progress(len(self._work.items), len(self._work.items), self._work.kind)
         self._folder.record({"counters": {self._work.kind: count, "refused": len(refused)}})
         log.info("%d %s; refused: %s", count, self._work.kind, counted(refused))
 
@@ -155,28 +166,33 @@ class ShardMaker:
 
     def _look(self) -> None:
         for number in range(self._work.shards):
-            if number not in self._notes:
-                self._look_at(number)
+            self._look_at(number)
 
     def _look_at(self, number: int) -> bool:
-        note = self._set.finished(number)
-        if note is not None:
-            self._notes[number] = note
-        return note is not None
+        """Whether a tar is finished."""
+        if number not in self._notes:
+            note = self._set.finished(number)
+            if note is not None:
+                self._notes[number] = note
+        return number in self._notes
 
     def _done(self) -> int:
-        return sum(len(self._work.items_of(number)) for number in self._notes)
+        return sum(map(self._work.count_of, self._notes))
 
     def _say(self, more: int = 0) -> None:
-        """How far it is and how long it will take at the rate so far."""
+        """How far it is and how long it will take at the rate so far; called as often as may be."""
+        now = time.monotonic()
+        if now - self._told < TELL_EVERY_S:
+            return
+        self._told = now
         done, total = self._done() + more, len(self._work.items)
-        elapsed = time.monotonic() - self._started
         made = done - self._before
-        left = f", {_clock(elapsed * (total - done) / made)} to go" if made else ""
-        self._folder.progress(done, total, f"{self._work.kind}{left}")
-        if elapsed - self._said > SAY_EVERY_S:
-            self._said = elapsed
-            log.info("%d of %d %s%s", done, total, self._work.kind, left)
+        seconds = (now - self._started) * (total - done) / max(made, 1)
+        note = f"{self._work.kind}, {_clock(seconds)} to go" if made else self._work.kind
+        self._folder.progress(done, total, note)
+        if now - self._said > SAY_EVERY_S:
+            self._said = now
+            log.info("%d of %d %s", done, total, note)
 
     def _write_refused(self, refused: Sequence[Refusal]) -> None:
         text = io.StringIO()
