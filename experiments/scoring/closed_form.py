@@ -25,7 +25,7 @@ from experiments.metrics.closed_form import (  # noqa: F401  they register their
     samples,
     students,
 )
-from experiments.metrics.closed_form.view import Clips, View
+from experiments.metrics.closed_form.view import Clips, View, offered
 from experiments.metrics.registry import measure, selected
 from experiments.networks import load_network
 from lightning_modules.networks.closed_form import ClosedForm
@@ -44,7 +44,7 @@ def check(recipe: dict[str, Any]) -> None:
         raise ValueError(
             f"needs.reference is missing: {judged[0]} is judged beside held-out clips of the law"
         )
-    selected(settings["metrics"], ["law", *judged])
+    selected(settings["metrics"], offered(judged))
     same = needs.get("samples") is not None and needs["samples"] == needs["reference"]
     if same and settings["first"] < settings["reference_clips"]:
         raise ValueError(

@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from sweeps.figures import COLOURS, INK, canvas
-from sweeps.theory.numbers import TheoryNumbers
+from sweeps.theory.numbers import INITS, TheoryNumbers
 from sweeps.theory.panels import band, finished, line, turns
 
-INITS = {
-    "self_forcing_ode": "SF-ODE",
-    "ar_diffusion": "AR diffusion",
-    "causal_ode": "causal ODE",
-    "causal_dmd": "causal DMD",
-    "causal_cd": "causal CD",
-}
 STEPS = (1, 2, 4)
 WORLDS = {"switching": "switching world", "gaussian": "Gaussian world"}
 

@@ -26,6 +26,13 @@ from sweeps.graph import Sweep
 from sweeps.results import Score, ScoreRun, read_score_run
 
 PREFIX = "theory_"
+INITS = {
+    "self_forcing_ode": "SF-ODE",
+    "ar_diffusion": "AR diffusion",
+    "causal_ode": "causal ODE",
+    "causal_dmd": "causal DMD",
+    "causal_cd": "causal CD",
+}
 
 
 @dataclass(frozen=True)
@@ -151,5 +158,4 @@ def number(value: float, digits: int = 3) -> str:
     """In so many significant digits, tiny ones as powers of ten."""
     if value and abs(value) < 5e-5:
         return f"{value:.0e}"
-    text = f"{value:.{digits}g}"
-    return f"{value:.4f}" if "e" in text else text
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

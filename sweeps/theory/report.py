@@ -108,11 +108,9 @@ def page(
 
 
 def _statement_rows(verdicts: Sequence[Verdict]) -> list[str]:
-    head = (
-        "| statement | in the paper | ours | comparisons | deciding comparison (positive: for it) |"
-    )
+    head = ["statement", "in the paper", "ours", "comparisons", "deciding (positive: for it)"]
     rows = [_row([v.sentence, v.where, badge(v), tally(v), margin_text(v)]) for v in verdicts]
-    return [f"| {' | '.join(head)} |", "|---|---|---|---|---|", *rows]
+    return [_row(head), "|---|---|---|---|---|", *rows]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sweeps.claims import NOT_RUN, Answer, Verdict, combine, verdict_of
-from sweeps.theory.numbers import TheoryNumbers, number, shown
+from sweeps.theory.numbers import INITS, TheoryNumbers, number, shown
 
 FILE = Path(__file__).with_name("statements.yaml")
 KEYS = {"greater", "than", "times"}
+NAMES = INITS | {"law": "the law", "real": "real", "true": "with the pair", "false": "without"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,12 @@ def _side(side: str | float, numbers: TheoryNumbers) -> str:
 def name_of(address: str) -> tuple[str, str]:
     """What an address is called in a sentence: the cell, and the metric after its number."""
     world, cell, run, metric = address.split("/")
-    who = {"facts": "law", "floor": "real"}.get(run, cell)
+    who, *rest = cell.split("-")
+    who = NAMES.get(who, who)
+    counted = "steps" if world == "switching" else "intervals"
+    rest = [f"{word} {counted}" if word.isdigit() else word for word in rest]
     stage = " after Stage 3" if run == "after" else ""
-    return f"{world}, {who}{stage}:", f" ({metric.removeprefix('law.')})"
+    return f"{world}: {', '.join([who, *rest])}{stage}", f" ({metric.removeprefix('law.')})"
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:

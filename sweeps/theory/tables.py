@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps.theory.figures import INITS, STEPS
-from sweeps.theory.numbers import TheoryNumbers, shown
+from sweeps.theory.figures import STEPS
+from sweeps.theory.numbers import INITS, TheoryNumbers, shown
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _students(numbers: TheoryNumbers) -> TextTable:
     columns = {
         "RMSE to the flow map": "before/law.flow_map",
         "of it from pure noise": "before/law.flow_map:from_noise",
-        "Gaussian world": None,
+        "Gaussian world": "gaussian",
         "conditional variance / law's": "before/law.next.variance",
         "rise with history shift": "before/law.history",
         "rise after Stage 3": "after/law.history",
@@ -69,8 +69,9 @@ def _students(numbers: TheoryNumbers) -> TextTable:
     for init, label in INITS.items():
         row = [label]
         for address in columns.values():
-            gaussian = f"gaussian/{init}/before/law.flow_map"
-            place = gaussian if address is None else f"switching/{init}/{address}"
+            place = f"switching/{init}/{address}"
+            if address == "gaussian":
+                place = f"gaussian/{init}/before/law.flow_map"
             known = place.rpartition("/")[0] in numbers.runs
             row.append(shown(numbers.margin(place)) if known else "-")
         rows.append(row)

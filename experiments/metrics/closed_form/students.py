@@ -22,7 +22,7 @@ TIMES = 8  # noise levels looked at, evenly spread over the grid
 def flow_map(view: View) -> Measurement:
     """Over held-out clips at the grid's noise levels, every frame beside its true past."""
     times = view.grid[:-1][:: max(1, view.intervals // TIMES)]
-    noise = view.noise(view.reference.latents, "flow_map")
+    noise = view.even_noise(view.reference.latents, "flow_map")
     squares = torch.stack([_flow_map_squares(view, noise, t) for t in times])  # [T, N, F]
     per_clip = squares.mean(dim=(0, 2)).numpy()
     low, high = np.sqrt(bootstrap_interval(per_clip, view.seed))
@@ -44,7 +44,7 @@ def causal_residual(view: View) -> Measurement:
     """Mean square between the student's answer to pure noise beside the true past and the end of
     the AR teacher's ODE from that noise.
     """
-    clips, noise = view.reference, view.noise(view.reference.latents, "residual")
+    clips, noise = view.reference, view.even_noise(view.reference.latents, "residual")
     v = view.beside_past(view.student, clips)(noise, torch.ones(()))
     exact = view.flow_map(noise, torch.ones(noise.shape[:2]), clips)
     return _residual((noise - v).flatten(2), exact, view.seed)
@@ -53,7 +53,7 @@ def causal_residual(view: View) -> Measurement:
 @of_student("law.residual.bidirectional", "residual, bidirectional ODE")
 def bidirectional_residual(view: View) -> Measurement:
     """The same of the bidirectional teacher's ODE, with SF-ODE's past: as noisy as the frame."""
-    clips, noise = view.reference, view.noise(view.reference.latents, "residual")
+    clips, noise = view.reference, view.even_noise(view.reference.latents, "residual")
     level = torch.ones(noise.shape[:2])
     v = forcing.diffusion_forcing(view.student, noise, level, clips.text, view.sizes)
     end = view.bidirectional_end(noise, clips.text)

@@ -4,7 +4,7 @@ Frames are vectors: clips are float64 `[N, F, d]`. Networks speak latents `[N, F
 translates. Chance comes from one generator a metric, so that no metric moves another's numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from zlib import crc32
@@ -21,8 +21,10 @@ from lightning_modules.diffusion.rollout import solve
 from lightning_modules.networks.closed_form import ClosedForm
 
 RUNGE_KUTTA_STEPS = 24  # of fourth order leave an error far below any that is measured
-of_law = partial(metric, scope="set", unit="", higher_is_better=None, needs=("law",), kind="exact")
-"""Registers a fact of the law."""
+of_law = partial(
+    metric, scope="set", unit="", higher_is_better=None, needs=("law_alone",), kind="exact"
+)
+"""Registers a fact of the law; asked where nothing else is judged, so that it is measured once."""
 of_samples = partial(
     metric, scope="set", unit="", higher_is_better=False, needs=("law", "samples"), kind="exact"
 )
@@ -102,7 +104,7 @@ class View:
     def offers(self) -> tuple[str, ...]:
         """What metrics may need of this view."""
         there = {"samples": self.samples, "student": self.student}
-        return ("law", *(name for name, value in there.items() if value is not None))
+        return offered([name for name, value in there.items() if value is not None])
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -127,6 +129,14 @@ class View:
     def noise(self, like: Tensor, purpose: str) -> Tensor:
         """Standard normal noise of a shape, fp32."""
         return torch.randn(like.shape, generator=self.generator(purpose))
+
+    def even_noise(self, like: Tensor, purpose: str) -> Tensor:
+        """The same, spread evenly (scrambled Sobol points): means over few clips are near exact."""
+        points = torch.quasirandom.SobolEngine(
+            like[0].numel(), scramble=True, seed=crc32(f"{self.seed}/{purpose}".encode())
+        )
+        uniform = points.draw(len(like), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        return torch.special.ndtri(uniform).view_as(like).float()
 
     def latents(self, vectors: Tensor) -> Tensor:
         """`[N, F, d]` -> latents fp32 of height 1, which the law takes as well as any."""
@@ -158,6 +168,11 @@ class View:
         """Latents at the end of the law's bidirectional ODE."""
         v = forcing.bidirectional_ode(self.network, text, torch.zeros_like(text[0]), 1.0)
         return solve(v, noise, ENDS, solver="heun")[0]
+
+
+def offered(judged: Sequence[str]) -> tuple[str, ...]:
+    """What a view of a law can be asked for when so much is `judged` beside it."""
+    return ("law", *judged) if judged else ("law", "law_alone")
 
 
 def root_mean_square(difference: Tensor) -> float:
