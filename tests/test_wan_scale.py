@@ -1,0 +1,241 @@
+"""The Wan scales: the paper's numbers as they must be, a scale on top of another, and refusals."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from minimal import network
+
+from datamodules.shards import ShardWriter, open_shards
+from experiments import generation
+from experiments.clip_files import clip_file, write_mp4
+from experiments.layers import flatten
+from experiments.recipe import Library, load_scale, resolve
+from experiments.scoring import vbench
+from sweeps.graph import load_sweep
+
+ROOT = Path(__file__).parent.parent
+INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
+PUBLISHED = {  # recipe -> what Appendix A of the design notes and the paper say
+    "stage1_teacher_forcing": {
+        "fit.steps": 20_000, "fit.batch": 64, "fit.ema_decay": 0.0, "fit.clip_gradient": 10.0,
+        "fit.precision": "bf16-mixed", "stage.learning_rate": 2e-6, "stage.betas": [0.0, 0.999],
+        "stage.weight_decay": 0.01, "stage.shift": 5.0, "stage.guidance": 3.0,
+        "stage.text_dropout": 0.0, "stage.clip_shape": [21, 16, 60, 104],
+    },
+    "stage2_causal_ode": {
+        "fit.steps": 5_000, "fit.batch": 64, "stage.learning_rate": 2e-6,
+        "stage.betas": [0.9, 0.999], "fit.ema_decay": 0.0,
+    },
+    "stage2_self_forcing_ode": {"fit.steps": 5_000, "stage.betas": [0.9, 0.999]},
+    "stage2_causal_cd": {
+        "fit.steps": 5_000, "stage.betas": [0.0, 0.999], "stage.intervals": 48,
+        "stage.guidance": 3.0, "stage.decay": 0.99, "stage.learning_rate": 2e-6,
+    },
+    "stage3_asymmetric_dmd": {
+        "stage.learning_rate": 2e-6, "stage.critic_learning_rate": 4e-7, "stage.guidance": 4.0,
+        "stage.critic_steps": 5, "stage.first_few_steps": 4, "stage.betas": [0.0, 0.999],
+        "fit.ema_decay": 0.99, "fit.batch": 64, "fit.clip_gradient": 10.0,
+    },
+    "causal_pairs": {
+        "pairs.count": 80_000, "pairs.intervals": 48, "pairs.few_steps": 4,
+        "pairs.guidance": 6.0, "pairs.shift": 5.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_the_published_numbers(recipe):
+    resolved = resolve(recipe, "wan1.3b").recipe
+    found = {}
+    for section in ("fit", "stage", "pairs"):
+        found |= flatten({section: resolved.get(section, {})})
+    assert {key: found[key] for key in PUBLISHED[recipe]} == PUBLISHED[recipe]
+
+
+@pytest.mark.parametrize("recipe", ["stage2_causal_dmd", "stage3_asymmetric_dmd"])
+def test_steps_of_dmd_are_counted_of_both_networks(recipe):
+    """The published counters tick with the critic: 1,000 of Stage 3 are 200 of the student."""
+    resolved = resolve(recipe, "wan1.3b").recipe
+    rounds = resolved["fit"]["steps"] / (1 + resolved["stage"]["critic_steps"])
+    published = 1_000 if recipe.startswith("stage3") else 5_000
+    assert rounds == published / 5
+    assert resolved["fit"]["ema_start"] == 200 / 5
+
+
+def test_weights_are_given_and_each_score_has_its_size():
+    needs = resolve("stage3_asymmetric_dmd", "wan1.3b").recipe["needs"]
+    assert needs["teacher"].endswith("14B-Diffusers") and needs["critic"].endswith("1.3B-Diffusers")
+    needs = resolve("stage3_asymmetric_dmd", "wan14b").recipe["needs"]
+    assert needs["teacher"].endswith("14B-Diffusers") and needs["critic"].endswith("14B-Diffusers")
+    elsewhere = resolve("stage1_teacher_forcing", "wan1.3b", {"wan": "/weights/mine"})
+    assert elsewhere.recipe["needs"]["student"] == "/weights/mine"
+    assert elsewhere.needs["data"].recipe["needs"]["wan"] == "/weights/mine"
+
+
+def test_chunkwise_reaches_pairs_and_students():
+    run = resolve("stage2_causal_ode", "wan1.3b", {"blocks": "chunkwise"})
+    blocks = {name: each.recipe for name, each in run.closure().items()}
+    assert run.recipe["stage"]["blocks"] == "chunkwise"
+    assert all(
+        recipe["pairs"]["blocks"] == "chunkwise"
+        for name, recipe in blocks.items()
+        if name.startswith("causal_pairs")
+    )
+
+
+def test_the_table_is_planned_without_weights_or_gpu(tmp_path):
+    """In an empty folder, without torch, in a blink: nothing is opened."""
+    words = [sys.executable, "-X", "importtime", "-m", "sweeps", "plan", "ablation"]
+    done = subprocess.run(
+        [*words, "--scale", "wan1.3b", "--runs", str(tmp_path)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "numpy", "lightning", "diffusers"} & imported
+    assert "18 cells" in done.stdout and "362:30:00" in done.stdout, "CD: 2,900 h on 8 devices"
+
+
+def test_no_run_of_the_table_needs_the_tiny_world():
+    names = {name.rpartition("-")[0] for name in load_sweep("ablation", "wan1.3b").runs}
+    assert names == {
+        "openvid_clips", "vidprom_prompts", "vbench_prompts", "causal_pairs", "bidirectional_pairs",
+        "stage1_teacher_forcing", "stage3_asymmetric_dmd", "sample", "score",
+        *(f"stage2_{init}" for init in INITS),
+    }  # fmt: skip
+
+
+# -- a scale on top of another -------------------------------------------------------------------
+
+
+def scales(folder: Path, **texts: str) -> Path:
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_scale_says_only_what_differs(tmp_path):
+    base = "wan: a/b\nstages: {one: {steps: 1, batch: 2}}\nclips: {recipe: r, x: 1}\n"
+    mine = "extends: base\nstages: {one: {steps: 7}}\nclips: {folder: d/e}\n"
+    folder = scales(tmp_path / "s", base=base, mine=mine, more="extends: mine\nwan: c/d\n")
+    assert load_scale(folder, "more") == {
+        "wan": "c/d", "stages": {"one": {"steps": 7, "batch": 2}}, "clips": {"folder": "d/e"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: base\nwna: x\n", "unknown key 'wna'.*base.yaml.*did you mean 'wan'"),
+        ("extends: mine\n", "extend each other in a circle"),
+        ("extends: bse\n", "there is no 'bse'; did you mean 'base'"),
+    ],
+)
+def test_a_scale_that_extends_wrongly(tmp_path, text, message):
+    folder = scales(tmp_path / "s", base="wan: a/b\n", mine=text)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
+        resolve("stage1_teacher_forcing", "mine", library=Library(scales=folder))
+
+
+# -- what does not belong together ---------------------------------------------------------------
+
+
+def shard_set(folder: Path, **about) -> Path:
+    with ShardWriter(folder / "shards", "prompts", about=about) as writer:
+        writer.write("one", {"text": np.zeros((2, 3), np.float32)}, {"caption": "a prompt"})
+    return folder
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "text_encoder"])
+def test_sets_of_different_encoders(tmp_path, part):
+    made = {"autoencoder": {"id": "vae1"}, "text_encoder": {"id": "text1"}}
+    sets = {
+        "data": open_shards(shard_set(tmp_path / "a", **made) / "shards"),
+        "panel": open_shards(shard_set(tmp_path / "b", **made) / "shards"),
+        "older": open_shards(shard_set(tmp_path / "c") / "shards"),
+    }
+    generation.require_same_encoders(sets)
+    other = shard_set(tmp_path / "d", **(made | {part: {"id": "other"}}))
+    sets["panel"] = open_shards(other / "shards")
+    with pytest.raises(ValueError, match=f"d/shards/manifest.json .panel.: {part} other.*same Wan"):
+        generation.require_same_encoders(sets)
+
+
+def test_a_network_of_another_autoencoder(tmp_path, wan_folder):
+    shards = shard_set(tmp_path / "a", autoencoder={"id": "another"})
+    with pytest.raises(ValueError, match="autoencoder another, but the teacher .* curate with"):
+        generation.require_autoencoder("teacher", wan_folder, open_shards(shards / "shards"))
+
+
+def test_precision_of_what_is_only_asked(tmp_path):
+    net = network(1)
+    net.save_pretrained(tmp_path / "student")
+    device = torch.device("cpu")
+    half = generation.frozen(tmp_path, device, "bf16-mixed")
+    assert half.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert half.condition_embedder.time_proj.weight.dtype == torch.float32
+    x, t, text = torch.randn(1, 2, 4, 4, 4), torch.rand(1, 2), torch.randn(1, 3, 8)
+    with torch.no_grad(), generation.computing(device, "bf16-mixed"):
+        rounded, exact = (n(x, t, text, frames=torch.arange(2)) for n in (half, net))
+    assert torch.equal(rounded, exact) and rounded.dtype == torch.float32
+    with pytest.raises(ValueError, match="sample.precision: 'bf16' is none of"):
+        generation.check_precision("bf16", "sample")
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_a_clip_as_a_video(tmp_path):
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    video = np.broadcast_to(ramp, (5, 16, 32))[..., None]
+    path = clip_file(tmp_path, "key-1")
+    write_mp4(path, video, 16)
+    first = path.read_bytes()
+    write_mp4(path, video, 16)
+    assert path.read_bytes() == first and [p.name for p in path.parent.iterdir()] == ["key-1.mp4"]
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    assert len(frames) == 5 and np.abs(frames[2].astype(int) - video[2, ..., 0]).mean() < 4
+
+
+def test_a_video_that_fails_leaves_the_old_one(tmp_path):
+    path = clip_file(tmp_path, "key")
+    write_mp4(path, np.zeros((2, 16, 16, 3), np.uint8), 16)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="even sides, the clip is 15 x 16"):
+        write_mp4(path, np.zeros((2, 15, 16, 3), np.uint8), 16)
+    assert path.read_bytes() == before
+
+
+def test_names_for_vbench_are_whole_and_never_overwrite(tmp_path):
+    """Prompts that share their first hundred characters, and one that stands there twice."""
+    long = "a very long prompt " * 8
+    prompts = [long + "one", long + "two", "twice", "twice"]
+    with ShardWriter(tmp_path / "shards", "prompts", about={}) as writer:
+        for number, prompt in enumerate(prompts, 1):
+            info = {"caption": f"{prompt}, extended", "name": f"line-{number}"}
+            writer.write(f"k{number}", {"text": np.zeros((1, 1), np.float32)}, info)
+    shards = open_shards(tmp_path / "shards")
+    names = [entry.name for entry in vbench._entries(shards, tmp_path, prompts)]
+    assert names == [f"{long}one-0.mp4", f"{long}two-0.mp4", "twice-0.mp4", "twice-1.mp4"]
+    with pytest.raises(ValueError, match="has no line in all_dimension.txt"):
+        list(vbench._entries(shards, tmp_path, prompts[:2]))
+    with pytest.raises(ValueError, match="no file name"):
+        list(vbench._entries(shards, tmp_path, ["either/or"] * 4))
+    with pytest.raises(FileNotFoundError, match="put VBench's prompts"):
+        vbench._prompts(tmp_path)
+
+
+def test_a_damaged_video_is_named(tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="bad.mp4: does not decode.*sample again"):
+        vbench.read_gray(tmp_path / "bad.mp4")
+    with pytest.raises(FileNotFoundError, match="sampling.save=mp4"):
+        vbench.read_gray(tmp_path / "none.mp4")
