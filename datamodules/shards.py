@@ -43,7 +43,8 @@ from datamodules.members import (
     sha256,
     with_padding,
 )
-from datamodules.shard_writer import KINDS, VERSION, ShardWriter
+from datamodules.shard_set import KINDS, VERSION
+from datamodules.shard_writer import ShardWriter
 
 __all__ = ["KINDS", "ShardReader", "ShardWriter", "open_shards", "require"]
 

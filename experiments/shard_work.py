@@ -27,7 +27,7 @@ import numpy as np
 
 from datamodules.curation.refusal import Refusal, counted
 from datamodules.shard_file import Note
-from datamodules.shard_writer import ShardSet
+from datamodules.shard_set import ShardSet
 from experiments.folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)

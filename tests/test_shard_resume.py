@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.members import with_padding, without_padding
-from datamodules.shard_writer import ShardSet
+from datamodules.shard_set import ShardSet
 from datamodules.shards import ShardWriter, open_shards
 
 ABOUT = {"fps": 8, "betas": (0, 1)}

@@ -33,7 +33,6 @@ def check(settings: dict[str, Any]) -> None:
     if settings["count"] < 1:
         raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     Limits(**bind(Limits, settings["limits"], section="curate.limits"))
-    _spec((1, 8, 8), settings["fps"], settings["video"] | {"aspect": [0.0, 9.0]})
     bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 
 
