@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,23 @@ def parallel(module: LightningModule, launch: Launch, precision: str) -> dict[st
     several = len(module.parameter_groups()) > 1  # those that wait get no gradient
     ddp = DDPStrategy(find_unused_parameters=several, timeout=timeout)
     return {"strategy": ddp, "precision": precision}
+
+
+def resumable(last: Path, launch: Launch) -> Path | None:
+    """The checkpoint from which a run goes on, if there is one.
+
+    Raises:
+        ValueError: the strategy it was written under writes another kind.
+    """
+    if not last.exists():
+        return None
+    if last.is_dir() != (launch.strategy == "deepspeed"):
+        kind = "deepspeed" if last.is_dir() else "auto or ddp"
+        raise ValueError(
+            f"{last}: written under launch.strategy={kind}, this run has {launch.strategy}; go on"
+            " with the former, or delete it to start this run again"
+        )
+    return last
 
 
 def _deepspeed_on_cpu() -> None:

@@ -1,0 +1,115 @@
+"""Which strategies there are, what is refused, and what a checkpoint of a folder survives."""
+
+from pathlib import Path
+
+import pytest
+
+from callbacks.checkpoint_folder import replaced
+from experiments.hardware import Launch
+from experiments.strategies import STRATEGIES, check_strategy, resumable, spread
+from lightning_modules.causal_cd import CausalCD
+from lightning_modules.world_probe import WorldProbe
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_offered_is_accepted(strategy):
+    check_strategy(Launch(strategy=strategy, devices=8, nodes=2), "bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("launch", "precision", "said"),
+    [
+        ({"strategy": "fsdp2"}, "32-true", "deepspeed with launch.zero_stage=3"),
+        ({"strategy": "deepsped"}, "32-true", "did you mean 'deepspeed'.*auto.*ddp.*deepspeed"),
+        ({"strategy": "deepspeed", "zero_stage": 4}, "32-true", "zero_stage: 4 is none of 1, 2, 3"),
+        ({"strategy": "deepspeed"}, "bf16-true", "fit.precision: bf16-true.*bf16-mixed"),
+        ({"strategy": "deepspeed"}, "16-mixed", "fit.precision: 16-mixed.*32-true"),
+        ({"nodes": 0}, "32-true", "at least 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_can(launch, precision, said):
+    with pytest.raises(ValueError, match=said):
+        check_strategy(Launch(**launch), precision)
+
+
+def test_a_stage_for_one_device_gets_one():
+    launch = Launch(devices=8, nodes=2, strategy="deepspeed", workers=3)
+    assert spread(CausalCD, launch) == launch
+    assert spread(WorldProbe, launch) == Launch(workers=3)
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):
+    last = tmp_path / "last.ckpt"
+    assert resumable(last, Launch()) is None
+    last.touch()
+    assert resumable(last, Launch(strategy="ddp")) == last
+    with pytest.raises(ValueError, match="written under launch.strategy=auto or ddp"):
+        resumable(last, Launch(strategy="deepspeed"))
+    last.unlink()
+    last.mkdir()
+    assert resumable(last, Launch(strategy="deepspeed")) == last
+    with pytest.raises(ValueError, match="written under launch.strategy=deepspeed"):
+        resumable(last, Launch())
+
+
+# -- a folder as one checkpoint --------------------------------------------------------------------
+
+
+def write(path: Path, content: str, fail: type[BaseException] | None = None) -> None:
+    with replaced(path, True, lambda: None) as folder:
+        (folder / "first").write_text(content)
+        if fail is not None:
+            raise fail("no space left")
+        (folder / "second").write_text(content)
+
+
+def held(path: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in path.iterdir()}
+
+
+def test_the_name_leads_to_the_last_whole_one(tmp_path):
+    path = tmp_path / "a" / "last.ckpt"
+    for content in "xyz":
+        write(path, content)
+        assert held(path) == {"first": content, "second": content}
+        assert len(list(path.parent.iterdir())) == 2, "the link and what it leads to"
+
+
+@pytest.mark.parametrize("fail", [OSError, KeyboardInterrupt])
+def test_one_that_was_cut_off_leaves_the_previous(tmp_path, fail):
+    """A full disk, and a process that is killed: nothing after the cut is done."""
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(fail):
+        write(path, "w", fail)
+    assert not path.exists()
+    write(path, "x")
+    with pytest.raises(fail, match="the previous one is kept" if fail is OSError else None):
+        write(path, "y", fail)
+    assert held(path) == {"first": "x", "second": "x"}
+    write(path, "z")
+    assert held(path) == {"first": "z", "second": "z"}, "nothing of what was cut off"
+
+
+def test_ranks_meet_before_and_after_writing(tmp_path):
+    """Nobody writes before the folder is cleared, nothing is turned over before all are done."""
+    path, met = tmp_path / "last.ckpt", []
+    write(path, "x")
+
+    def barrier():
+        used = path.resolve().name
+        other = next(n for n in (".last.ckpt.0", ".last.ckpt.1") if n != used)
+        met.append((used, (tmp_path / other).exists(), held(path)["second"]))
+
+    with replaced(path, True, barrier) as folder:
+        (folder / "second").write_text("y")
+    assert [meeting[1:] for meeting in met] == [(False, "x"), (True, "x"), (True, "x")]
+    assert held(path) == {"second": "y"}
+
+
+def test_other_ranks_only_write(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write(path, "x")
+    (tmp_path / ".last.ckpt.1").mkdir()  # as the first rank clears it
+    with replaced(path, False, lambda: None) as folder:
+        (folder / "share").write_text("1")
+    assert folder.name == ".last.ckpt.1" and held(path)["first"] == "x"
