@@ -21,7 +21,11 @@ from datamodules.video import VideoDataModule
 from experiments.bind import bind, parameters_of
 from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
-from experiments.generation import check_precision, require_autoencoder
+from experiments.generation import (
+    check_precision,
+    require_autoencoder,
+    require_same_encoders,
+)
 from experiments.hardware import Launch, launch_of, parts_of, prepare
 from experiments.layers import nearest
 from experiments.memory_check import before_fit
@@ -31,7 +35,7 @@ from experiments.networks import (
     fresh_network,
     load_network,
 )
-from experiments.strategies import check_strategy, parallel, spread
+from experiments.strategies import check_strategy, parallel, resumable, spread
 from lightning_modules import STAGES
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.precision import to_bfloat16
@@ -97,6 +101,9 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         workers=launch.workers,
         fields=list(kind.fields),
     )
+    if "panel" in recipe["needs"]:
+        panel = open_shards(folder.need("panel") / "shards")
+        require_same_encoders({"data": data.shards, "panel": panel})
     if training.steps:
         half = training.precision == "bf16-mixed"
         before_fit(folder, data, launch, half, training.ema_decay > 0, device)
@@ -227,7 +234,7 @@ def _train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    trainer.fit(module, datamodule=data, ckpt_path=resumable(last, launch))
     if trainer.is_global_zero:
         folder.record(record.summary())
     if checkpoint.interrupted:
