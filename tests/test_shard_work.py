@@ -115,6 +115,23 @@ def test_one_waits_for_the_others_and_takes_over_what_they_leave(tmp_path, monke
     assert naps == [5]
 
 
+def test_a_tar_that_was_finished_before_the_claim_is_not_made_again(tmp_path, monkeypatch):
+    made, flock = [], fcntl.flock
+
+    def counted_make(numbers):
+        made.append(numbers[0])
+        yield from make(numbers)
+
+    def flock_late(*arguments):
+        monkeypatch.setattr(shard_work.fcntl, "flock", flock)
+        ShardMaker(work(make=counted_make), folder(tmp_path)).help()
+        flock(*arguments)
+
+    monkeypatch.setattr(shard_work.fcntl, "flock", flock_late)
+    ShardMaker(work(make=counted_make), folder(tmp_path)).make_all()
+    assert made == [0, 4, 8, 12, 16, 20]
+
+
 def test_a_late_helper_finds_nothing_to_do(tmp_path):
     before = completed(tmp_path)
     assert ShardMaker(work(), folder(tmp_path)).help() == 0

@@ -90,3 +90,18 @@ def test_no_more_is_fetched_than_is_needed_soon():
         next(results)
         assert len(fetched) <= 2 + 2 + 1
         assert len(list(results)) == 29
+
+
+def test_nobody_idles_while_results_are_used():
+    fetched = []
+
+    def items():
+        for item in kinds("." * 12):
+            fetched.append(item)
+            yield item
+
+    with Workers(work, 2) as workers:
+        for used, _ in enumerate(workers.map(items()), 1):
+            if used > 2:
+                assert len(fetched) >= min(12, used + 2), "two are at work, or there are no more"
+            time.sleep(0.1)

@@ -69,11 +69,12 @@ class Workers:
         waiting: dict[int, Item] = {}  # given out, not yet handed on
         results: dict[int, Any] = {}
         for wanted in itertools.count():
+            results |= self._collect(waiting_s=0.0)  # so that nobody idles while we were away
             self._give(coming, waiting)
             if wanted not in waiting:
                 return
             while wanted not in results:
-                results |= self._collect()
+                results |= self._collect(self._patience_s)
                 self._give(coming, waiting)
             item, result = waiting.pop(wanted), results.pop(wanted)
             self._judge(result)
@@ -99,11 +100,10 @@ class Workers:
                 " give the machine more memory, or set launch.workers lower"
             )
 
-    def _collect(self) -> dict[int, Any]:
-        """Results that have come, after waiting for one; dead processes are replaced."""
+    def _collect(self, waiting_s: float) -> dict[int, Any]:
+        """Results that have come, or come within some seconds; dead processes are replaced."""
         busy = [worker for worker in self._workers if worker.number is not None]
-        deadline = min(worker.since for worker in busy) + self._patience_s
-        ready = wait([worker.pipe for worker in busy], max(0.0, deadline - time.monotonic()))
+        ready = wait([worker.pipe for worker in busy], waiting_s) if busy else []
         results = {}
         for worker in busy:
             if worker.pipe in ready:
