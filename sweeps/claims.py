@@ -47,8 +47,11 @@ class Verdict:
 
     @property
     def seeds(self) -> int:
-        """Of how many trainings the least supported comparison knows; 0 when none was made."""
-        return min((a.margin.seeds for a in self.answers if a.margin), default=0)
+        """Of how many trainings the least supported comparison knows; 0 when none was made, or
+        none of them is about a training.
+        """
+        known = [a.margin.seeds for a in self.answers if a.margin and a.margin.seeds]
+        return min(known, default=0)
 
     @property
     def hardest(self) -> Answer | None:

@@ -52,7 +52,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Margin:
-    """A number with its interval. Without an interval (`low` is None) it decides nothing."""
+    """A number with its interval. Without an interval (`low` is None) it decides nothing.
+
+    `seeds` is of how many trainings it knows; 0 for what no training can change.
+    """
 
     value: float
     low: float | None

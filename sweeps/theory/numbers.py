@@ -10,13 +10,14 @@ An address is ``world/cell/run/metric``, for example ``switching/causal_cd-1/bef
 
 What depends on training has one value a seed and Student's interval over them. A fact of the law is
 one run for all seeds and keeps its own interval, which is Monte Carlo's; without one it is exact.
+Beside a trained number it counts as known.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ class TheoryNumbers:
     def __init__(self, sweeps: Sequence[Sweep], runs_dir: Path) -> None:
         self.runs: dict[str, dict[int, ScoreRun | None]] = {}
         self.seeds = sweeps[0].seeds
+        self.trained: set[str] = set()
         read: dict[str, ScoreRun | None] = {}
         for sweep in sweeps:
             world = sweep.name.removeprefix(PREFIX)
@@ -66,6 +68,8 @@ class TheoryNumbers:
                         read[run.name] = read_score_run(runs_dir / run.name)
                     place = f"{world}/{'-'.join(labels)}/{name}"
                     self.runs.setdefault(place, {})[cell.labels["seed"]] = read[run.name]
+                    if any(need.verb == "fit" for need in run.closure().values()):
+                        self.trained.add(place)
 
     @property
     def done(self) -> tuple[int, int]:
@@ -97,10 +101,11 @@ class TheoryNumbers:
         if not seeds:
             return None
         sums = [sum(weight * values[s].value for weight, values in each) for s in seeds]
-        trained = any(len({values[s].run for s in seeds}) > 1 for _, values in each)
+        trained = any(address.rpartition("/")[0] in self.trained for _, address in terms)
         if trained and len(seeds) > 1:
             return mean_over_seeds(sums)
-        return _own(sums[0], [(weight, values[seeds[0]]) for weight, values in each])
+        first = [(weight, values[seeds[0]]) for weight, values in each]
+        return replace(_own(sums[0], first), seeds=int(trained))
 
     def curve(self, address: str) -> np.ndarray | None:
         """A curve of every seed that has it, float [seeds, points]; a fact's is read once."""

@@ -9,6 +9,8 @@ import numpy as np
 from sweeps.evidence import t_interval
 from sweeps.figures import svg
 
+LEGEND_WIDTH = 118  # letters in a row
+
 
 def line(
     axis: Any, x: np.ndarray, curves: np.ndarray, hue: str, label: str, style: str = "-"
@@ -44,7 +46,7 @@ def finished(figure: Any, axes: np.ndarray, name: str, claim: str, drawn: bool) 
         handles, labels = axis.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
     figure.suptitle(claim, fontsize=11, fontweight="bold")
-    columns = min(len(lines), 6)
+    columns = max(1, LEGEND_WIDTH // (max(map(len, lines)) + 6))
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False
     )

@@ -110,10 +110,14 @@ def name_of(address: str) -> tuple[str, str]:
     world, cell, run, metric = address.split("/")
     who, *rest = cell.split("-")
     who = NAMES.get(who, who)
-    counted = "steps" if world == "switching" else "intervals"
-    rest = [f"{word} {counted}" if word.isdigit() else word for word in rest]
+    counted = "step" if world == "switching" else "interval"
+    rest = [_counted(word, counted) if word.isdigit() else word for word in rest]
     stage = " after Stage 3" if run == "after" else ""
     return f"{world}: {', '.join([who, *rest])}{stage}", f" ({metric.removeprefix('law.')})"
+
+
+def _counted(count: str, what: str) -> str:
+    return f"{count} {what}{'' if count == '1' else 's'}"
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:
