@@ -29,12 +29,7 @@ from experiments.generation import (
 from experiments.hardware import Launch, launch_of, parts_of, prepare
 from experiments.layers import nearest
 from experiments.memory_check import before_fit
-from experiments.networks import (
-    ROLES,
-    check_network,
-    fresh_network,
-    load_network,
-)
+from experiments.networks import ROLES, check_network, fresh_network, load_network
 from experiments.strategies import check_strategy, parallel, resumable, spread
 from lightning_modules import STAGES
 from lightning_modules.diffusion.visibility import partition

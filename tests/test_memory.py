@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 from minimal import SHAPE, TEXT, batch, network, stage, train
-from minimal_runs import only, prepared
+from minimal_runs import SETTINGS, copied
 
 from experiments import memory
 from experiments.__main__ import main
@@ -178,8 +178,6 @@ def test_what_cannot_fit_is_refused_with_its_numbers(monkeypatch, caplog):
 @pytest.mark.parametrize("recipe", ["stage1_teacher_forcing", "stage3_asymmetric_dmd", "sample"])
 def test_verbs_ask_before_they_load(recipe, tmp_path, monkeypatch, capsys):
     """With no memory at all, every verb that loads a network refuses first."""
-    from minimal_runs import SETTINGS, copied
-
     runs = copied(tmp_path, recipe)
     for loader in ("fit.load_network", "sample.frozen"):
         monkeypatch.setattr(f"experiments.{loader}", lambda *_: pytest.fail("loaded"))
@@ -189,4 +187,3 @@ def test_verbs_ask_before_they_load(recipe, tmp_path, monkeypatch, capsys):
     assert main([verb, recipe, *SETTINGS, "--runs", str(runs)]) == 1
     said = capsys.readouterr().err
     assert "does not fit into memory" in said and "0.00 GiB are free" in said
-    assert only(prepared(), "base").is_dir()
