@@ -25,12 +25,21 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.rows import Row
 from experiments.bench.vae import decode
+from experiments.hardware import Launch, hurried
 from lightning_modules.diffusion.fast_past import FastPast
+from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, stream
 
 FIRST_STEPS = 4  # of the first block, whatever the others have (sec. 3.2)
-PASTS = ("training", "separate", "fused")
-"""How the past is kept: as in training, or in fixed buffers (see `fast_past.py`)."""
+VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
+    ("training", {}),
+    ("separate", {}),
+    ("fused", {}),
+    ("fused", {"cuda_graphs": True}),
+    ("fused", {"compile": True, "cuda_graphs": True}),
+)
+"""How the past is kept, as in training or in fixed buffers (`fast_past.py`), and how calls are made
+(``launch``; on CUDA only). Compiling is last: it changes the network for good."""
 
 
 def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]) -> Iterator[Row]:
@@ -41,10 +50,13 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]
     """
     student = subject.network(subject.tree["network"])
     encoder, vae = subject.text_encoder(), subject.vae()
-    for steps in few_steps:
-        for past in PASTS:
-            run = Rollout(subject, student, encoder, vae, steps, past)
-            yield run.row(peak, protocol)
+    for past, options in VARIANTS:
+        if options and subject.device.type != "cuda":
+            continue
+        hurry = hurried(student, Launch(**options), subject.device)
+        name = ", ".join([f"past: {past}", *options])
+        for steps in few_steps:
+            yield Rollout(subject, hurry, encoder, vae, steps, past).row(peak, protocol, name)
 
 
 class Rollout:
@@ -53,7 +65,7 @@ class Rollout:
     def __init__(
         self,
         subject: Subject,
-        student: nn.Module,
+        student: Network,
         encoder: nn.Module,
         vae: nn.Module,
         steps: int,
@@ -66,7 +78,7 @@ class Rollout:
         self.words = torch.randint(vocabulary, (1, subject.text_tokens), device=subject.device)
         self._kept: FastPast | None = None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self) -> dict[str, Any]:
         """A clip from its prompt to its pixels, with the clock at every step of the way."""
         device, sizes = self.subject.device, self.subject.blocks
@@ -97,7 +109,7 @@ class Rollout:
             "block_s": [late - soon for soon, late in zip(marks, marks[1:], strict=False)],
         }
 
-    def row(self, peak: Peak, protocol: Protocol) -> Row:
+    def row(self, peak: Peak, protocol: Protocol, name: str) -> Row:
         """Median over the protocol's repetitions."""
         timing, runs = measure(self.generate, self.subject.device, protocol)
         timing = replace(timing, seconds=tuple(run["denoise_s"] for run in runs))
@@ -106,7 +118,7 @@ class Rollout:
         frames = self.subject.pixel_frames()
         later = sum((run["block_s"] for run in runs), [])
         return Row(
-            f"rollout, {self.steps} steps, past: {self.how}",
+            f"rollout, {self.steps} steps, {name}",
             timing,
             self._least(passes, peak),
             sum(map(self._work, passes), Work()),

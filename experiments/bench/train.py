@@ -57,7 +57,7 @@ def step_rows(
     watch = Watch(subject.device, protocol.warmup)
     _train(module, subject, watch, clips, recipe, protocol)
     for turn, passes in stage_work.turns(recipe, subject).items():
-        checkpointed = recipe["launch"].get("activation_checkpointing", False)
+        checkpointed = recipe["launch"].get("gradient_checkpointing", False)
         counted = [stage_work.cost(subject, one, clips, checkpointed) for one in passes]
         optimizer = stage_work.optimizer(subject)
         yield Row(
@@ -89,7 +89,7 @@ def stage(subject: Subject, recipe: dict[str, Any]) -> LightningModule:
     wanted = parameters_of(kind)
     made = {role: make() for role, make in given.items() if role in wanted}
     module = kind(**made, **bind(kind, own, set(made), "stage"))
-    if recipe["launch"].get("activation_checkpointing", False):
+    if recipe["launch"].get("gradient_checkpointing", False):
         for network in module.networks().values():
             network.gradient_checkpointing = True
     return module

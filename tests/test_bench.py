@@ -1,0 +1,138 @@
+"""``python -m experiments bench`` on a CPU, at the smallest sizes: what its JSON says."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.bench import stage_work, train
+from experiments.bench.built import Subject
+from experiments.bench.sizes import scale_tree
+from experiments.recipe import Library, resolve
+
+ROOT = Path(__file__).parent.parent
+NETWORK = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16,
+    "ffn_dim": 32, "num_layers": 1,
+}  # fmt: skip
+SMALL = [f"{net}.{key}={value}" for net in ("network", "score_network")
+         for key, value in NETWORK.items()]  # fmt: skip
+SMALL += [
+    "clip_shape=[3,16,4,4]", "bench.text_tokens=5", "bench.text_encoder.d_model=8",
+    "bench.text_encoder.d_kv=4", "stages.pairs.batch=2", "stages.pairs.intervals=4",
+    "launch.batch_per_device=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("bench") / "all.json"
+    words = ["--device", "cpu", "--warmup", "0", "--repeats", "2", "--few-steps", "1", "2"]
+    assert main(["bench", "all", *SMALL, *words, "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_every_part_is_measured(report):
+    names = [row["name"] for row in report["rows"]]
+    assert len(set(names)) == len(names)
+    for steps in (1, 2):
+        for past in ("training", "separate", "fused"):
+            assert f"rollout, {steps} steps, past: {past}" in names
+    for recipe in train.RECIPES:
+        turns = [name for name in names if name.startswith(f"train, {recipe}")]
+        assert len(turns) == (2 if "dmd" in recipe else 1), turns
+    assert {"pairs, causal", "pairs, bidirectional", "vae, encode", "vae, decode"} <= set(names)
+
+
+def test_every_number_stands_beside_its_roofline(report):
+    assert report["peak"]["matmul_flops"] > 1e8 and report["peak"]["copy_bytes"] > 1e8
+    for row in report["rows"]:
+        assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0, row["name"]
+        assert row["operations"] > 0 and row["bytes"] > 0 and row["peak_memory_bytes"] > 0
+        assert 0 < row["roofline_s"] < row["median_s"], f"{row['name']}: faster than the device"
+        assert row["share_of_roofline"] == row["roofline_s"] / row["median_s"]
+        assert 0 < row["mfu"] <= 1
+    assert all(math.isfinite(row["median_s"]) for row in report["rows"])
+
+
+def test_it_says_on_what_and_how(report):
+    assert report["weights"].startswith("random")
+    assert report["device"]["type"] == "cpu" and report["device"]["name"]
+    assert {"python", "torch", "diffusers"} <= set(report["versions"])
+    assert report["protocol"]["repeats"] == 2 and report["protocol"]["warmup"] == 0
+    assert report["settings"]["network.num_layers"] == 1 and report["scale"] == "tiny"
+
+
+def test_first_frame_and_throughput_by_both_definitions(report):
+    row = next(r for r in report["rows"] if r["name"] == "rollout, 2 steps, past: separate")
+    frames, median = row["pixel_frames"], lambda key: row[key]["median"]
+    assert frames == 9, "1 + 4 (3 - 1)"
+    assert median("latency_first_frame_e2e_s") > median("latency_first_frame_denoise_s")
+    assert median("throughput_no_vae_fps") > median("throughput_e2e_fps") > 0
+    assert median("throughput_no_vae_fps") <= frames / min(row["seconds"])
+    assert row["calls"] == 4 + 2 + 2 + 2, "four steps of the first frame, two of others, commits"
+
+
+def test_stage_2_is_predicted_at_the_papers_counts(report):
+    stage2 = report["stage2"]
+    hours = {k: v["device_hours"] for k, v in stage2["initialisations"].items()}
+    assert all(value > 0 for value in hours.values())
+    assert stage2["counts"] == {"pairs": 80_000, "batch": 64, "steps": 5_000, "intervals": 48}
+    ratio = hours["causal_ode"] / hours["causal_cd"]
+    assert stage2["causal_ode_to_causal_cd"] == {"ours": pytest.approx(ratio), "paper": 4.0}
+
+
+def subject():
+    return Subject(scale_tree("tiny", {}, Library()), None)
+
+
+@pytest.mark.parametrize(("recipe", "passes"), [
+    ("stage1_teacher_forcing", {"": (0, 1)}),
+    ("stage2_causal_cd", {"": (3, 1)}),
+    ("stage2_causal_ode", {"": (0, 1)}),
+    ("stage2_causal_dmd", {"student": (1.5 + 1 + 2, 1), "critic": (2.5, 1)}),
+])  # fmt: skip
+def test_passes_of_a_step(recipe, passes):
+    """With and without gradient, as the stage's equation has them; DMD's on average over exits."""
+    found = stage_work.turns(resolve(recipe, "tiny").recipe, subject())
+    assert {
+        turn: tuple(sum(a.times for a in asks if a.trained == trained) for trained in (False, True))
+        for turn, asks in found.items()
+    } == passes
+
+
+def test_calls_of_a_self_rollout():
+    recipe = resolve("stage3_asymmetric_dmd", "tiny").recipe  # eight frames, two steps
+    found = stage_work.turns(recipe, subject())
+    calls = {turn: sum(ask.times for ask in asks) for turn, asks in found.items()}
+    rollout = 2.5 + 7 * 1.5 + 7
+    assert calls == {"student": rollout + 3, "critic": rollout + 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollout", "network.num_layer=1"], "did you mean 'network.num_layers'"),
+        (["rollout", "--scale", "tinny"], "did you mean 'tiny'"),
+        (["rollout", "--scale", "switching"], "has no section 'bench'"),
+        (["rollout", "--repeats", "0"], "--repeats at least 1"),
+        (["rollout", "--device", "cuda"], "torch sees no GPU here"),
+    ],
+)
+def test_mistakes_are_answered(capsys, words, message):
+    assert main(["bench", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_help_is_light():
+    code = (
+        "import sys\nfrom experiments.__main__ import main\n"
+        "try: main(['bench', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'lightning', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
