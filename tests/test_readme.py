@@ -8,6 +8,7 @@ import pytest
 
 from experiments import __main__ as experiments
 from experiments.recipe import VERBS, Library, parse_settings, resolve
+from experiments.tools import TOOLS
 from sweeps import __main__ as sweeps
 from sweeps.graph import load_sweep
 
@@ -61,6 +62,9 @@ def test_a_command_is_one(words):
         load_sweep(chosen.sweep, chosen.scale, chosen.seeds)
     elif module == "experiments":
         chosen, late = experiments.parser(Library()).parse_known_args(arguments)
+        if chosen.verb in TOOLS:
+            assert not late
+            return
         run = re.fullmatch(r"runs/(\w+)-[0-9a-f]{8}", chosen.what)
         settings = parse_settings([*chosen.settings, *late])
         recipe = run[1] if run else chosen.what
