@@ -186,29 +186,22 @@ class GaussianWorld:
         place, asked = torch.tensor(places), torch.tensor(queries)
         kernel = self._kernel().to(y.device)
         precision = _precision(kernel[place][:, place], t, visible.to(y.device))  # [B, Q, M, M]
-
         angles = self.angle * _turns(max(places) if self.angle else 0, max(places)).to(y)  # [S, P]
-        fade = self.decay ** place.to(y)  # [M]
-        mean = fade[:, None] * self._means(y)[:, None]  # [K, M, d]
+        mean = self.decay ** place.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unturned
+
         unturned = turn(y[:, None], -angles[:, place])[:, :, None]  # [B, S, 1, M, d]
         residual = unturned - ((1 - t)[:, None, :, None] * mean)[:, None]  # [B, S, K, M, d]
-
-        batch, signs, kinds, count, size = residual.shape
-        flat = residual.permute(0, 3, 1, 2, 4).reshape(batch, 1, count, -1)
-        solved = (precision @ flat).unflatten(-1, (signs, kinds, size))  # [B, Q, M, S, K, d]
-        distance = (flat.unflatten(-1, (signs, kinds, size)) * solved).sum((2, 5))  # [B, Q, S, K]
-        logits = log_prior.to(y).expand(batch, kinds)[:, None, None] - distance / 2
+        residual = residual.movedim(3, 1)[:, None]  # [B, 1, M, S, K, d]
+        solved = (precision @ residual.flatten(3)).view(-1, len(asked), *residual.shape[2:])
+        distance = (residual * solved).sum((2, 5))  # [B, Q, S, K]
+        logits = log_prior.to(y).expand(len(y), -1)[:, None, None] - distance / 2
         belief = logits.flatten(2).softmax(-1).view_as(logits)
 
         # eps - x0 is linear in the residual: t_j eps_j gives t_j, (1 - t_j) x^j its covariance.
-        own = torch.nn.functional.one_hot(asked, count).to(y)  # [Q, M]
+        own = torch.nn.functional.one_hot(asked, len(place)).to(y)  # [Q, M]
         gain = t[:, None] * own - (1 - t)[:, None] * kernel[place[asked]][:, place]  # [B, Q, M]
-        v = (
-            torch.einsum("bqm,bqmskd->bqskd", gain, solved)
-            - mean[:, asked].transpose(0, 1)[:, None]
-        )
-        v = torch.einsum("bqsk,bqskd->bqsd", belief, v)
-        return turn(v, angles[:, place[asked]].T).sum(2)
+        v = torch.einsum("bqm,bqmskd->bqskd", gain, solved) - mean[:, asked].movedim(1, 0)[:, None]
+        return turn(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, place[asked]].T).sum(2)
 
     def _kernel(self) -> Tensor:
         """``c_ij``, ``[F, F]``: what frames share once their turns are undone."""
