@@ -104,6 +104,14 @@ def test_latents_that_are_not_normalised_are_refused(tmp_path, wan_folder, scale
         made(tmp_path / "run", source, wan_folder, "clips", {})
 
 
+def test_it_is_the_clean_end_that_must_be_normalised(tmp_path, wan_folder):
+    data = rows(3, 6)
+    data[:, -1] *= 2.3
+    source = write(tmp_path / "raw", data)
+    with pytest.raises(ValueError, match="have mean .* and deviation 2.3"):
+        made(tmp_path / "run", source, wan_folder, "causal_pairs", TRAJECTORY)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

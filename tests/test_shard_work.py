@@ -136,6 +136,9 @@ def test_a_late_helper_finds_nothing_to_do(tmp_path):
     before = completed(tmp_path)
     assert ShardMaker(work(), folder(tmp_path)).help() == 0
     assert contents(tmp_path) == before
+    (tmp_path / "shards" / "000001.claim").touch()  # of one that died while the set was completed
+    (tmp_path / "shards" / "000001.tar.there-17.part").touch()
+    assert completed(tmp_path) == before
 
 
 def test_an_error_of_ours_stops_the_run(tmp_path):
