@@ -17,6 +17,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from experiments.references import Intricate, follow
+
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings -> {dotted key: value}. The description of a need stays in one piece."""
@@ -44,22 +46,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def override(
     scale: dict, own: dict, settings: dict, file: Path, scale_file: Path
 ) -> tuple[dict, dict]:
-    """Copies of both trees with each setting in the layer that declares its key.
+    """Both trees with each setting in the layer that declares its key; neither is changed in place.
 
     The scale comes first: what a recipe fixes to a value of its own (``seed: 0``) is meant to stay,
     whatever the scale says. ``launch`` cannot change a result and is set wherever it is declared.
     """
-    scale, own = copy.deepcopy(scale), copy.deepcopy(own)
     for path, value in settings.items():
         parts = path.split(".")
         in_scale, in_own = _has(scale, parts), _has(own, parts)
         if parts[0] == "needs":
+            own = own | {"needs": copy.deepcopy(own.get("needs") or {})}
             _override_need(own, parts, value, file)
             continue
         if in_scale:
-            _set(scale, parts, value)
+            scale = _with(scale, parts, value)
         if in_own and (not in_scale or parts[0] == "launch"):
-            _set(own, parts, value)
+            own = _with(own, parts, value)
         if not in_scale and not in_own:
             known = [*paths(own), *paths(scale)]
             raise ValueError(
@@ -71,7 +73,6 @@ def override(
 
 def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
     """A copy of the scale ``under`` with what ``file`` says otherwise; it may add no key."""
-    tree = copy.deepcopy(tree)
     for path, value in flatten(changes).items():
         parts = path.split(".")
         if not _has(tree, parts):
@@ -79,7 +80,7 @@ def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
             raise ValueError(
                 f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
             )
-        _set(tree, parts, value)
+        tree = _with(tree, parts, value)
     return tree
 
 
@@ -121,13 +122,10 @@ def interpolate(scale: dict, own: dict, file: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{file}: {missing[0]}: the scale has no such key")
     wanted = [*own, *(["launch"] if "launch" in merged and "launch" not in own else [])]
-    tree = OmegaConf.create(merged)
     resolved: dict[str, Any] = {"recipe": file.stem}
     for key in wanted:
         try:
-            value = tree[key]
-            if OmegaConf.is_config(value):
-                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            value = _interpolated(merged, key)
         except InterpolationKeyError as error:
             name = re.search(r"key '([^']+)'", str(error))
             hint = nearest(name[1], paths(merged)) if name else ""
@@ -137,6 +135,16 @@ def interpolate(scale: dict, own: dict, file: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: {key}: {str(error).splitlines()[0]}") from error
         resolved[key] = value
     return resolved
+
+
+def _interpolated(tree: dict, key: str) -> Any:
+    try:
+        return follow(tree, tree[key])
+    except Intricate:
+        value = OmegaConf.create(tree)[key]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        return value
 
 
 def _merge(under: dict, over: dict) -> dict:
@@ -159,10 +167,10 @@ def _has(tree: Any, parts: list[str]) -> bool:
     return True
 
 
-def _set(tree: dict, parts: list[str], value: Any) -> None:
-    for part in parts[:-1]:
-        tree = tree[part]
-    tree[parts[-1]] = copy.deepcopy(value)
+def _with(tree: dict, parts: list[str], value: Any) -> dict:
+    """The tree with another value at a place; only what leads there is copied."""
+    first, *rest = parts
+    return tree | {first: _with(tree[first], rest, value) if rest else copy.deepcopy(value)}
 
 
 def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -100,8 +100,10 @@ class Resolver:
     def __init__(self, scale: str, library: Library | None = None) -> None:
         self.library = library or Library()
         self.scale = scale
-        self._tree = load_scale(self.library.scales, scale)
-        self._memo: dict[str, Run] = {}
+        self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
+        self._tree = self._one(load_scale(self.library.scales, scale))
+        self._recipes: dict[str, dict[str, Any]] = {}
+        self._memo: dict[tuple[str, int, str], Run] = {}
 
     def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
         return self._resolve(recipe, self._tree, flatten(settings or {}), ())
@@ -111,19 +113,23 @@ class Resolver:
         return fixed(load(self.library.recipes, recipe), self._tree, flatten(settings))
 
     def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
-        key = canonical([name, scale, settings])
+        key = (name, id(scale), canonical(settings))
         if key in self._memo:
             return self._memo[key]
         file = self.library.recipes / f"{name}.yaml"
         if name in above:
             raise ValueError(f"{file}: needs go in a circle: {' -> '.join([*above, name])}")
-        own = load(self.library.recipes, name)
-        _check_declared(own, scale, file)
+        if name not in self._recipes:
+            self._recipes[name] = load(self.library.recipes, name)
+            _check_declared(self._recipes[name], scale, file)
+        own, before = self._recipes[name], scale
         try:
             scale, own = override(scale, own, settings, file, self.library.scales / self.scale)
         except ValueError as error:
             asked_by = f" (asked for by the needs of {above[-1]!r})" if above else ""
             raise ValueError(f"{error}{asked_by}") from None
+        if scale is not before:
+            scale = self._one(scale)
         resolved = interpolate(scale, own, file)
         seed = resolved["seed"]
         if type(seed) is not int or seed < 0:
@@ -148,6 +154,10 @@ class Resolver:
         run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
+
+    def _one(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The one object that stands for all trees of this content."""
+        return self._trees.setdefault(canonical(tree), tree)
 
 
 def recipes(library: Library | None = None, verb: str | None = None) -> list[str]:

@@ -72,7 +72,8 @@ def remaining(
         cost = costs.estimate(run)
         known &= cost is not None
         work += max((cost or 0.0) - spent.get(run.name, 0.0), 0.0)
-    names = {run.name: run for run in runs.values() if run in left}
+    waited_for = {run.name for run in left}
+    names = {name: run for name, run in runs.items() if name in waited_for}
     longest = urgency(names, costs) if known else {}
     path = max((longest[n] - spent.get(n, 0.0) for n in longest), default=0.0)
     return max(work / size, path, 0.0), known

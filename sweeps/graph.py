@@ -35,6 +35,7 @@ from yaml import YAMLError
 
 from experiments.layers import flatten, nearest
 from experiments.recipe import Library, Resolver, Run
+from experiments.references import Intricate, follow
 
 FOLDER = Path(__file__).parent
 
@@ -146,9 +147,9 @@ def _runs(
     resolver: Resolver, path: Path, specs: dict, labels: dict, layers: list[Mapping[str, Any]]
 ) -> dict[str, Run]:
     """The runs one cell asks for, with the cell's labels filled in."""
-    tree = OmegaConf.create({**labels, "runs": specs})
+    tree = {**labels, "runs": specs}
     try:
-        filled = OmegaConf.to_container(tree.runs, resolve=True)
+        filled = _filled(tree)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: cell {labels}: {reason} (axes: {list(labels)})") from error
@@ -165,3 +166,10 @@ def _runs(
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{path}: cell {labels}, runs.{name}: {error}") from error
     return runs
+
+
+def _filled(tree: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return follow(tree, tree["runs"])
+    except Intricate:
+        return OmegaConf.to_container(OmegaConf.create(tree).runs, resolve=True)
