@@ -44,7 +44,7 @@ def residuals(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("frame index")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("mean square of the regression from\npure noise [squared frame units]")
-    claim = "A bidirectional teacher's ODE leaves a residual that no causal student can lose"
+    claim = "a bidirectional teacher's ODE leaves a residual that no causal student can lose"
     return finished(figure, axes, "residuals", claim, drawn)
 
 
@@ -70,7 +70,7 @@ def intervals(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("intervals of the grid")
         axis.xaxis.set_major_formatter("{x:.0f}")
     axes[0, 0].set_ylabel("RMSE to the exact flow map\n[frame units]")
-    claim = "The error falls with the number of intervals as the solver's order says"
+    claim = "the error falls with the number of intervals as the solver's order says"
     return finished(figure, axes, "intervals", claim, drawn)
 
 
@@ -92,7 +92,7 @@ def flow_map(numbers: TheoryNumbers) -> str:
     axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("RMSE to the exact flow map\n[frame units]")
-    claim = "Causal ODE and causal CD learn the AR teacher's flow map, SF-ODE another one"
+    claim = "causal ODE and causal CD learn the AR teacher's flow map, SF-ODE another one"
     return finished(figure, axes, "flow-map", claim, drawn)
 
 
@@ -129,7 +129,7 @@ def energy(numbers: TheoryNumbers) -> str:
         axis.set_ylim(len(INITS) - 0.5, -0.5)
         axis.set_title(f"{steps} sampling step{'s' if steps > 1 else ''}")
         axis.set_xlabel("energy distance of clips\nto the law [frame units]")
-    claim = "The initialisation decides the few-step error; Stage 3 mends what it can"
+    claim = "the initialisation decides the few-step error, before Stage 3 and after"
     return finished(figure, axes, "energy", claim, drawn)
 
 
@@ -153,7 +153,7 @@ def drift(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("frame index")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("energy distance of frames\nto the law [frame units]")
-    claim = "Drift: how far frames move from the law with their index"
+    claim = "causal DMD drifts more: its frames move from the law with their index"
     return finished(figure, axes, "drift", claim, drawn)
 
 
@@ -180,7 +180,7 @@ def history(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("shift of the history [multiples of the law's noise]")
     axes[0, 0].axhline(0, color=INK, ls=":", lw=1.2, label="exact sampler")
     axes[0, 0].set_ylabel("energy distance of the next frame\n[frame units]")
-    claim = "How far the next frame moves when its history is off (Fig. 5b as a measurement)"
+    claim = "causal DMD suffers more from a history that is off (Fig. 5b as a measurement)"
     return finished(figure, axes, "history", claim, drawn)
 
 
@@ -210,7 +210,7 @@ def branches(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("turns of a clip (L: left, R: right)")
     axes[0, 0].set_ylabel("share of clips")
     axes[0, 0].set_ylim(bottom=0)
-    claim = "Which sequences of turns are taken before Stage 3; the law takes all alike"
+    claim = "the law takes all sequences of turns alike, and causal DMD misses some"
     return finished(figure, axes, "branches", claim, drawn)
 
 

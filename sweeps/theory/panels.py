@@ -9,7 +9,7 @@ import numpy as np
 from sweeps.evidence import t_interval
 from sweeps.figures import svg
 
-LEGEND_WIDTH = 118  # letters in a row
+LEGEND_WIDTH = 140  # letters in a row
 
 
 def line(
@@ -38,14 +38,16 @@ def turns(count: int) -> list[str]:
 
 
 def finished(figure: Any, axes: np.ndarray, name: str, claim: str, drawn: bool) -> str:
-    """A figure with the claim as its title and one legend, as SVG; "" when nothing was drawn."""
+    """A figure with the claim it is about as its title and one legend, as SVG; "" when nothing was
+    drawn. Whether the claim holds is the statements' affair.
+    """
     if not drawn:
         return ""
     lines: dict[str, Any] = {}
     for axis in axes.flat:
         handles, labels = axis.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
-    figure.suptitle(claim, fontsize=11, fontweight="bold")
+    figure.suptitle(f"Claim: {claim}", fontsize=11, fontweight="bold")
     columns = max(1, LEGEND_WIDTH // (max(map(len, lines)) + 6))
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False
