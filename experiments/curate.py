@@ -14,26 +14,17 @@ Whether claims are seen by other machines depends on the file system (NFS 4 and 
 ``flock`` do); where they are not, work is done twice, and the set is the same.
 """
 
-import argparse
 import importlib
-import logging
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.hardware import Launch, launch_of, prepare
+from experiments.hardware import launch_of, prepare
 from experiments.layers import nearest
-from experiments.shard_work import ShardMaker, Work
+from experiments.shard_work import Work
+from experiments.together import help_with, make_together
 
-log = logging.getLogger(__name__)
 GIVEN = {"folder", "seed"}
 SOURCES = ("closed_form", "lmdb", "moving_digits", "openvid", "vidprom")
 
@@ -47,56 +38,15 @@ def check(recipe: dict[str, Any]) -> None:
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Write ``folder/shards`` as ``recipe["curate"]`` says; go on where it was interrupted."""
-    maker = ShardMaker(_plan(recipe, folder), folder)
-    with _helpers(folder, _devices(launch_of(recipe))[1:]):
-        maker.make_all()
-    maker.complete()
+    make_together(plan, recipe, folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Help with a run that is, or will be, made by another process."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.curate", description=__doc__)
-    parser.add_argument("folder", help="run folder of a recipe of the verb curate")
-    folder = RunFolder(parser.parse_args(arguments).folder)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if folder.done:
-        log.info("%s is done", folder.name)
-        return
-    made = ShardMaker(_plan(folder.recipe, folder), folder).help()
-    log.info("%s: made %d shards; none is left to begin", folder.name, made)
-
-
-def _plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
+def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
+    """What is to be made; the source is looked at, nothing is encoded yet."""
     check(recipe)
     prepare(recipe)
     source = _source(recipe)
     return source.plan(folder=folder, seed=recipe["seed"], **_settings(recipe, source))
-
-
-@contextmanager
-def _helpers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
-    """Further processes of this machine, one a device. If one dies, the others do its work."""
-    command = [sys.executable, "-m", "experiments.curate", str(folder.path)]
-    running = [
-        subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": device})
-        for device in devices
-    ]
-    try:
-        yield
-    finally:
-        for helper in running:
-            helper.terminate()
-        for helper in running:
-            helper.wait()
-
-
-def _devices(launch: Launch) -> list[str]:
-    """CUDA's names of as many devices as are wanted and there; empty ones for processes of CPUs."""
-    if launch.accelerator == "cpu" or not torch.cuda.is_available():
-        return [""] * launch.devices
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    names = visible if visible != [""] else list(map(str, range(torch.cuda.device_count())))
-    return names[: launch.devices]
 
 
 def _source(recipe: dict[str, Any]) -> ModuleType:
@@ -114,4 +64,4 @@ def _settings(recipe: dict[str, Any], source: ModuleType) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    help_with(plan)

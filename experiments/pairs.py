@@ -8,22 +8,20 @@ Two teachers, two pasts (Causal Forcing, sec. 3; CausVid):
     bidirectional   the base model generates whole clips from prompts alone
 
 Stored are the states at the few-step times and the end, with the times themselves: a trajectory's
-noise levels are read, never derived again.
+noise levels are read, never derived again. Several processes may make a set together, and an
+interrupted one is gone on with (``together.py``, ``shard_work.py``).
 """
 
-import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from datamodules.shards import ShardReader, ShardWriter, open_shards, require
+from datamodules.shards import ShardReader, open_shards, require
 from experiments.bind import bind
 from experiments.folder import RunFolder
 from experiments.generation import (
-    batches,
     check_precision,
     computing,
     encoders_of,
@@ -34,19 +32,20 @@ from experiments.generation import (
 )
 from experiments.hardware import launch_of, prepare
 from experiments.memory_check import before_generation
+from experiments.shard_work import Sample, Work
+from experiments.together import help_with, make_together
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import Solver, time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 
-log = logging.getLogger(__name__)
-GIVEN = {"teacher", "clips", "folder", "seed", "device"}
+GIVEN = {"teacher", "name", "clips", "seed", "device"}
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(generate_pairs, recipe["pairs"], GIVEN, "pairs")
+    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
     check_precision(settings["precision"], "pairs")
     launch_of(recipe)
@@ -54,8 +53,14 @@ def check(recipe: dict[str, Any]) -> None:
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Generate the pairs of ``needs.teacher`` on the clips (or prompts) of ``needs.data``."""
+    make_together(plan, recipe, folder)
+
+
+def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
+    """What is to be made; everything is checked before the teacher is loaded."""
+    check(recipe)
     device = prepare(recipe)
-    settings = bind(generate_pairs, recipe["pairs"], GIVEN, "pairs")
+    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
     clips = open_shards(folder.need("data") / "shards")
     require_autoencoder("teacher", folder.need("teacher"), clips)
     if settings["past"] == "causal":
@@ -72,21 +77,20 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         guided=settings["guidance"] != 1,
         half=settings["precision"] == "bf16-mixed",
     )
-    generate_pairs(
+    return trajectories(
         teacher=frozen(folder.need("teacher"), device, settings["precision"]),
+        name=folder.need("teacher").name,
         clips=clips,
-        folder=folder,
         seed=recipe["seed"],
         device=device,
         **settings,
     )
 
 
-@torch.no_grad()
-def generate_pairs(
+def trajectories(
     teacher: nn.Module,
+    name: str,
     clips: ShardReader,
-    folder: RunFolder,
     seed: int,
     device: torch.device,
     *,
@@ -102,10 +106,12 @@ def generate_pairs(
     guidance: float,
     stored: Literal["float16", "float32"],
     precision: str = "32-true",
-) -> None:
-    """Write ``count`` trajectories as shards of kind ``pairs``, on from where it was interrupted.
+) -> Work:
+    """``count`` trajectories, as shards of kind ``pairs``; whole batches to a tar.
 
     Args:
+        teacher: frozen, on the device.
+        name: the teacher's, for the manifest.
         past: ``causal`` or ``bidirectional``.
         count: how many clips (prompts), from the front of the set.
         clip_shape: ``[F, C, H, W]``.
@@ -133,55 +139,44 @@ def generate_pairs(
     negative = torch.from_numpy(clips.negative).to(device)
     fields = ["latents", "text"] if past == "causal" else ["text"]
     shapes = {name: clips.manifest["fields"][name]["shape"] for name in fields}
-    writer = ShardWriter(
-        folder.path / "shards",
-        "pairs",
-        about={
-            "past": past,
-            "times": [grid[index].item() for index in kept[:-1]],
-            "intervals": intervals,
-            "solver": solver,
-            "guidance": guidance,
-            "shift": shift,
-            "blocks": list(sizes),
-            "teacher": folder.need("teacher").name,
-            "source": clips.fingerprint,
-            "seed": seed,
-            **encoders_of(clips),
-        },
-        negative=clips.negative,
-        samples_per_shard=per_tar({**shapes, "trajectory": (len(kept), *clip_shape)}),
-        resume=True,
-    )
-    calls: Counter[str] = Counter()
-    made = 0
-    hook = teacher.register_forward_hook(lambda *_: calls.update(["teacher_forwards"]))
-    with writer, computing(device, precision):
-        for stop, samples in batches(clips, range(count), batch, fields, writer.written):
-            keys = [sample["key"] for sample in samples]
-            text = stack(samples, "text", device)
-            noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
-            if past == "causal":
-                sampler = Solve(grid, kept, solver)
-                source = Past(teacher, text, negative, guidance)
-                truth = stack(samples, "latents", device)
-                rollout(source, noise, sizes, sampler, truth=truth)
-                trajectory = torch.cat(sampler.states, dim=2)
-            else:
-                v = forcing.bidirectional_ode(teacher, text, negative, guidance)
-                trajectory = solve(v, noise, grid.float().to(device), kept, solver)[1]
-            for sample, states in zip(samples, trajectory.cpu().numpy(), strict=True):
-                if sample["key"] in writer.written:
-                    continue
+    about = {
+        "past": past,
+        "times": [grid[index].item() for index in kept[:-1]],
+        "intervals": intervals,
+        "solver": solver,
+        "guidance": guidance,
+        "shift": shift,
+        "blocks": list(sizes),
+        "teacher": name,
+        "source": clips.fingerprint,
+        "seed": seed,
+        **encoders_of(clips),
+    }
+
+    def solved(samples: list[dict[str, Any]]) -> Tensor:
+        """Kept states [B, S, F, C, H, W]."""
+        keys = [sample["key"] for sample in samples]
+        text = stack(samples, "text", device)
+        noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
+        if past == "bidirectional":
+            v = forcing.bidirectional_ode(teacher, text, negative, guidance)
+            return solve(v, noise, grid.float().to(device), kept, solver)[1]
+        sampler, truth = Solve(grid, kept, solver), stack(samples, "latents", device)
+        rollout(Past(teacher, text, negative, guidance), noise, sizes, sampler, truth=truth)
+        return torch.cat(sampler.states, dim=2)
+
+    def make(numbers: Sequence[int]) -> Iterator[Sample]:
+        for start in range(0, len(numbers), batch):
+            samples = [clips.read(number, fields) for number in numbers[start : start + batch]]
+            with torch.no_grad(), computing(device, precision):
+                states = solved(samples).cpu().numpy().astype(stored)
+            for sample, one in zip(samples, states, strict=True):
                 arrays = {name: sample[name] for name in fields}
-                arrays["trajectory"] = states.astype(stored)
-                writer.write(sample["key"], arrays, sample["info"])
-            made += len(samples)
-            folder.progress(stop, count, "trajectories")
-    hook.remove()
-    known = calls if made == count else {}  # a process that was killed has not told its own
-    folder.record({"counters": {"trajectories": count, **known}})
-    log.info("%d %s trajectories of %d states", count, past, len(kept))
+                yield sample["key"], {**arrays, "trajectory": one}, sample["info"]
+
+    tar = per_tar({**shapes, "trajectory": (len(kept), *clip_shape)})
+    whole = max(1, tar // batch) * batch
+    return Work("pairs", about, range(count), make, whole, lambda: clips.negative)
 
 
 def _kept(intervals: int, few_steps: int) -> Sequence[int]:
@@ -192,3 +187,7 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
             " few-step times are not on the grid; choose a multiple"
         )
     return range(0, intervals + 1, intervals // few_steps)
+
+
+if __name__ == "__main__":
+    help_with(plan)

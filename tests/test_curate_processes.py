@@ -15,6 +15,7 @@ from datamodules.shards import open_shards
 from experiments import curate
 from experiments.__main__ import main
 from experiments.folder import RunFolder
+from experiments.together import help_with
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -80,4 +81,4 @@ def test_a_killed_run_is_finished_by_others(tmp_path, wan_folder):
     shards = open_shards(run / "shards")
     shards.verify()
     assert len(shards) == COUNT - 2 and shards.manifest["refused"] == {"too short": 2}
-    assert RunFolder(run).done and curate.main([f"{run}"]) is None
+    assert RunFolder(run).done and help_with(curate.plan, [f"{run}"]) is None

@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_and_others_may_help(
     with pytest.raises(KeyboardInterrupt):
         curate.run(folder.recipe, folder)
     assert not (folder.path / "shards" / "manifest.json").exists()
-    helper = ShardMaker(curate._plan(folder.recipe, folder), folder)
+    helper = ShardMaker(curate.plan(folder.recipe, folder), folder)
     assert helper.help() == 2 and helper.help() == 0
     assert len(decoded) == 6 + 6, "the first four were not decoded again"
     curate.run(folder.recipe, folder)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on_and_others_may_help(
 def test_tars_of_another_encoder_are_not_gone_on_with(tmp_path, source, wan_folder):
     wan = shutil.copytree(wan_folder, tmp_path / "wan")
     folder = run_folder(tmp_path / "run", source, wan, count=2, items_per_shard=1)
-    ShardMaker(curate._plan(folder.recipe, folder), folder).help()
+    ShardMaker(curate.plan(folder.recipe, folder), folder).help()
     config = json.loads((wan / "vae" / "config.json").read_text())
     config["latents_std"][0] *= 2
     (wan / "vae" / "config.json").write_text(json.dumps(config))
@@ -195,7 +195,7 @@ def test_splits_share_no_recording_and_more_extends_fewer(tmp_path, wan_folder, 
     for split, count in (("train", 4), ("train", 6), ("heldout", 4)):
         changes = {"split": split, "count": count, "heldout_percent": 50}
         folder = run_folder(tmp_path / f"{split}{count}", source, wan_folder, **changes)
-        items = curate._plan(folder.recipe, folder).items
+        items = curate.plan(folder.recipe, folder).items
         chosen[split, count] = [item.row.video for item in items]
     assert chosen["train", 6][:4] == chosen["train", 4]
     tapes = {key: {name.split("_")[0] for name in names} for key, names in chosen.items()}

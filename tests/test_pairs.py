@@ -7,7 +7,8 @@ from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, ne
 
 from datamodules.shards import ShardWriter, open_shards
 from experiments.folder import RunFolder
-from experiments.pairs import generate_pairs
+from experiments.pairs import trajectories
+from experiments.shard_work import ShardMaker
 from lightning_modules.diffusion.randomness import Randomness
 
 COUNT, BATCH, INTERVALS = 3, 2, 4
@@ -33,15 +34,16 @@ def made(clips, tmp_path, teacher, past, blocks="framewise", guidance=1.0):
     (run / "recipe.yaml").write_text(recipe)
     calls, forward = [], teacher.forward
     teacher.forward = lambda *a, **k: calls.append(None) or forward(*a, **k)
-    generate_pairs(
-        teacher, clips, RunFolder(run), 7, torch.device("cpu"), past=past, count=COUNT, batch=BATCH,
+    work = trajectories(
+        teacher, "base", clips, 7, torch.device("cpu"), past=past, count=COUNT, batch=BATCH,
         clip_shape=list(SHAPE), blocks=blocks, intervals=INTERVALS, solver="euler", few_steps=2,
         shift=SHIFT, guidance=guidance, stored="float16",
     )  # fmt: skip
-    counters = RunFolder(run).read_record()["counters"]
-    assert counters == {"trajectories": COUNT, "teacher_forwards": len(calls)}
-    assert not teacher._forward_hooks
-    return open_shards(run / "shards"), counters["teacher_forwards"]
+    maker = ShardMaker(work, RunFolder(run))
+    maker.make_all()
+    maker.complete()
+    assert RunFolder(run).read_record()["counters"] == {"pairs": COUNT, "refused": 0}
+    return open_shards(run / "shards"), len(calls)
 
 
 def euler(v, x):
