@@ -146,10 +146,10 @@ def _build(
     _require(kind, settings, data)
     given: dict[str, Any] = {"seed": recipe["seed"], "negative": data.negative}
     given["times"] = data.manifest.get("times")
-    for role in ROLES:
-        if role in recipe["needs"]:
-            given[role] = load_network(folder.need(role))
-            require_autoencoder(role, folder.need(role), data.shards)
+    needed = {role: folder.need(role) for role in ROLES if role in recipe["needs"]}
+    for role, where in needed.items():
+        require_autoencoder(role, where, data.shards)
+    given |= {role: load_network(where) for role, where in needed.items()}
     if "network" in recipe:
         given["student"] = fresh_network(recipe["network"], recipe["seed"])
     for role, network in given.items():

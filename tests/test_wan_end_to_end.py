@@ -6,6 +6,7 @@ that extends the real one.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -204,6 +205,38 @@ def test_an_exported_student_is_stock_diffusers(student, tmp_path, wan_folder):
     torch.testing.assert_close(v.transpose(1, 2), own, rtol=1e-4, atol=1e-4)
     pipeline = WanPipeline.from_pretrained(wan_folder, transformer=stock)
     assert pipeline.transformer is stock
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pairs", "causal_pairs", "pairs.clip_shape=[2,16,2,4]"],
+         r"latents \[3, 16, 2, 4\], the recipe wants \[2, 16, 2, 4\]: use shards made for"),
+        (["fit", "stage1_teacher_forcing", "stage.clip_shape=[3,16,4,4]"],
+         r"latents \[3, 16, 2, 4\], the recipe wants \[3, 16, 4, 4\]"),
+        (["fit", "stage2_causal_ode", "stage.blocks=[1,2]"],
+         r"blocks is \[1, 1, 1\], the recipe wants \[1, 2\]"),
+        (["fit", "stage3_asymmetric_dmd", "needs.teacher={{folder: {other}}}"],
+         "but the teacher .*other was made with .*curate with the VAE of the teacher"),
+        (["sample", "sample", "needs.student={{folder: {other}}}"],
+         "but the student .*other was made with"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_refused_before_anything_is_loaded(
+    library, runs, wan_score_folder, tmp_path, capsys, monkeypatch, words, message
+):
+    """Too few frames, another resolution, other blocks, another VAE."""
+    other = Path(shutil.copytree(wan_score_folder, tmp_path / "other"))
+    config = json.loads((other / "vae" / "config.json").read_text())
+    config["latents_mean"][0] += 0.5
+    (other / "vae" / "config.json").write_text(json.dumps(config))
+    for module in ("experiments.fit", "experiments.generation"):
+        monkeypatch.setattr(f"{module}.load_network", lambda where: pytest.fail("loaded"))
+    words = [word.format(other=other) for word in words]
+    assert main([*words, "--scale", "test", "--runs", str(runs)], library) == 1
+    said = capsys.readouterr().err
+    assert re.search(message, said) and "Traceback" not in said, said
 
 
 def test_the_sweep_of_the_table_has_the_same_runs(library, runs):
