@@ -21,6 +21,7 @@ from sweeps.evidence import (
     mean_over_seeds,
 )
 from sweeps.layout import (
+    ELSEWHERE,
     NONE,
     NOT_RUN,
     SKIPPED,
@@ -113,7 +114,7 @@ def _our_entries(numbers: OurNumbers, columns: Sequence[Column], row: Row) -> di
     entries = {}
     for column in columns:
         margin = numbers.combine([Term(Quantity(column.id), row, 1.0)])
-        absent = SKIPPED if scored and column.metric else NOT_RUN
+        absent = SKIPPED if scored and _is_ours(column) else NOT_RUN
         if stage1_only and started and column.id in ("time", "stage2_steps"):
             absent = NONE
         entries[column.id] = entry(margin, column, absent)
@@ -134,7 +135,7 @@ def _reference(
 ) -> TableRow:
     entries = {}
     for column in columns:
-        absent = (SKIPPED if runs else NOT_RUN) if column.metric else NONE
+        absent = (SKIPPED if runs and _is_ours(column) else NOT_RUN) if column.metric else NONE
         entries[column.id] = entry(_reference_margin(runs, column.metric), column, absent)
     return TableRow(init, label, entries, _runs_by_clips(runs))
 
@@ -190,10 +191,16 @@ def _caption(results: Results) -> str:
     )
 
 
+def _is_ours(column: Column) -> bool:
+    """Whether score runs could have measured it."""
+    return bool(column.metric) and not column.metric.startswith(ELSEWHERE)
+
+
 def _notes(columns: Sequence[Column]) -> tuple[str, ...]:
-    proxies = ", ".join(c.heading for c in columns if c.metric)
+    proxies = ", ".join(c.heading for c in columns if _is_ours(c))
+    where = "" if any(c.metric.startswith(ELSEWHERE) for c in columns) else " in the tiny world"
     return (
-        f"{proxies} are measured in the tiny world by code of this project. They have the form of "
+        f"{proxies}: measured{where} by code of this project. They have the form of "
         "VBench, Dynamic Degree and VisionReward but are proxies: never compare them with those.",
         "Stage-2 time: device-seconds of Stage 2 with the curation of its pairs. Extra storage: "
         "bytes of stored pairs on disk. Stage 2 is shared by the three blocks.",

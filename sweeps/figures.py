@@ -132,7 +132,8 @@ def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) 
     shown = [
         column
         for column in columns
-        if any(_margin(numbers, column, (i, s), 3) for i in inits for s in counts)
+        if column in layout["columns"]
+        and any(_margin(numbers, column, (i, s), 3) for i in inits for s in counts)
     ]
     if not shown:
         return ""

@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from sweeps.evidence import Margin
 
 NOT_RUN, SKIPPED, NONE = "not run", "skipped", "-"
+ELSEWHERE = ("vbench.", "vision_reward.")
+"""Metrics of programs that run in environments of their own, so never in a score run."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ class Table:
 def load_yaml(name: str) -> dict:
     """A YAML file of this folder as a plain dict."""
     return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name(name)))
+
+
+def columns(benchmark: bool) -> dict:
+    """columns.yaml; where `benchmark` programs judge, with their columns for the proxies'."""
+    layout = load_yaml("columns.yaml")
+    if not benchmark:
+        return layout
+    found = layout["columns"] | layout["benchmark"]
+    return layout | {"columns": {name: entry for name, entry in found.items() if entry}}
 
 
 def human_bytes(count: float) -> str:

@@ -7,7 +7,7 @@ and everything with pictures as one self-contained index.html.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.folder import write_text
@@ -15,7 +15,7 @@ from sweeps import render
 from sweeps.assemble import our_table, paper_table
 from sweeps.claims import Verdict, judge, load_claims
 from sweeps.evidence import OurNumbers
-from sweeps.layout import Table, load_yaml
+from sweeps.layout import Table, columns
 from sweeps.results import Results
 
 
@@ -32,17 +32,24 @@ def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | N
     planned = load_sweep(sweep, scale, seeds)
     results = collect(planned, runs_dir)
     folder = out or runs_dir / "tables" / f"{planned.name}-{scale}"
-    show(write(results, scale, planned.title or planned.name, folder), folder)
+    judged = any("benchmark" in run.recipe["needs"] for run in planned.runs.values())
+    title = planned.title or planned.name
+    show(write(results, scale, title, folder, columns(judged)), folder)
 
 
 def write(
-    results: Results, scale: str, title: str, folder: Path
+    results: Results, scale: str, title: str, folder: Path, layout: Mapping | None = None
 ) -> tuple[Table, Table, Sequence[Verdict]]:
-    """Write table.md, table.csv and index.html into `folder`; returns what they show."""
+    """Write table.md, table.csv and index.html into `folder`; returns what they show.
+
+    Args:
+        layout: of `columns`; None: the proxies'.
+    """
     from sweeps.page import page
 
-    numbers = OurNumbers(results, load_yaml("columns.yaml"))
-    ours, paper = our_table(results, scale), paper_table()
+    layout = layout or columns(benchmark=False)
+    numbers = OurNumbers(results, layout)
+    ours, paper = our_table(results, scale, layout), paper_table()
     verdicts = judge(load_claims(), numbers)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(title, ours, paper, verdicts))

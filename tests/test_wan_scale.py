@@ -17,7 +17,10 @@ from experiments.clip_files import clip_file, write_mp4
 from experiments.layers import flatten
 from experiments.recipe import Library, load_scale, resolve
 from experiments.scoring import vbench
+from sweeps.assemble import our_table
 from sweeps.graph import load_sweep
+from sweeps.layout import ELSEWHERE, columns
+from sweeps.results import Cell, Results
 
 ROOT = Path(__file__).parent.parent
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
@@ -100,6 +103,23 @@ def test_the_table_is_planned_without_weights_or_gpu(tmp_path):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "numpy", "lightning", "diffusers"} & imported
     assert "18 cells" in done.stdout and "362:30:00" in done.stdout, "CD: 2,900 h on 8 devices"
+    assert "device-hours, on up to 8 devices a run" in done.stdout
+
+
+def test_the_table_has_the_benchmarks_columns_and_says_that_they_were_not_run():
+    """A proxy's column never stands where VBench's would, nor the other way round."""
+    proxies, benchmarks = (columns(benchmark)["columns"] for benchmark in (False, True))
+    assert all(
+        not entry.get("metric", "world.").startswith(ELSEWHERE) for entry in proxies.values()
+    )
+    assert not any(entry.get("metric", "").startswith("world.") for entry in benchmarks.values())
+    results = Results(
+        {("causal_cd", 2, 0): Cell("causal_cd", 2, 0, "new", None, None, None)}, {}, [], {}
+    )
+    table = our_table(results, "wan1.3b", columns(benchmark=True))
+    row = {column.heading: table.blocks[0].rows[4].entries[column.id] for column in table.columns}
+    assert row["VBench Total"].absent == row["VisionReward"].absent == "not run"
+    assert not any("World" in heading for heading in row)
 
 
 def test_no_run_of_the_table_needs_the_tiny_world():
