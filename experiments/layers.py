@@ -72,10 +72,13 @@ def override(
 
 
 def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
-    """A copy of the scale ``under`` with what ``file`` says otherwise; it may add no key."""
+    """A copy of the scale ``under`` with what ``file`` says otherwise.
+
+    It may add no key, except below ``launch.slurm``: what jobs of single recipes ask for.
+    """
     for path, value in flatten(changes).items():
         parts = path.split(".")
-        if not _has(tree, parts):
+        if not _has(tree, parts) and parts[:2] != ["launch", "slurm"]:
             hint = nearest(path, paths(tree))
             raise ValueError(
                 f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
@@ -170,7 +173,8 @@ def _has(tree: Any, parts: list[str]) -> bool:
 def _with(tree: dict, parts: list[str], value: Any) -> dict:
     """The tree with another value at a place; only what leads there is copied."""
     first, *rest = parts
-    return tree | {first: _with(tree[first], rest, value) if rest else copy.deepcopy(value)}
+    inner = _with(tree.get(first, {}), rest, value) if rest else copy.deepcopy(value)
+    return tree | {first: inner}
 
 
 def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

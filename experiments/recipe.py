@@ -102,6 +102,7 @@ class Resolver:
         self.scale = scale
         self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
         self._tree = self._one(load_scale(self.library.scales, scale))
+        self._check_slurm()
         self._recipes: dict[str, dict[str, Any]] = {}
         self._memo: dict[tuple[str, int, str], Run] = {}
 
@@ -154,6 +155,16 @@ class Resolver:
         run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
+
+    def _check_slurm(self) -> None:
+        """Below ``launch.slurm`` stand "default" and recipes that there are."""
+        known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
+        for name in self._tree.get("launch", {}).get("slurm", {}):
+            if name not in known:
+                file = self.library.scales / f"{self.scale}.yaml"
+                raise ValueError(
+                    f"{file}: launch.slurm.{name}: there is no such recipe{nearest(name, known)}"
+                )
 
     def _one(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The one object that stands for all trees of this content."""

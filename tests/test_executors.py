@@ -207,6 +207,20 @@ def test_resources_are_the_defaults_under_the_recipes_own(tmp_path):
     assert all("slurm" not in run.recipe["launch"] for run in runs)
 
 
+def test_a_scale_on_top_of_another_says_what_single_recipes_ask_for(tmp_path):
+    here = Path(__file__).parent / "slurm" / "library"
+    library = Library(here / "recipes", tmp_path)
+    (tmp_path / "cluster.yaml").write_text((here / "scale" / "cluster.yaml").read_text())
+    mine = "extends: cluster\nlaunch: {slurm: {default: {qos: fast}, %s: {mem_gb: 7}}}\n"
+    (tmp_path / "mine.yaml").write_text(mine % "judge")
+    run = load_sweep(here / "sweep.yaml", "mine", [0], library).cells[0].runs["judged"]
+    assert run.slurm["qos"] == "fast" and run.slurm["mem_gb"] == 7
+    assert run.slurm["partition"] == "low", "what the other scale says stays"
+    (tmp_path / "mine.yaml").write_text(mine % "juge")
+    with pytest.raises(ValueError, match="launch.slurm.juge: there is no such recipe; did you"):
+        load_sweep(here / "sweep.yaml", "mine", [0], library)
+
+
 def test_sweeps_do_not_import_torch_to_submit():
     code = "import sys, sweeps.executors.slurm, sweeps.slurm_job; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
