@@ -47,7 +47,17 @@ def rotation(
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Turn `x` [..., T, heads, head_dim], in float32, by the angles of its tokens.
 
-    One complex product: seven times faster on a CPU than four real ones and their interleaving.
+    On a CPU one complex product is seven times faster than four real ones and their interleaving;
+    elsewhere the real ones are what a compiler can fuse.
     """
+    if x.device.type != "cpu":
+        return _rotate_real(x, turn)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+
+
+def _rotate_real(x: Tensor, turn: Tensor) -> Tensor:
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = torch.view_as_real(turn).unbind(-1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(turned, -1).flatten(-2).type_as(x)

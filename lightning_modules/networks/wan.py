@@ -23,63 +23,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import (
-    WanAttention,
     WanTimeTextImageEmbedding,
     WanTransformer3DModel,
-    WanTransformerBlock,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Mask, attend, spread
-from .kv_cache import Beside, KVCache, Pair, alone
-from .rms_norm import rms_norm
-from .rotary import rotate, rotation
+from .attention import Mask, spread
+from .block import Block, modulate
+from .kv_cache import KVCache, Pair, alone
+from .rotary import rotation
 from .static_cache import StaticKVCache
 
 __all__ = ["Wan"]
-
-
-class Block(WanTransformerBlock):
-    """diffusers' block (same parameters) with per-frame modulation, a mask and a cached past."""
-
-    def forward(
-        self,
-        x: Tensor,  # [B, N, S, D]
-        modulation: Tensor,  # [B, N, 6, D] float32
-        prompt: Pair,  # keys and values of the text, each [B, L, heads, head_dim]
-        turn: Tensor,
-        mask: Mask,
-        beside: Beside,  # from own keys and values to all that is seen
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return frames [B, N, S, D] and the keys and values they showed [B, N*S, heads, hd]."""
-        table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
-
-        queries, keys, values = _show(self.attn1, _modulate(self.norm1, x, shift, scale), turn)
-        answer = attend(queries, *beside(keys, values), mask)
-        x = _gated(x, self.attn1.to_out[0](answer).view_as(x), gate)
-
-        normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
-        asked = rms_norm(self.attn2.norm_q, self.attn2.to_q(normed.flatten(1, 2))).type_as(
-            prompt[1]
-        )
-        answer = attend(asked.unflatten(-1, (self.attn2.heads, -1)), *prompt)
-        x = x + self.attn2.to_out[0](answer).view_as(x)
-
-        return (
-            _gated(x, self.ffn(_modulate(self.norm3, x, mlp_shift, mlp_scale)), mlp_gate),
-            keys,
-            values,
-        )
-
-    def read_prompt(self, text: Tensor) -> Pair:
-        """Return keys and values [B, L, heads, head_dim] of the embedded text [B, L, D]."""
-        attention = self.attn2
-        values = attention.to_v(text)
-        keys = rms_norm(attention.norm_k, attention.to_k(text)).type_as(values)
-        heads = (attention.heads, -1)
-        return keys.unflatten(-1, heads), values.unflatten(-1, heads)
 
 
 class Wan(ModelMixin, ConfigMixin):
@@ -157,16 +113,11 @@ class Wan(ModelMixin, ConfigMixin):
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
             "write_cache needs a cache and torch.no_grad()"
         )
-        height, width = (
-            x.shape[3] // self.config.patch_size[1],
-            x.shape[4] // self.config.patch_size[2],
-        )
+        height, width = self._grid(x)
         places = tuple(frames.tolist())
-        turn = rotation(places, height, width, self.config.attention_head_dim, x.device)
+        turn, mask = self.tables(x, places, visible, cache)
         tokens = self._patch(x)
         embedded, modulation = self._embed_time(t)
-        mask = spread(visible, height * width, len(cache or ()), x.device, tokens.dtype)
-
         prompts = self.read_prompts(text, cache)
         shown: list[Pair] = []
         for layer, block in enumerate(self.blocks):
@@ -180,6 +131,26 @@ class Wan(ModelMixin, ConfigMixin):
         if write_cache:
             cache.append(places, shown)
         return self._unpatch(tokens, embedded, height, width)
+
+    def tables(
+        self, x: Tensor, places: tuple[int, ...], visible: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Mask]:
+        """Rotations and mask of a call: made once, then shared by equal calls."""
+        height, width = self._grid(x)
+        turn = rotation(places, height, width, self.config.attention_head_dim, x.device)
+        dtype = self.patch_embedding.weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        return turn, spread(visible, height * width, len(cache or ()), x.device, dtype)
+
+    def compile_blocks(self) -> None:
+        """Let the compiler fuse what lies between the attention kernels of every block."""
+        for block in self.blocks:
+            block.compiled = True
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        _, high, wide = self.config.patch_size
+        return x.shape[3] // high, x.shape[4] // wide
 
     def _check(self, x: Tensor, t: Tensor, frames: Tensor, visible: Tensor | None) -> None:
         count = x.shape[1]
@@ -237,7 +208,7 @@ class Wan(ModelMixin, ConfigMixin):
         """[B, N, S, D] -> [B, N, C, H, W]: modulated norm, projection, patches back in place."""
         table = self.scale_shift_table.float() + embedded.unsqueeze(2)
         shift, scale = table.unsqueeze(-2).unbind(2)
-        out = self.proj_out(_modulate(self.norm_out, tokens, shift, scale)).float()
+        out = self.proj_out(modulate(self.norm_out, tokens, shift, scale)).float()
         _, high, wide = self.config.patch_size
         out = out.unflatten(-1, (high, wide, -1)).unflatten(2, (height, width))
         return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
@@ -246,21 +217,3 @@ class Wan(ModelMixin, ConfigMixin):
         """Name the stock class in `config.json`, so that diffusers' Auto classes find it."""
         ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
         return super().to_json_string().replace(ours, stock)
-
-
-def _modulate(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return (norm(x.float()) * (1 + scale) + shift).type_as(x)
-
-
-def _gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    return (x.float() + update.float() * gate).type_as(x)
-
-
-def _show(attention: WanAttention, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries and keys, and values, each [B, T, heads, hd], of frames x [B, N, S, D]."""
-    x = x.flatten(1, 2)
-    heads = (attention.heads, -1)
-    queries = rms_norm(attention.norm_q, attention.to_q(x)).unflatten(-1, heads)
-    keys = rms_norm(attention.norm_k, attention.to_k(x)).unflatten(-1, heads)
-    values = attention.to_v(x).unflatten(-1, heads)
-    return rotate(queries, turn).type_as(values), rotate(keys, turn).type_as(values), values
