@@ -22,6 +22,8 @@ from typing import Any
 from lightning_modules import ALONE
 
 PORT = 29500  # torchrun's default too
+HELPED = ("curate", "pairs")
+"""Verbs whose shards several processes make, one a device, that are no group (``together.py``)."""
 ISOLATED = ("ddp", "deepspeed")
 """Strategies that keep state in their process, which one that executes many runs must not have."""
 
@@ -67,7 +69,14 @@ class Place:
 
 
 def wanted(recipe: Mapping[str, Any]) -> tuple[int, int]:
-    """Nodes and processes per node that a recipe's run takes; only training takes several."""
+    """Nodes, and devices per node, that a recipe's run keeps busy: as ranks, or with helpers."""
+    if recipe["verb"] in HELPED:
+        return 1, recipe.get("launch", {}).get("devices", 1)
+    return _ranks(recipe)
+
+
+def _ranks(recipe: Mapping[str, Any]) -> tuple[int, int]:
+    """Nodes and processes per node of a run's group; only training has one."""
     launch = recipe.get("launch", {})
     return (launch.get("nodes", 1), launch.get("devices", 1)) if _spread(recipe) else (1, 1)
 
@@ -87,7 +96,7 @@ def ranks_here(
     Raises:
         ValueError: there are several nodes and nothing says which one this is.
     """
-    nodes, devices = wanted(recipe)
+    nodes, devices = _ranks(recipe)
     world, started = nodes * devices, _tasks(environment)
     isolated = _spread(recipe) and recipe.get("launch", {}).get("strategy") in ISOLATED
     if "RANK" in environment or 1 < started == world or (world == 1 and not isolated):
@@ -107,7 +116,7 @@ def place_of(recipe: Mapping[str, Any], environment: Mapping[str, str] = os.envi
     Raises:
         ValueError: a launcher has started another number of processes than the recipe wants.
     """
-    nodes, devices = wanted(recipe)
+    nodes, devices = _ranks(recipe)
     tasks = _tasks(environment)
     if tasks != nodes * devices:
         raise ValueError(

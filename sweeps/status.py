@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.folder import RunFolder
-from experiments.recipe import Run
+from experiments.place import wanted
 from sweeps.costs import Costs, duration, forecast, remaining
 from sweeps.executors.devices import cores
 from sweeps.graph import Sweep
@@ -43,8 +44,8 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
     unshared = sum(len(run.closure()) for cell in sweep.cells for run in cell.runs.values())
     seconds, known = remaining(left, {}, sweep.runs, costs, cores())
     unknown = sum(costs.estimate(run) is None for run in left)
-    spread = max((_devices(run) for run in left), default=1)
-    hours = sum((costs.estimate(run) or 0.0) * _devices(run) for run in left) / 3600
+    spread = max((prod(wanted(run.recipe)) for run in left), default=1)
+    hours = sum((costs.estimate(run) or 0.0) * prod(wanted(run.recipe)) for run in left) / 3600
     console = _console()
     console.print(table)
     console.print(
@@ -56,14 +57,6 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         console.print(f"on {cores()} workers: {forecast(seconds, known)}{more}")
     if spread > 1:
         console.print(f"{hours:,.0f} device-hours, on up to {spread} devices a run")
-
-
-def _devices(run: Run) -> int:
-    """How many devices a run keeps busy."""
-    launch = run.recipe.get("launch", {})
-    if run.verb not in ("fit", "pairs", "curate"):
-        return 1
-    return int(launch.get("nodes", 1)) * int(launch.get("devices", 1))
 
 
 def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:

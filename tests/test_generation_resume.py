@@ -111,3 +111,5 @@ def test_a_helper_makes_pairs_and_the_verb_completes_them(tmp_path, monkeypatch)
     made = finished(two, "causal_pairs")
     assert started == [[sys.executable, "-m", "experiments.pairs", str(made)]]
     assert contents(made) == expected
+    record = RunFolder(made).read_record()
+    assert record["devices"] == 2 and record["device_s"] == pytest.approx(2 * record["wall_s"])
