@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.__main__ import main
 from experiments.bench import stage_work, train
@@ -120,7 +121,11 @@ def test_calls_of_a_self_rollout():
         (["rollout", "--scale", "tinny"], "did you mean 'tiny'"),
         (["rollout", "--scale", "switching"], "has no section 'bench'"),
         (["rollout", "--repeats", "0"], "--repeats at least 1"),
-        (["rollout", "--device", "cuda"], "torch sees no GPU here"),
+        pytest.param(
+            ["rollout", "--device", "cuda"],
+            "torch sees no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_mistakes_are_answered(capsys, words, message):
@@ -136,3 +141,18 @@ def test_help_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rollouts_on_a_gpu(tmp_path):
+    """Every way to make calls, in bfloat16, beside the peak of this device."""
+    out = tmp_path / "rollout.json"
+    words = ["rollout", *SMALL, "precision=bf16-mixed"]
+    assert main(["bench", *words, "--device", "cuda", "--repeats", "2", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["device"]["name"] == torch.cuda.get_device_name()
+    assert report["peak"]["dtype"] == "bfloat16"
+    names = {row["name"] for row in report["rows"]}
+    assert {f"rollout, {steps} steps, past: fused, cuda_graphs" for steps in (1, 2, 4)} <= names
+    assert all(row["roofline_s"] < row["median_s"] for row in report["rows"])
