@@ -13,6 +13,7 @@ tests/test_deepspeed.py:
 """
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,6 +29,9 @@ from torch import Tensor, nn
 from callbacks.checkpoint_folder import replaced
 from callbacks.checkpointing import diverged
 from experiments.zero_files import SafeFiles
+
+SHAPE = "shape.json"
+"""How a checkpoint was split, beside DeepSpeed's own files."""
 
 
 class Zero(DeepSpeedStrategy):
@@ -156,9 +160,9 @@ class Zero(DeepSpeedStrategy):
         Raises:
             OSError: if it could not be written; the previous one is kept.
         """
-        checkpoint["zero"] = self._identity()
-        barrier = self.barrier
-        with replaced(Path(filepath), self.is_global_zero, barrier) as folder:
+        with replaced(Path(filepath), self.is_global_zero, self.barrier) as folder:
+            if self.is_global_zero:
+                (folder / SHAPE).write_text(json.dumps(self._shape()))
             super().save_checkpoint(checkpoint, folder, storage_options)
 
     def load_checkpoint(
@@ -167,26 +171,21 @@ class Zero(DeepSpeedStrategy):
         """Weights, optimizer and everything else of this rank.
 
         Raises:
-            ValueError: it was written by another number of processes or with another ZeRO stage.
+            ValueError: it was split over another number of processes or in another way.
         """
-        parts = len(list(Path(checkpoint_path, "checkpoint").glob("*_optim_states.pt")))
-        if parts != self.world_size:
+        saved, own = json.loads(Path(checkpoint_path, SHAPE).read_text()), self._shape()
+        if saved != own:
+            found, wanted = (" and ".join(f"{k}={v}" for k, v in s.items()) for s in (saved, own))
             raise ValueError(
-                f"{checkpoint_path}: written by {parts} processes, this run has {self.world_size};"
-                " go on with as many, or delete it to start this run again"
+                f"{checkpoint_path}: written with {found}, this run has {wanted}; go on as it was"
+                " written, or delete it to start this run again"
             )
-        state = super().load_checkpoint(checkpoint_path, weights_only)
-        if state["zero"] != self._identity():
-            raise ValueError(
-                f"{checkpoint_path}: written with {state['zero']}, this run has"
-                f" {self._identity()}; go on with the same, or delete it to start this run again"
-            )
-        return state
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
-    def _identity(self) -> dict[str, int]:
-        return {
-            "processes": self.world_size, "stage": self.config["zero_optimization"]["stage"]
-        }  # fmt: skip
+    def _shape(self) -> dict[str, int]:
+        """What a checkpoint's files depend on."""
+        zero_stage = self.config["zero_optimization"]["stage"]
+        return {"processes": self.world_size, "launch.zero_stage": zero_stage}
 
 
 def _gather(network: nn.Module, first: bool) -> None:

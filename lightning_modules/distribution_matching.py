@@ -129,7 +129,12 @@ class DistributionMatching(Stage):
         self.student.requires_grad_(turns["student"])
         self.critic.requires_grad_(turns["critic"])
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Both trainable: DeepSpeed files what looks frozen under frozen."""
+        super().on_save_checkpoint(checkpoint)
+        self.on_train_batch_end()
+
     def on_train_batch_end(self, *args: Any) -> None:
-        """Both trainable again: what is saved now must not look frozen."""
+        """Both trainable again."""
         self.student.requires_grad_(True)
         self.critic.requires_grad_(True)

@@ -2,9 +2,9 @@
 
     python tests/deepspeed_program.py <shards> <output folder> <cases, JSON>
 
-A case is {name, stage, strategy, zero_stage, parts, stop, precision}. All cases run one after the
-other in one group of processes, since starting one costs more than a tiny fit. Every rank writes a
-JSON of its losses and of what moved; the first one writes the weights.
+A case is {name, stage, strategy, zero_stage, parts, stop, precision, checkpointing, resume}. All
+run one after the other in one group of processes, since starting one costs more than a tiny fit.
+Every rank writes a JSON of its losses and of what moved; the first one writes the weights.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from minimal import network, stage
+from minimal import batch, network, stage
 from safetensors.torch import save_file
 
 from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
@@ -33,10 +33,11 @@ from lightning_modules.causal_cd import CausalCD
 from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.sharding import share
 from lightning_modules.diffusion_forcing import DiffusionForcing
+from lightning_modules.networks.precision import to_bfloat16
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
 from lightning_modules.teacher_forcing import TeacherForcing
 
-STEPS, BATCH, CRITIC_STEPS, CLIP, STATES = 7, 4, 2, 0.1, 4
+STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.1, 4, 4
 FLOW = {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0}
 ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
 DMD = {
@@ -58,11 +59,16 @@ STAGES = {
 }
 
 
+def batch_of_two() -> dict:
+    return batch(2, seed=5)
+
+
 class Watch(Callback):
     """Losses, the order of forwards, and which network every step has moved."""
 
     def __init__(self) -> None:
         self.seen = {"losses": [], "forwards": [], "moved": [], "steps": [], "norms": []}
+        self.sampled: torch.Tensor | None = None
 
     def on_train_start(self, trainer, module) -> None:
         self.seen["held"] = {
@@ -85,6 +91,10 @@ class Watch(Callback):
                 if any(map(torch.ne, before, self._shares(module, role)))
             ]
         )
+        if trainer.global_step == SAMPLED_AT and self.sampled is None:  # a panel is drawn so
+            (ema,) = (c for c in trainer.callbacks if isinstance(c, StudentEMA))
+            with ema.swapped(module):
+                self.sampled = module.sample(batch_of_two()["text"], ["a", "b"])
         norms = [v.item() for k, v in trainer.logged_metrics.items() if "grad_norm" in k]
         self.seen["norms"].append(norms)
 
@@ -119,36 +129,45 @@ def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
     kind, own, roles = STAGES[case["stage"]]
     nets = {role: network(2 + n) for n, role in enumerate(roles)}
     module = stage(kind, learning_rate=1e-3, weight_decay=0.1, **own, **nets)
+    if case.get("precision") == "bf16-mixed":
+        to_bfloat16(module.teacher)
+    for net in (module.student, getattr(module, "critic", module.student)):
+        net.gradient_checkpointing = case.get("checkpointing", False)
     parts = case.get("parts", 1)
     data = VideoDataModule(
         shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
     )
     world = int(PLACE.get("WORLD_SIZE", 1))
+    accelerator = case.get("accelerator", "cpu")
     launch = Launch(
-        accelerator="cpu", devices=world, strategy=case["strategy"],
+        accelerator=accelerator, devices=world, strategy=case["strategy"],
         zero_stage=case.get("zero_stage", 2), timeout_s=60,
     )  # fmt: skip
     watch, ema, record = Watch(), StudentEMA(0.5, 1), RunRecord()
     callbacks = [watch, ema, record, StopOnNaN()]
     callbacks += [StopAt(folder / f"{case['name']}.ckpt", stop)] if stop else []
     trainer = Trainer(
-        accelerator="cpu", devices=world, max_steps=STEPS, max_epochs=1, gradient_clip_val=CLIP,
-        accumulate_grad_batches=parts, callbacks=callbacks, logger=False, log_every_n_steps=1,
+        accelerator=accelerator, devices=world, max_steps=STEPS, max_epochs=1,
+        gradient_clip_val=CLIP, accumulate_grad_batches=parts, callbacks=callbacks, logger=False,
+        log_every_n_steps=1,
         use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, num_sanity_val_steps=0,
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         **parallel(module, launch, case.get("precision", "32-true")),
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return module, ema, watch.seen, trainer
+    return module, ema, watch, trainer
 
 
-def write(module, ema, seen, trainer, name: str, folder: Path) -> None:
+def write(module, ema, watch, trainer, name: str, folder: Path) -> None:
+    seen = watch.seen
     (folder / f"{name}-{trainer.global_rank}.json").write_text(json.dumps(seen))
     if trainer.is_global_zero:
         weights = {f"student.{k}": v for k, v in module.student.state_dict().items()}
         weights |= {f"evaluated.{k}": v for k, v in module.evaluated.state_dict().items()}
         weights |= {f"ema.{k}": v for k, v in ema.ema_state_dict().items()}
+        if watch.sampled is not None:
+            weights["sampled"] = watch.sampled
         copies = {k: v.detach().clone().contiguous() for k, v in weights.items()}
         save_file(copies, folder / f"{name}.safetensors")
         module.hand_off(folder / name)
@@ -158,6 +177,12 @@ def main(shards: str, output: str, cases: str) -> None:
     torch.set_num_threads(1)
     folder = Path(output)
     for case in json.loads(cases):
+        if case.get("resume"):
+            try:
+                fit(case, shards, folder, resume=case["resume"])
+            except ValueError as error:
+                (folder / f"{case['name']}.txt").write_text(str(error))
+            continue
         write(*fit(case, shards, folder), case["name"], folder)
         if case.get("stop"):
             fit(case, shards, folder, stop=case["stop"])

@@ -1,9 +1,11 @@
-"""The real DeepSpeed on CPUs: every stage, every ZeRO stage, one and two processes, against one
-process without it. All fits of a number of processes run in one group of them (deepspeed_program).
+"""The real DeepSpeed on CPUs: every stage, every ZeRO stage (and DDP), in one, two and four
+processes, against one process without it. All fits of as many processes run in one group of them
+(deepspeed_program).
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,37 +27,46 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 ZERO = (1, 2, 3)
+WAYS = (*ZERO, "ddp")
 DMD = ("AsymmetricDMD", "CausalDMD")
 RESUMED = {"AsymmetricDMD": 5, "CausalCD": 4}  # stopped at that step; 5 is inside a critic's round
 
 
-def name(stage: str, zero: int, parts: int = 1) -> str:
+def name(stage: str, zero: int | str, parts: int = 1) -> str:
     return f"{stage}-{zero}" + (f"-in-{parts}" if parts > 1 else "")
 
 
-def case(stage: str, zero: int, parts: int = 1) -> dict:
+def case(stage: str, zero: int | str, parts: int = 1) -> dict:
     stop = RESUMED.get(stage, 0) if parts == 1 else 0
     about = {"stage": stage, "strategy": "deepspeed", "zero_stage": zero}
+    if zero == "ddp":
+        about = {"stage": stage, "strategy": "ddp"}
     return about | {"name": name(stage, zero, parts), "parts": parts, "stop": stop}
 
 
-MATRIX = [(stage, zero) for stage in STAGES for zero in ZERO]
+MATRIX = [(stage, zero) for stage in STAGES for zero in WAYS]
+OTHER = {"stage": "AsymmetricDMD", "strategy": "deepspeed"}
+DDP = OTHER | {"strategy": "ddp"}
 CASES = {
-    1: [case("AsymmetricDMD", zero, parts=4) for zero in ZERO],
+    1: [case("AsymmetricDMD", zero, parts=4) for zero in ZERO]
+    + [DDP | {"name": "ddp-in-4", "parts": 4}],
     2: [case(stage, zero) for stage, zero in MATRIX]
     + [case("AsymmetricDMD", zero, parts=2) for zero in ZERO]
-    + [case("AsymmetricDMD", 2) | {"name": "bf16", "precision": "bf16-mixed", "stop": 0}],
+    + [DDP | {"name": "ddp-in-2", "parts": 2}]
+    + [OTHER | {"name": f"bf16-{z}", "zero_stage": z, "precision": "bf16-mixed"} for z in ZERO]
+    + [OTHER | {"name": f"recomputed-{z}", "zero_stage": z, "checkpointing": True} for z in ZERO],
+    4: [OTHER | {"name": "on-4", "zero_stage": 3}, DDP | {"name": "ddp-on-4"}],
 }
 
 
-def in_group(world: int, shards: Path, folder: Path) -> None:
+def in_group(world: int, cases: list[dict], shards: Path, folder: Path) -> None:
     """Run the program in `world` processes, or fail with what they said."""
     port, processes = free_port(), []
     for rank in range(world):
         place = Place(rank, world, rank, port=port)
         environment = {**os.environ, **place.environment(), "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHONPATH": f"{HERE}:{HERE.parent}", "PYTHONWARNINGS": "ignore"}
-        words = [str(shards), str(folder), json.dumps(CASES[world])]
+        words = [str(shards), str(folder), json.dumps(cases)]
         with open(folder / f"said-{rank}.txt", "w") as said:
             processes.append(
                 subprocess.Popen(
@@ -75,18 +86,20 @@ def in_group(world: int, shards: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory) -> dict[int, Path]:
-    """Folders of what was fitted without DeepSpeed (0), by one process and by two."""
+    """Folders of what was fitted without DeepSpeed (0), by one process, by two and by four."""
     folder = tmp_path_factory.mktemp("deepspeed")
     data = batch(10, states=STATES)
     with ShardWriter(folder / "shards", "clips", about={}, negative=data["text"][0].numpy()) as to:
         for row, key in enumerate(data["key"]):
             fields = ("latents", "text", "trajectory")
             to.write(key, {f: data[f][row].numpy() for f in fields}, {"caption": key})
-    folders = {world: folder / str(world) for world in (0, 1, 2)}
+    folders = {world: folder / str(world) for world in (0, 2, 1, 4)}
+    of_two = folders[2] / f"{name('AsymmetricDMD', 2)}.ckpt"
+    foreign = OTHER | {"name": "foreign", "zero_stage": 2, "resume": str(of_two)}
     for world, to in folders.items():
         to.mkdir()
         if world:
-            in_group(world, folder / "shards", to)
+            in_group(world, CASES[world] + [foreign] * (world == 1), folder / "shards", to)
     for stage in STAGES:
         about = {"stage": stage, "name": stage, "strategy": "auto"}
         made = deepspeed_program.fit(about, str(folder / "shards"), folders[0])
@@ -113,7 +126,7 @@ def assert_near(found: Path, wanted: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "zero"), MATRIX)
-def test_two_processes_under_zero_equal_one_without(fits, stage, zero):
+def test_two_processes_equal_one(fits, stage, zero):
     """Losses, weights, the average and the target, under clipping that is always at work."""
     one, two = fits[0], fits[2]
     ranks = seen(two, name(stage, zero))
@@ -140,7 +153,7 @@ def test_a_student_is_handed_on_as_one_file(fits, stage, zero):
 
 
 @pytest.mark.parametrize("stage", DMD)
-@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize("zero", WAYS)
 def test_networks_take_turns_and_ranks_do_the_same(fits, stage, zero):
     ranks = seen(fits[2], name(stage, zero))
     turns = [["student"] if s % (1 + CRITIC_STEPS) == 0 else ["critic"] for s in range(STEPS)]
@@ -158,7 +171,7 @@ def test_zero_3_splits_every_network_also_the_frozen(fits, stage, zero):
             assert held == pytest.approx(whole / 2 if zero == 3 else whole, rel=0.01), role
 
 
-@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize("zero", WAYS)
 @pytest.mark.parametrize("stage", RESUMED)
 def test_resumed_equals_never_interrupted(fits, stage, zero):
     """Bit for bit: student, critic (by what it then makes of the student), average, target."""
@@ -171,8 +184,9 @@ def test_resumed_equals_never_interrupted(fits, stage, zero):
     found, wanted = (
         load_file(folder / f"{each}.safetensors") for each in (f"{whole}-resumed", whole)
     )
-    for key, value in wanted.items():
-        assert torch.equal(found[key], value), key
+    for key, value in found.items():
+        assert torch.equal(value, wanted[key]), key
+    assert wanted.keys() - found.keys() == {"sampled"}, "that was before the interruption"
 
 
 @pytest.mark.parametrize("zero", ZERO)
@@ -182,16 +196,21 @@ def test_checkpoints_hold_what_is_trained_and_one_generation(fits, zero):
     files = list((last / "checkpoint").glob("*_model_states.pt"))
     assert len(files) == (2 if zero == 3 else 1), "each rank its share"
     for file in files:
-        tensors = torch.load(file, weights_only=True)["module"]
+        saved = torch.load(file, weights_only=True)
+        assert not saved.get("frozen_param_shapes"), "the one that waited is not frozen"
+        tensors = saved["module"]
         assert {key.split(".")[0] for key in tensors} == {"student", "critic"}
 
 
-@pytest.mark.parametrize("zero", ZERO)
-@pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 2)])
-def test_parts_of_a_batch_are_the_batch(fits, zero, world, parts):
-    """1 process x 4 parts = 2 x 2 = one process with the whole batch at once."""
-    assert BATCH == 4
-    made = name("AsymmetricDMD", zero, parts)
+PARTS = [(world, BATCH // world, f"AsymmetricDMD-{z}-in-{BATCH // world}") for world in (1, 2)
+         for z in ZERO] + [(1, 4, "ddp-in-4"), (2, 2, "ddp-in-2"), (4, 1, "ddp-on-4"),
+                           (4, 1, "on-4")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("world", "parts", "made"), PARTS)
+def test_parts_of_a_batch_are_the_batch(fits, world, parts, made):
+    """1 process x 4 parts = 2 x 2 = 4 x 1 = one process with the whole batch at once."""
+    assert world * parts == BATCH
     (first, *_) = seen(fits[world], made)
     assert first["steps"][parts - 1 :: parts] == list(range(1, STEPS + 1))
     wanted = mean(fits[0], "AsymmetricDMD")
@@ -199,11 +218,38 @@ def test_parts_of_a_batch_are_the_batch(fits, zero, world, parts):
     assert_near(fits[world] / f"{made}.safetensors", fits[0] / "AsymmetricDMD.safetensors")
 
 
-def test_bfloat16_computes_and_is_kept_nowhere(fits):
-    """Losses differ by the compute's rounding; weights and average are float32 and as fine."""
-    exact, rough = mean(fits[0], "AsymmetricDMD"), mean(fits[2], "bf16")
+@pytest.mark.parametrize("zero", ZERO)
+def test_bfloat16_computes_and_is_kept_nowhere(fits, zero):
+    """Losses differ by the compute's rounding; weights and average are float32 and as fine. The
+    frozen teacher is bfloat16, as a fit makes it.
+    """
+    exact, rough = mean(fits[0], "AsymmetricDMD"), mean(fits[2], f"bf16-{zero}")
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.01)
-    for key, value in load_file(fits[2] / "bf16.safetensors").items():
+    for key, value in load_file(fits[2] / f"bf16-{zero}.safetensors").items():
         assert value.dtype == torch.float32, key
         assert not torch.equal(value, value.bfloat16().float()), key
+
+
+@pytest.mark.parametrize("zero", ZERO)
+def test_recomputed_activations_change_nothing(fits, zero):
+    found = fits[2] / f"recomputed-{zero}.safetensors"
+    assert_near(found, fits[0] / "AsymmetricDMD.safetensors")
+
+
+def test_another_number_of_processes_is_refused_with_the_cure(fits):
+    said = (fits[1] / "foreign.txt").read_text()
+    assert re.search("written with processes=2 .*, this run has processes=1 .*; go on as", said)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("zero", ZERO)
+def test_on_gpus(fits, tmp_path, zero):
+    """As on the CPU, on at most two of them."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    cases = [OTHER | {"name": "gpu", "zero_stage": zero, "accelerator": "gpu"}]
+    in_group(min(2, torch.cuda.device_count()), cases, fits[0].parent / "shards", tmp_path)
+    wanted = load_file(fits[0] / "AsymmetricDMD.safetensors")
+    for key, value in load_file(tmp_path / "gpu.safetensors").items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-3, msg=key)
