@@ -234,6 +234,9 @@ def test_the_ode_regressions_residual_is_what_the_law_leaves():
     best = found("law.residual.bidirectional", beside(GAUSSIAN, student=Mean()))
     least = found("law.injectivity.bidirectional", view)
     assert best.value == pytest.approx(least.value, rel=0.1)
+    assert best.extra["variance"] == pytest.approx(1 - least.value, abs=0.03), "total variance"
+    causal = found("law.residual.causal", view)
+    assert causal.extra["variance"] == pytest.approx(1, abs=1e-3)
 
 
 def test_euler_is_of_first_and_heun_of_second_order():

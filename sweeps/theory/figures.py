@@ -228,7 +228,7 @@ FIGURES: dict[str, Callable[[TheoryNumbers], str]] = {
 
 def _students(axis: Any, numbers: TheoryNumbers, init: str, solver: str, marker: str) -> bool:
     """Errors of the students taught with a solver; whether there are any."""
-    counts = (4, 8, 16) if solver == "euler" else (4, 8)
+    counts = (4, 8, 16) if solver == "euler" else (4,)
     found = {
         n: margin
         for n in counts
