@@ -1,9 +1,11 @@
 """Where a run computes: the ``launch`` section of a recipe, which never changes its meaning."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from experiments.bind import bind
 from lightning_modules.networks import attention as kernels
@@ -31,6 +33,10 @@ class Launch:
         check_memory: refuse to load what cannot fit (``memory.py``); false only tells.
         attention: the kernel where frames see frames: ``auto``, ``dense``, ``flex``, ``flash``
             (``lightning_modules/networks/attention.py``).
+        compile: generate with layers whose pieces between the attention kernels the compiler has
+            fused; CUDA only.
+        cuda_graphs: generate by replaying recorded calls; CUDA only
+            (``lightning_modules/networks/replay.py``).
         workers: of the data loader.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between video panels in TensorBoard; 0 for none.
@@ -49,6 +55,8 @@ class Launch:
     gradient_checkpointing: bool = False
     check_memory: bool = True
     attention: kernels.Backend = "auto"
+    compile: bool = False
+    cuda_graphs: bool = False
     workers: int = 0
     log_every: int = 50
     panel_every: int = 0
@@ -99,6 +107,24 @@ def prepare(recipe: dict[str, Any]) -> torch.device:
         torch.set_num_threads(launch.threads)
     torch.manual_seed(recipe["seed"])
     gpu = launch.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0))  # of a rank among those of its node
+    device = torch.device("cuda", index) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
     kernels.use(launch.attention, device)
     return device
+
+
+def hurried(network: nn.Module, launch: Launch, device: torch.device) -> Any:
+    """The network for generation, as fast as ``launch`` wants it; itself on a CPU."""
+    from lightning_modules.networks import Wan
+
+    if device.type != "cuda" or not isinstance(network, Wan):
+        return network
+    if launch.compile:
+        network.compile_blocks()
+    if not launch.cuda_graphs:
+        return network
+    from lightning_modules.networks.replay import Replay
+
+    return Replay(network)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.shards import ShardReader, ShardWriter, open_shards
 from experiments.bind import bind
@@ -26,12 +26,13 @@ from experiments.generation import (
     require_autoencoder,
     stack,
 )
-from experiments.hardware import launch_of, prepare
+from experiments.hardware import hurried, launch_of, prepare
 from experiments.memory_check import before_generation
 from experiments.saving import SAVED, Saver
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
@@ -155,8 +156,9 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         half=settings.precision == "bf16-mixed",
         window=settings.window,
     )
+    student = frozen(folder.need("student"), device, settings.precision)
     generate_clips(
-        frozen(folder.need("student"), device, settings.precision),
+        hurried(student, launch_of(recipe), device),
         prompts,
         settings,
         folder,
@@ -171,7 +173,7 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
 
 @torch.no_grad()
 def generate_clips(
-    student: nn.Module,
+    student: Network,
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
@@ -214,7 +216,7 @@ def generate_clips(
     log.info("%d clips by %s", settings.count, settings.sampler)
 
 
-def sampler_of(student: nn.Module, settings: Sampling, negative: Tensor) -> Generate:
+def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Generate:
     """One function for every batch; its caches are made once."""
     shape, sizes = settings.shape, settings.sizes
     grid = time_grid(settings.intervals, settings.shift).to(negative.device)

@@ -90,6 +90,11 @@ class KVCache:
         self._pairs = [None] * len(self._pairs)
         self.frames = ()
 
+    @property
+    def text(self) -> Tensor | None:
+        """The prompt whose keys and values are held."""
+        return self._text[0] if self._text is not None else None
+
     def recall_text(self, text: Tensor) -> list[Pair] | None:
         """Return the prompt's keys and values if `text` is the tensor they were computed from."""
         if self._text is not None and self._text[0] is text:

@@ -1,0 +1,119 @@
+"""Recorded calls: what is recorded, when again, and what is done beside them.
+
+Without CUDA a recording is a call made again on copied inputs. That shows all but the graph itself:
+a frame that was not counted, a prompt that was not read, a kind of call that was mistaken for
+another.
+"""
+
+import pytest
+import torch
+from tiny_rollouts import few_steps, make_net, setting
+
+from lightning_modules.diffusion.fast_past import COMMITS, FastPast
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Past, rollout
+from lightning_modules.networks.replay import Replay
+from lightning_modules.networks.rotary import _rotate_real, rotate, rotation
+
+
+class Recorder:
+    """Makes recordings that read the inputs they were given when they were made."""
+
+    def __init__(self):
+        self.recorded, self.replayed = 0, 0
+
+    def __call__(self, call, x, t):
+        self.recorded += 1
+        own_x, own_t = x.clone(), t.clone()
+
+        def replay(x, t):
+            self.replayed += 1
+            own_x.copy_(x)
+            own_t.copy_(t)
+            return call(own_x, own_t).clone()
+
+        return replay
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+@torch.no_grad()
+def test_replayed_rollouts_are_the_same(commit):
+    """Three batches of prompts, guided: all of the third is replayed, and nothing is recorded."""
+    net, sizes, recorder = make_net(), (1, 2, 3), Recorder()
+    negative = setting()[0].normal("negative", (5, 8))[0]
+    how = {"frames": 6, "commit": commit}
+    fast = FastPast(Replay(net, recorder), negative[None], negative, 2.0, **how)
+    plain = FastPast(net, negative[None], negative, 2.0, **how)
+    for number, keys in enumerate(("abc", "xyz", "bca")):
+        random, text, noise = setting(keys)
+        before = recorder.recorded, recorder.replayed
+        clips = [
+            rollout(past.restart(text), noise, sizes, few_steps(random, sizes))
+            for past in (fast, plain)
+        ]
+        assert torch.equal(*clips)
+        if number == 2:
+            calls = 2 * (4 + 2 + 2 + (2 if commit == "separate" else 0))
+            assert (recorder.recorded, recorder.replayed) == (before[0], before[1] + calls)
+
+
+@torch.no_grad()
+def test_windows_and_other_batch_sizes_are_recorded_anew():
+    net, sizes, recorder = make_net(), (1,) * 9, Recorder()
+    how = {"frames": 9, "window": 4, "sinks": 1}
+    random, text, noise = setting(frames=9)
+    fast = FastPast(Replay(net, recorder), text, **how)
+    for keys in ("abc", "abc", "ab", "abc", "abc"):
+        random, text, noise = setting(keys, 9)
+        expected = rollout(FastPast(net, text, **how), noise, sizes, few_steps(random, sizes))
+        made = rollout(fast.restart(text), noise, sizes, few_steps(random, sizes))
+        assert torch.equal(made, expected)
+    assert recorder.replayed > recorder.recorded > 0
+
+
+@torch.no_grad()
+def test_calls_without_fixed_buffers_pass_through():
+    net, recorder, sizes = make_net(), Recorder(), (1, 2, 3)
+    random, text, noise = setting()
+    expected = rollout(Past(net, text), noise, sizes, few_steps(random, sizes))
+    made = rollout(Past(Replay(net, recorder), text), noise, sizes, few_steps(random, sizes))
+    assert torch.equal(made, expected) and not recorder.recorded
+
+
+def test_both_forms_of_a_rotation_agree():
+    x = torch.randn(2, 12, 2, 24)
+    turn = rotation((3, 700), 2, 3, 24, torch.device("cpu"))
+    torch.testing.assert_close(_rotate_real(x, turn), rotate(x, turn), rtol=1e-5, atol=1e-6)
+    assert _rotate_real(x.bfloat16(), turn).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_blocks_compute_the_same():
+    net, sizes = make_net(), (1, 2)
+    random, text, noise = setting(frames=3)
+    how = {"frames": 3, "commit": "fused"}
+    expected = rollout(FastPast(net, text, **how), noise, sizes, few_steps(random, sizes))
+    net.compile_blocks()
+    made = rollout(FastPast(net, text, **how), noise, sizes, few_steps(random, sizes))
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@pytest.mark.parametrize("commit", COMMITS)
+@torch.no_grad()
+def test_cuda_graphs_sample_the_same(commit):
+    device, sizes = torch.device("cuda"), (1, 2, 3)
+    net = make_net().to(device)
+    fast = plain = None
+    for keys in ("abc", "xyz", "bca"):
+        random = Randomness(1, 0, list(keys), device)
+        text, noise = random.normal("text", (5, 8)), random.normal("noise", (6, 4, 4, 4))
+        fast = fast or FastPast(Replay(net), text, frames=6, commit=commit)
+        plain = plain or FastPast(net, text, frames=6, commit=commit)
+        clips = [
+            rollout(past.restart(text), noise, sizes, few_steps(random, sizes))
+            for past in (fast, plain)
+        ]
+        torch.testing.assert_close(*clips, rtol=1e-4, atol=1e-5)
