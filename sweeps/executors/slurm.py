@@ -23,13 +23,21 @@ from sweeps.executors import Event, Job
 from sweeps.executors.devices import cores
 from sweeps.executors.local import LocalPool
 from sweeps.executors.resources import Resources
-from sweeps.executors.squeue import Listed, ended_as, last_words, listed
+from sweeps.executors.squeue import (
+    Listed,
+    ended_as,
+    forget_dependencies,
+    last_words,
+    listed,
+    release,
+)
 from sweeps.executors.submission import Refused, submit_once
 
 LIMIT = 500
 LOOK_EVERY_S = 5.0
 SETTLE_S = 30.0  # for files and accounting to catch up with a job that has ended
 TRY_AGAIN_S = 30.0  # after Slurm has not taken a job
+RELEASES = 3  # of a job that Slurm holds because nodes failed to launch it
 _NOT_ITS_FAULT = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED")
 _GOES_ON = ("queued", "started", "progress")
 
@@ -42,6 +50,8 @@ class _Given:
     id: str
     state: str = "PENDING"
     gone_since: float | None = None
+    ready_since: float | None = None
+    releases: int = 0
 
 
 class SlurmQueue:
@@ -160,9 +170,24 @@ def _look(given: _Given, entry: Listed | None) -> list[Event]:
     before, given.state = given.state, entry.state
     if entry.state == "RUNNING":
         return [*([Event("started", job)] if before != "RUNNING" else []), *_progress(job, folder)]
+    if entry.held and given.releases < RELEASES:
+        given.releases += 1
+        release(given.id)
+        return [Event("queued", job, f"job {given.id} again: its node could not launch it")]
+    if entry.state == "PENDING" and entry.reason == "Dependency":
+        _let_go(given, folder)
     if before == "RUNNING" and entry.state == "PENDING":
         return [Event("queued", job, f"job {given.id} again, to go on from its checkpoint")]
     return []
+
+
+def _let_go(given: _Given, folder: RunFolder) -> None:
+    """What it needs is done, but Slurm, after losing a daemon, may not know it for long."""
+    if not all(need.done for need in folder.needs.values()):
+        return
+    given.ready_since = given.ready_since or time.monotonic()
+    if time.monotonic() - given.ready_since > SETTLE_S:
+        forget_dependencies(given.id)
 
 
 def _progress(job: Job, folder: RunFolder) -> list[Event]:
@@ -187,7 +212,9 @@ def _ended(given: _Given, entry: Listed | None, folder: RunFolder) -> list[Event
         return []
     words = last_words(folder.path, given.id)
     how = "\n".join(filter(None, [f"Slurm job {given.id} ended as {state}", words]))
-    return [Event("lost" if state in _NOT_ITS_FAULT else "died", job, how)]
+    forgotten = entry is None and given.state == "PENDING"  # by a controller that died
+    lost = forgotten or state in _NOT_ITS_FAULT
+    return [Event("lost" if lost else "died", job, how)]
 
 
 def _cancelled(given: _Given, entry: Listed | None, folder: RunFolder) -> Event:

@@ -48,6 +48,11 @@ class Listed:
         return self.state in _LIVE
 
     @property
+    def held(self) -> bool:
+        """Whether Slurm holds it after a node failed to launch it; it would wait for ever."""
+        return self.state == "PENDING" and self.reason == "launch failed requeued held"
+
+    @property
     def withdrawn(self) -> bool:
         """Whether Slurm itself has cancelled it, since a job it waits for did not end well."""
         return self.state == "CANCELLED" and self.reason == "DependencyNeverSatisfied"
@@ -77,6 +82,16 @@ def ended_as(job: str) -> str:
 def cancel(job: str) -> None:
     """Take a job out of the queue."""
     subprocess.run(["scancel", job], capture_output=True, timeout=_TIMEOUT_S)
+
+
+def release(job: str) -> None:
+    """Let a held job wait for its turn again."""
+    _ask(["scontrol", "release", job])
+
+
+def forget_dependencies(job: str) -> None:
+    """Let a job start without waiting for others any longer."""
+    _ask(["scontrol", "update", f"jobid={job}", "dependency="])
 
 
 def last_job(folder: Path) -> str:

@@ -17,7 +17,14 @@ from sweeps.executors import Job
 from sweeps.executors.resources import Resources
 from sweeps.executors.squeue import cancel, listed
 
-_TEMPORARY = ("contact slurm controller", "timed out", "temporarily", "MaxSubmit", "JobLimit")
+_TEMPORARY = (
+    "contact slurm controller",
+    "timed out",
+    "temporarily",
+    "MaxSubmit",
+    "JobLimit",
+    "dependency problem",  # a controller that died has forgotten a job that this one waits for
+)
 
 
 class Refused(RuntimeError):

@@ -130,6 +130,10 @@ class Cluster:
         daemon.kill()
         daemon.wait()
 
+    def resume(self) -> None:
+        """Take nodes back that Slurm has drained after a fault, as an operator would."""
+        self.call("scontrol", "update", f"nodename={','.join(NODES)}", "state=resume")
+
     def running(self, name: str) -> bool:
         """Whether a daemon lives."""
         return name in self._daemons and self._daemons[name].poll() is None

@@ -12,9 +12,9 @@ from cluster import Cluster, missing
 TESTS = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Starts in two seconds; jobs find the fixtures' verbs."""
+    """One for each file: after a fault its nodes may be drained. Starts in two seconds."""
     pytest.importorskip("submitit")
     if reason := missing():
         pytest.skip(reason)

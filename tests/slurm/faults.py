@@ -49,6 +49,7 @@ class Disturbed:
                 raise TimeoutError(f"not done after {dict(self.killed)}: {self._runs}")
             if runner.poll() is not None:
                 runner = self._start()
+            self._cluster.resume()
             try:
                 runner.wait(self._dice.uniform(0.3, 2.5))
             except subprocess.TimeoutExpired:

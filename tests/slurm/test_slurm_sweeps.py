@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: order, preemption, requeues, scancel, runners and daemons that die."""
+"""Sweeps on a real Slurm: order, preemption, requeues, scancel, runners that die."""
 
 import json
 import subprocess
@@ -167,17 +167,6 @@ def test_a_run_whose_process_is_killed_is_continued_in_a_new_job(cluster, tmp_pa
     right = heard.of("lost")
     assert len(right) == 1 and right[0].startswith("right") and not outcome.failed
     assert heard.of("started").count(right[0]) == 2
-
-
-def test_daemons_may_be_gone_for_a_while(cluster, tmp_path):
-    runner = start(tmp_path, 0.5)
-    wait(lambda: saved(job(tmp_path, "base")[1]))
-    for name in ("slurmctld", "node1"):
-        cluster.kill(name)
-    time.sleep(1.5)
-    for name in ("slurmctld", "node1"):
-        cluster.start(name)
-    assert "7 runs executed" in runner.communicate(timeout=120)[0]
 
 
 def test_what_slurm_refuses_fails_with_what_was_asked_for(cluster, tmp_path):
