@@ -11,7 +11,7 @@ from sweeps.theory.numbers import TheoryNumbers
 SWEEP = """
 title: Three students of the Gaussian world, hardly trained
 settings:
-  data: {clips: 1024, prompts: 256, heldout: 512, reference: 256}
+  data: {clips: 1024, prompts: 1024, heldout: 512, reference: 256}
   sampling: {count: 256, batch: 256}
   intervals: 8
   stages:
