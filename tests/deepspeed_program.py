@@ -68,6 +68,7 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.seen = {"losses": [], "forwards": [], "moved": [], "steps": [], "norms": []}
+        self.seen["autocast"] = []
         self.sampled: torch.Tensor | None = None
 
     def on_train_start(self, trainer, module) -> None:
@@ -76,7 +77,12 @@ class Watch(Callback):
             for role, net in module.networks().items()
         }
         for role, net in module.networks().items():
-            net.register_forward_hook(lambda *_, role=role: self.seen["forwards"].append(role))
+            net.register_forward_hook(lambda *_, role=role: self._note(role, module))
+
+    def _note(self, role, module) -> None:
+        self.seen["forwards"].append(role)
+        if torch.is_grad_enabled():
+            self.seen["autocast"].append(torch.is_autocast_enabled(module.device.type))
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
         self._before = {role: self._shares(module, role) for role in self._trained(module)}

@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 ZERO = (1, 2, 3)
 WAYS = (*ZERO, "ddp")
 DMD = ("AsymmetricDMD", "CausalDMD")
-RESUMED = {"AsymmetricDMD": 5, "CausalCD": 4}  # stopped at that step; 5 is inside a critic's round
+RESUMED = {("AsymmetricDMD", way): 5 for way in WAYS} | {("CausalCD", 3): 4}
+"""Stopped at that step; 5 is inside a critic's round."""
 
 
 def name(stage: str, zero: int | str, parts: int = 1) -> str:
@@ -37,7 +38,7 @@ def name(stage: str, zero: int | str, parts: int = 1) -> str:
 
 
 def case(stage: str, zero: int | str, parts: int = 1) -> dict:
-    stop = RESUMED.get(stage, 0) if parts == 1 else 0
+    stop = RESUMED.get((stage, zero), 0) if parts == 1 else 0
     about = {"stage": stage, "strategy": "deepspeed", "zero_stage": zero}
     if zero == "ddp":
         about = {"stage": stage, "strategy": "ddp"}
@@ -53,8 +54,8 @@ CASES = {
     2: [case(stage, zero) for stage, zero in MATRIX]
     + [case("AsymmetricDMD", zero, parts=2) for zero in ZERO]
     + [DDP | {"name": "ddp-in-2", "parts": 2}]
-    + [OTHER | {"name": f"bf16-{z}", "zero_stage": z, "precision": "bf16-mixed"} for z in ZERO]
-    + [OTHER | {"name": f"recomputed-{z}", "zero_stage": z, "checkpointing": True} for z in ZERO],
+    + [OTHER | {"name": f"bf16-{z}", "zero_stage": z, "precision": "bf16-mixed"} for z in (2, 3)]
+    + [OTHER | {"name": f"recomputed-{z}", "zero_stage": z, "checkpointing": True} for z in (2, 3)],
     4: [OTHER | {"name": "on-4", "zero_stage": 3}, DDP | {"name": "ddp-on-4"}],
 }
 
@@ -171,16 +172,15 @@ def test_zero_3_splits_every_network_also_the_frozen(fits, stage, zero):
             assert held == pytest.approx(whole / 2 if zero == 3 else whole, rel=0.01), role
 
 
-@pytest.mark.parametrize("zero", WAYS)
-@pytest.mark.parametrize("stage", RESUMED)
+@pytest.mark.parametrize(("stage", "zero"), RESUMED)
 def test_resumed_equals_never_interrupted(fits, stage, zero):
     """Bit for bit: student, critic (by what it then makes of the student), average, target."""
-    folder, whole = fits[2], name(stage, zero)
+    folder, whole, stop = fits[2], name(stage, zero), RESUMED[stage, zero]
     rest = seen(folder, f"{whole}-resumed")
-    assert rest[0]["steps"] == list(range(RESUMED[stage] + 1, STEPS + 1)), "any rank can be asked"
+    assert rest[0]["steps"] == list(range(stop + 1, STEPS + 1)), "any rank can be asked"
     for rank, full in zip(rest, seen(folder, whole), strict=True):
-        assert rank["losses"] == full["losses"][RESUMED[stage] :]
-        assert rank["moved"] == full["moved"][RESUMED[stage] :]
+        assert rank["losses"] == full["losses"][stop:]
+        assert rank["moved"] == full["moved"][stop:]
     found, wanted = (
         load_file(folder / f"{each}.safetensors") for each in (f"{whole}-resumed", whole)
     )
@@ -215,15 +215,20 @@ def test_parts_of_a_batch_are_the_batch(fits, world, parts, made):
     assert first["steps"][parts - 1 :: parts] == list(range(1, STEPS + 1))
     wanted = mean(fits[0], "AsymmetricDMD")
     torch.testing.assert_close(mean(fits[world], made) * parts, wanted, rtol=1e-4, atol=1e-5)
+    norms = [step[0] for step in first["norms"][parts - 1 :: parts]]
+    whole = [step[0] for step in seen(fits[0], "AsymmetricDMD")[0]["norms"]]
+    assert norms == pytest.approx(whole, rel=1e-3), "divided by the number of parts once"
     assert_near(fits[world] / f"{made}.safetensors", fits[0] / "AsymmetricDMD.safetensors")
 
 
-@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize("zero", (2, 3))
 def test_bfloat16_computes_and_is_kept_nowhere(fits, zero):
     """Losses differ by the compute's rounding; weights and average are float32 and as fine. The
     frozen teacher is bfloat16, as a fit makes it.
     """
     exact, rough = mean(fits[0], "AsymmetricDMD"), mean(fits[2], f"bf16-{zero}")
+    assert set(seen(fits[2], f"bf16-{zero}")[0]["autocast"]) == {True}
+    assert set(seen(fits[2], name("AsymmetricDMD", zero))[0]["autocast"]) == {False}
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.01)
     for key, value in load_file(fits[2] / f"bf16-{zero}.safetensors").items():
@@ -231,7 +236,7 @@ def test_bfloat16_computes_and_is_kept_nowhere(fits, zero):
         assert not torch.equal(value, value.bfloat16().float()), key
 
 
-@pytest.mark.parametrize("zero", ZERO)
+@pytest.mark.parametrize("zero", (2, 3))
 def test_recomputed_activations_change_nothing(fits, zero):
     found = fits[2] / f"recomputed-{zero}.safetensors"
     assert_near(found, fits[0] / "AsymmetricDMD.safetensors")
