@@ -9,6 +9,8 @@ PYTHON  ?= python3
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# A file of tests stays in one process, whose fixtures it shares; more than four only cost memory.
+PYTEST  = $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 READY  := $(VENV)/.installed
 SWEEPS  = $(PY) -m sweeps
 CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
@@ -32,10 +34,10 @@ theory: $(READY)  ## the paper's theory in worlds whose law is known (three seed
 	@$(SWEEPS) theory --seeds $(SEEDS) --runs $(RUNS)
 
 test: $(READY)  ## run the test suite
-	@$(PY) -m pytest -m "not slow and not gpu"
+	@$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(READY)  ## run the slow tests too
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 plan: $(READY)  ## what would run, what is done already, what it will cost; starts nothing
 	@$(SWEEPS) plan $(CHOICE)
