@@ -78,6 +78,12 @@ def test_a_path_leads_somewhere(path):
     assert any(ROOT.glob(path)), f"README.md names {path}"
 
 
+def test_a_test_that_is_named_is_there():
+    defined = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    named = {code for code in INLINE if re.fullmatch(r"test_\w+", code)}
+    assert named and [name for name in sorted(named) if f"def {name}(" not in defined] == []
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"", TEXT):
         target = next(filter(None, target))

@@ -78,7 +78,7 @@ def made_up(sweeps, runs, values, noise=0.01):
             for metric, value in asked.items():
                 curve, _, index = metric.partition("@")
                 if index:
-                    curves[curve] = [0.0, value * factor]
+                    curves.setdefault(curve, [0.0] * 4)[int(index)] = value * factor
                     continue
                 scores.setdefault(metric.partition(":")[0], 1.0)
                 scores[metric] = value if isinstance(value, tuple) else value * factor
@@ -182,6 +182,27 @@ def test_a_margin_over_seeds_is_students_and_a_facts_is_its_own(sweeps, tmp_path
     assert (flipped.low, flipped.high) == pytest.approx((-1.4, -0.8))
     paired = numbers.difference([(1.0, trained), (-1.0, trained)])
     assert paired.low == paired.high == 0, "formed within each seed"
+    beside = numbers.difference([(1.0, trained), (-2.0, FACTS)])
+    half = margin.high - margin.value
+    assert beside.value == pytest.approx(1) and beside.method == "t over seeds and Monte Carlo"
+    assert beside.value - beside.low == pytest.approx((half**2 + 0.4**2) ** 0.5)
+    assert beside.high - beside.value == pytest.approx((half**2 + 0.2**2) ** 0.5)
+
+
+def test_an_order_is_formed_within_each_seed(sweeps, tmp_path):
+    place = "gaussian/causal_ode-euler-{}/before/law.flow_map:from_noise"
+    made_up(sweeps, tmp_path, {place.format(4): 0.8, place.format(16): 0.1}, noise=0.2)
+    order = TheoryNumbers(sweeps, tmp_path).order(place.format(4), place.format(16), 4)
+    assert (order.value, order.low, order.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert order.seeds == 3
+
+
+def test_what_is_true_by_construction_is_marked_and_counted(sweeps, tmp_path):
+    groups = report.write(sweeps, tmp_path, tmp_path / "out")
+    marked = [v.id for g in groups for v in g.verdicts if "true by construction" in v.where]
+    assert marked == ["causal_injective", "sf_ode_residual", "boundary_loss"]
+    assert sum(group.constructed for group in groups) == len(marked)
+    assert "3 of them are true by construction" in (tmp_path / "out" / "theory.md").read_text()
 
 
 def test_addresses_reach_extras_and_members_of_curves(sweeps, tmp_path):
@@ -221,16 +242,17 @@ def _add_curves(sweeps, runs):
     shapes = {
         "law.injectivity.bidirectional.by_frame": 4, "law.injectivity.causal.by_frame": 4,
         "law.residual.bidirectional.by_frame": 4, "law.residual.causal.by_frame": 4,
-        "law.order.euler.intervals": 3, "law.order.euler.errors": 3, "law.order.heun.errors": 3,
-        "law.order.heun.intervals": 3, "law.flow_map.times": 5, "law.flow_map.by_time": 5,
-        "law.flow_map.by_frame": 4, "law.energy_drift.by_frame": 4, "law.history.shifts": 3,
-        "law.history.to_shifted": 3, "law.history.to_true": 3, "law.history.exact_to_true": 3,
+        "law.order.euler.errors": 3, "law.order.heun.errors": 3,
+        "law.flow_map.times": 5, "law.flow_map.by_time": 5,
+        "law.flow_map.by_frame": 4, "law.energy_drift.by_frame": 4, "law.history.shifts": 4,
+        "law.history.to_shifted": 4, "law.history.to_true": 4, "law.history.exact_to_true": 4,
         "law.modes.kl_covering.turns": 8,
     }  # fmt: skip
     for names in places(sweeps).values():
         for name in names.values():
             if (runs / name).is_dir():
                 curves = {m: [0.1 + 0.1 * i for i in range(n)] for m, n in shapes.items()}
+                curves |= {f"law.order.{name}.intervals": [4, 8, 16] for name in ("euler", "heun")}
                 (runs / name / "curves.json").write_text(json.dumps(curves))
 
 

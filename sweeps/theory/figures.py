@@ -49,7 +49,9 @@ def residuals(numbers: TheoryNumbers) -> str:
 
 
 def intervals(numbers: TheoryNumbers) -> str:
-    """Error of the end of the AR ODE against intervals: solvers, and students taught by them."""
+    """Error of the end of the AR ODE from pure noise against intervals: solvers, and students
+    taught by them.
+    """
     figure, axes = canvas(1, 2, 9.6, 3.8, sharey="row")
     drawn = False
     for solver, marker, order in (("euler", "s", 1), ("heun", "^", 2)):
@@ -69,7 +71,7 @@ def intervals(numbers: TheoryNumbers) -> str:
         axis.set_title(title)
         axis.set_xlabel("intervals of the grid")
         axis.xaxis.set_major_formatter("{x:.0f}")
-    axes[0, 0].set_ylabel("RMSE to the exact flow map\n[frame units]")
+    axes[0, 0].set_ylabel("RMSE to the exact flow map\nfrom pure noise [frame units]")
     claim = "the error falls with the number of intervals as the solver's order says"
     return finished(figure, axes, "intervals", claim, drawn)
 
@@ -210,7 +212,7 @@ def branches(numbers: TheoryNumbers) -> str:
         axis.set_xlabel("turns of a clip (L: left, R: right)")
     axes[0, 0].set_ylabel("share of clips")
     axes[0, 0].set_ylim(bottom=0)
-    claim = "the law takes all sequences of turns alike, and causal DMD misses some"
+    claim = "the law takes all sequences of turns alike; a student that seeks modes misses some"
     return finished(figure, axes, "branches", claim, drawn)
 
 
@@ -229,15 +231,14 @@ FIGURES: dict[str, Callable[[TheoryNumbers], str]] = {
 def _students(axis: Any, numbers: TheoryNumbers, init: str, solver: str, marker: str) -> bool:
     """Errors of the students taught with a solver; whether there are any."""
     counts = (4, 8, 16) if solver == "euler" else (4,)
-    found = {
-        n: margin
-        for n in counts
-        if (margin := numbers.margin(f"gaussian/{init}-{solver}-{n}/before/law.flow_map"))
-    }
+    places = {n: f"gaussian/{init}-{solver}-{n}/before/law.flow_map:from_noise" for n in counts}
+    found = {n: margin for n, place in places.items() if (margin := numbers.margin(place))}
     if not found:
         return False
     at, values = np.array(list(found)), np.array([m.value for m in found.values()])
     label = f"{INITS[init]}, {solver.capitalize()}"
+    if solver == "euler" and (order := numbers.order(places[4], places[16], 4)):
+        label += f": slope −{order.value:.2f}"
     style = "-" if solver == "euler" else "--"
     axis.plot(at, values, color=COLOURS[init], marker=marker, ms=4.5, lw=1.4, ls=style, label=label)
     for n, margin in found.items():

@@ -76,12 +76,17 @@ def summary(groups: Sequence[Group], numbers: TheoryNumbers) -> str:
     """How many statements have which answer, and from how much."""
     verdicts = [v.verdict for group in groups for v in group.verdicts]
     counted = [f"{verdicts.count(name)} {name}" for name in MARK if name in verdicts]
+    constructed = sum(group.constructed for group in groups)
     done, planned = numbers.done
     seeds = ", ".join(map(str, numbers.seeds))
     return (
-        f"{len(verdicts)} statements: {', '.join(counted)}. Score runs: {done} of {planned}; seeds"
-        f" {seeds}. Values: mean over seeds ± half of Student's 95% interval; facts of the law have"
-        " one value, with Monte Carlo's interval."
+        f"{len(verdicts)} statements: {', '.join(counted)}. {constructed} of them are true by"
+        ' construction: they check the code. "Does not hold" needs one comparison of a statement'
+        " (of up to 15) with its whole interval on the wrong side, uncorrected for their number."
+        f" Score runs: {done} of {planned}; seeds {seeds}. Values: mean over seeds ± half of"
+        " Student's 95% interval, which knows the variation between trainings alone, not that of"
+        " the clips judged; facts of the law have one value, with Monte Carlo's interval where one"
+        " was estimated."
     )
 
 

@@ -3,7 +3,8 @@
 A comparison ``greater > times x than`` supports its statement when its whole 95% interval lies on
 the right side, contradicts it when the whole interval lies on the wrong one, and is undecided
 otherwise; what follows for the statement is the same rule as for the claims about Table 2
-(`sweeps/claims.py`): all must hold, any may refute.
+(`sweeps/claims.py`): all must hold, any may refute, and no interval is corrected for the number of
+comparisons.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ NAMES = INITS | {"law": "the law", "real": "real", "true": "with the pair", "fal
 
 @dataclass(frozen=True)
 class Group:
-    """Statements under one title."""
+    """Statements under one title; `constructed` of them are true by construction."""
 
     title: str
     verdicts: Sequence[Verdict]
+    constructed: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -46,7 +48,11 @@ def judge(groups: Sequence[Mapping[str, Any]], numbers: TheoryNumbers) -> list[G
         ValueError: a comparison is not written as it should be, or asks a cell that no sweep has.
     """
     return [
-        Group(group["title"], [_verdict(s, numbers) for s in group["statements"]])
+        Group(
+            group["title"],
+            [_verdict(s, numbers) for s in group["statements"]],
+            sum(bool(s.get("by_construction")) for s in group["statements"]),
+        )
         for group in groups
     ]
 
@@ -74,7 +80,10 @@ def comparisons(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _verdict(statement: Mapping[str, Any], numbers: TheoryNumbers) -> Verdict:
     answers = [_answer(comparison, numbers) for comparison in comparisons(statement)]
     verdict = combine([answer.verdict for answer in answers])
-    return Verdict(statement["id"], statement["sentence"], statement["where"], verdict, answers)
+    where = statement["where"]
+    if statement.get("by_construction"):
+        where += "; true by construction: a check of the code"
+    return Verdict(statement["id"], statement["sentence"], where, verdict, answers)
 
 
 def _answer(comparison: Mapping[str, Any], numbers: TheoryNumbers) -> Answer:

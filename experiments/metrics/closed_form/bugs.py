@@ -1,8 +1,11 @@
 """The size of published bugs (algorithms.md, section 13) where the right answer is known.
 
 Each is switched on where it lives, in a call of the exact network or of the exact flow map, with
-the published numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Sizes are RMSE
-of a frame, to be read beside the law's own noise, but for guidance, which moves a distribution.
+the published numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Exceptions are
+`no_terminal_pair`, which lives on the grid that the world's students are trained on, `guidance`,
+whose 48 intervals have the world's shift, and `mixed_shift`, about four stored states. Sizes are
+RMSE of a frame, to be read beside the law's own noise, but for guidance, which moves a
+distribution.
 """
 
 import numpy as np

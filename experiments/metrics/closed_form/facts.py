@@ -22,13 +22,14 @@ INTERVALS = (2, 4, 8, 16, 32, 64)
 FITTED = 4  # of these, the finest, give the slope
 
 
-@of_law("law.injectivity.bidirectional", "Var(x0 | x_t), bidirectional ODE")
+@of_law("law.injectivity.bidirectional", "Var(x0 | noise of frames <= i), bidirectional ODE")
 def bidirectional_injectivity(view: View) -> Measurement:
     """Variance that the noise of *later* frames gives to a frame's end of the bidirectional ODE.
 
-    The noise of the frames up to i is held, that of later ones redrawn. For the first frame, which
-    has no past, this is Var(x0^1 | x_t^1) itself; for the others it is what SF-ODE's student, which
-    sees the past as noisy as the frame, cannot know: the floor of its regression.
+    At t = 1: the noise of the frames up to i is held, that of later ones redrawn. For the first
+    frame, which has no past, this is the paper's Var(x0^1 | x_t^1); for the others it is what
+    SF-ODE's student, which sees the past as noisy as the frame, cannot know: the floor of its
+    regression. For the last frame, after which no noise comes, it is 0.
     """
     clips = view.draw(PASTS, "injectivity").repeated(REDRAWN)
 
@@ -60,8 +61,31 @@ def injectivity_given_past(view: View) -> Measurement:
     """``Var(x0^i | x_1^i, x0^{<i})`` of the bidirectional ODE in the paper's words, mean over i:
     analytic, for a law of one Gaussian only.
 
-    There the ODE's end is ``S^(1/2) eps`` with S the frames' covariance, so that ends and noise are
-    jointly Gaussian and the variance is a Schur complement.
+    Ends and noise are jointly Gaussian, so that the variance is a Schur complement.
+    """
+    root, by_frame = _ends_of_noise(view), []
+    for i in range(len(root)):
+        known = np.vstack([root[:i], np.eye(len(root))[i]])
+        answer = np.linalg.lstsq(known.T, root[i], rcond=None)[0]
+        by_frame.append(float(((root[i] - answer @ known) ** 2).sum()))
+    return Measurement(float(np.mean(by_frame)), len(root), curves={"by_frame": by_frame})
+
+
+@of_law("law.injectivity.given_noise", "Var(x0 | noise of frames <= i)")
+def injectivity_given_noise(view: View) -> Measurement:
+    """``Var(x0^i | x_1^{<=i})`` of the bidirectional ODE, mean over i: what
+    `law.injectivity.bidirectional` estimates, analytic, for a law of one Gaussian only.
+    """
+    by_frame = np.square(np.triu(_ends_of_noise(view), 1)).sum(axis=1).tolist()
+    return Measurement(float(np.mean(by_frame)), len(by_frame), curves={"by_frame": by_frame})
+
+
+def _ends_of_noise(view: View) -> np.ndarray:
+    """``S^(1/2)``, S the covariance of the frames of a law of one Gaussian: its row i is what the
+    noise of every frame adds to frame i's end of the bidirectional ODE, float64 [F, F].
+
+    Raises:
+        NotApplicable: the law is no single Gaussian.
     """
     law = view.law
     if law.angle or law.components > 1:
@@ -72,13 +96,7 @@ def injectivity_given_past(view: View) -> Measurement:
         variances.append(law.decay**2 * variances[-1] + law.noise**2)
     earlier = np.minimum.outer(np.arange(law.frames), np.arange(law.frames))
     values, vectors = np.linalg.eigh(np.array(lags) * np.array(variances)[earlier])
-    root = (vectors * np.sqrt(values)) @ vectors.T  # row i: what noise makes frame i's end
-    by_frame = []
-    for i in range(law.frames):
-        known = np.vstack([root[:i], np.eye(law.frames)[i]])
-        answer = np.linalg.lstsq(known.T, root[i], rcond=None)[0]
-        by_frame.append(float(((root[i] - answer @ known) ** 2).sum()))
-    return Measurement(float(np.mean(by_frame)), law.frames, curves={"by_frame": by_frame})
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _register_order(solver: str, name: str) -> None:
@@ -95,11 +113,6 @@ def _register_order(solver: str, name: str) -> None:
             end = solve(v, noise, grid, solver=solver)[0].flatten(2).double()
             squares.append((end - exact).square().mean(dim=(1, 2)).numpy())
         per_clip = np.stack(squares, axis=1)  # [N, intervals]
-        low, high = bootstrap_interval(
-            np.arange(CLIPS),
-            view.seed,
-            lambda rows: _slope(per_clip[rows.astype(int)].mean(axis=1)),
-        )
         errors = np.sqrt(per_clip.mean(axis=0))
 
         def slopes(rows: np.ndarray) -> np.ndarray:

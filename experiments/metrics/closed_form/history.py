@@ -12,6 +12,8 @@ student then samples the last frame many times beside it. Two questions, two cur
   sees, and mixes the law with the student.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,16 +77,14 @@ def _shifted(view: View) -> dict[str, np.ndarray]:
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def _next_frames(view: View) -> list[tuple[Tensor, np.ndarray]]:
+@lru_cache(maxsize=1)  # the metrics of one view share what its student drew
+def _next_frames(view: View) -> tuple[tuple[Tensor, np.ndarray], ...]:
     """For each shift: the past `[PASTS, F, d]`, the student's last frames `[PASTS, DRAWS, d]`."""
-    if "next_frames" not in view.__dict__:
-        clips, size = view.reference.first(PASTS), view.law.size
-        direction = torch.randn((PASTS, 1, size), generator=view.generator("direction")).double()
-        direction = direction / direction.norm(dim=2, keepdim=True)
-        pasts = [clips.vectors + shift * view.law.noise * direction for shift in SHIFTS]
-        found = [(past, _last_frame(view, past, clips)) for past in pasts]
-        view.__dict__["next_frames"] = found
-    return view.__dict__["next_frames"]
+    clips, size = view.reference.first(PASTS), view.law.size
+    direction = torch.randn((PASTS, 1, size), generator=view.generator("direction")).double()
+    direction = direction / direction.norm(dim=2, keepdim=True)
+    pasts = [clips.vectors + shift * view.law.noise * direction for shift in SHIFTS]
+    return tuple((past, _last_frame(view, past, clips)) for past in pasts)
 
 
 @torch.no_grad()
