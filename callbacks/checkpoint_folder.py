@@ -31,7 +31,9 @@ def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[P
             folder.mkdir(parents=True)
         barrier()
         yield folder
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
         kept = "the previous one is kept" if used else "there is no earlier one"
         raise OSError(
             f"{path}: checkpoint not written, {kept} ({error}); free disk space and start the same"

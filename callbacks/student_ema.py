@@ -29,7 +29,6 @@ class StudentEMA(Callback):
         self.updates = 0
         self._begun = False
         self._ema: EMA | None = None
-        self._restored: dict[str, Any] | None = None
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -42,12 +41,9 @@ class StudentEMA(Callback):
         place(trainer.strategy, self._ema.module, pl_module.device, kept=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the student, or where a checkpoint left the shadow."""
+        """Begin at the student, unless a checkpoint has brought a shadow."""
         self._step = trainer.global_step
-        if self._restored is not None:
-            self._ema.load_state_dict(self._restored)
-            self._begun, self._restored = True, None
-        elif self.start_step == 0 and not self._begun:
+        if self.start_step == 0 and not self._begun:
             self._begin(pl_module)
 
     def _begin(self, pl_module: LightningModule) -> None:
@@ -90,5 +86,11 @@ class StudentEMA(Callback):
         return {"updates": self.updates, "shadow": self.ema_state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the shadow until there is a student to shape it after."""
-        self.updates, self._restored = state_dict["updates"], state_dict["shadow"]
+        """Go on with the shadow of a checkpoint, also where no step is left to train.
+
+        Lightning restores callbacks after `setup`, and under DeepSpeed after `on_fit_start`.
+        """
+        self.updates, shadow = state_dict["updates"], state_dict["shadow"]
+        if shadow is not None:
+            self._ema.load_state_dict(shadow)
+            self._begun = True

@@ -223,6 +223,8 @@ def _isolated(seed: int) -> Iterator[None]:
 
 
 def _isolate_torch(torch: ModuleType, seed: int, stack: ExitStack) -> None:
+    # Last of all: what a worker's cache keeps, its next run and that run's ranks cannot have.
+    stack.callback(lambda: torch.cuda.is_initialized() and torch.cuda.empty_cache())
     stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
     stack.callback(torch.set_num_threads, torch.get_num_threads())
     stack.callback(torch.set_default_dtype, torch.get_default_dtype())

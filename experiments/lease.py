@@ -3,8 +3,8 @@
 ``flock`` is what decides: the kernel lets go when the holder ends, however it ends, and NFS (4, or
 3 with lockd) and Lustre (mounted with ``flock``) carry it between machines. Where it stays on one
 machine, the file itself tells: it names its holder, who touches it every few seconds. A holder on
-another machine counts as gone when its Slurm job is gone, or when nothing was touched for
-``STALE_S``. Clocks that differ by less than that do no harm.
+another machine counts as gone when its Slurm job is gone, or, where Slurm cannot tell, when nothing
+was touched for ``STALE_S``. Clocks that differ by less than that do no harm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from pathlib import Path
 
 BEAT_S = 10.0
 STALE_S = 90.0
-_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "TIMEOUT")
+_ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+)  # fmt: skip
 
 
 class Busy(RuntimeError):
@@ -93,6 +96,7 @@ class Lease:
                 ended.set()
                 beat.join()
                 file.truncate(0)  # nobody: another machine need not wait for it to grow stale
+                fcntl.flock(file, fcntl.LOCK_UN)  # forked loaders may still have the file open
 
     def _acquire(self, descriptor: int) -> None:
         for attempt in range(10):  # `held` has it shared for a moment
@@ -111,9 +115,8 @@ class Lease:
             return False
         if holder.job and holder.job == this.job:
             return False  # this job, before it was started again on this machine
-        if time.time() - self._path.stat().st_mtime > STALE_S:
-            return False
-        return not (holder.job and _is_gone(holder.job))
+        stale = time.time() - self._path.stat().st_mtime > STALE_S
+        return not (_is_gone(holder.job, unknown=stale) if holder.job else stale)
 
 
 def _touch(descriptor: int, ended: threading.Event) -> None:
@@ -121,15 +124,18 @@ def _touch(descriptor: int, ended: threading.Event) -> None:
         os.utime(descriptor)
 
 
-def _is_gone(job: str) -> bool:
-    """Whether Slurm knows that a job has ended; False when there is nobody to ask."""
+def _is_gone(job: str, unknown: bool) -> bool:
+    """Whether Slurm knows that a job has ended; ``unknown`` when there is nobody to ask.
+
+    A suspended job is silent, and still there.
+    """
     if shutil.which("squeue") is None:
-        return False
+        return unknown
     command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except subprocess.TimeoutExpired:
-        return False
+        return unknown
     if answer.returncode:
-        return "Invalid job id" in answer.stderr
+        return unknown or "Invalid job id" in answer.stderr
     return answer.stdout.strip() in ("", *_ENDED)

@@ -88,7 +88,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
 def autoencoder_id(where: str | Path) -> str | None:
     """The autoencoder of a network's latents: its pipeline's own, or that of its run's data.
 
-    None where neither is known.
+    None where neither is known: the data of a finished run may have been deleted since.
     """
     home = locate(where, "transformer")
     if (home / "vae" / "config.json").is_file():
@@ -96,11 +96,14 @@ def autoencoder_id(where: str | Path) -> str | None:
     if not (home / "recipe.yaml").is_file():
         return None
     run = RunFolder(home)
-    data = run.need("data") if "data" in run.recipe["needs"] else home  # a law lies in its data
+    data = home  # a law lies in its data
+    if "data" in run.recipe["needs"]:
+        made = run.needs.get("data")
+        data = made.path if made else run.need("data")
     manifest = data / "shards" / "manifest.json"
     if not manifest.is_file():
         return None
-    return json.loads(manifest.read_text()).get("autoencoder", {}).get("id")
+    return (json.loads(manifest.read_text()).get("autoencoder") or {}).get("id")
 
 
 def _read(folder: Path) -> nn.Module:

@@ -33,9 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the process above passes it on
-    console = logging.StreamHandler()
-    console.addFilter(lambda record: not record.exc_info)  # that is in the log
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
+    if os.environ.get("RANK", "0") == "0":  # what others print goes to their log anyway
+        console = logging.StreamHandler()
+        console.addFilter(lambda record: not record.exc_info)  # that is in the log
+        logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
     with open(int(descriptor), "w", buffering=1) as report:
 
         def tell(**message: object) -> None:

@@ -25,6 +25,8 @@ from experiments.place import Place
 POLL_S = 0.1
 GRACE_S = 3.0  # for the others to end by themselves, so that the first error is known
 INTERRUPTED, BUSY, LOST = 130, 3, 4  # exit statuses of a rank, beside 0 and 1
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""What ends a rank that did nothing wrong; NCCL's watchdog aborts one after another's error."""
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
 
 
@@ -83,12 +85,14 @@ def _judge(folder: RunFolder, ranks: list[_Rank], asked: bool) -> bool:
     if all(rank.code == 0 for rank in ranks):
         return True
     for rank in ranks:
-        if rank.code < 0 and not rank.ended:
+        if -rank.code in _FROM_OUTSIDE and not rank.ended:
             folder.clear_failure()
             raise RankLost(f"{rank.place} was ended by {signal.Signals(-rank.code).name}")
     failed = [r for r in ranks if r.code not in (0, INTERRUPTED, LOST) and not r.ended]
-    if not failed and not folder.failure() and any(rank.code == LOST for rank in ranks):
-        raise RankLost("a process on another node was lost")
+    lost = next((rank for rank in ranks if rank.code == LOST), None)
+    if not failed and not folder.failure() and lost:
+        said = (lost.words.splitlines() or ["no reason given"])[-1]
+        raise RankLost(f"a process on another node was lost, or the way to it: {said}")
     if not failed and (asked or any(rank.code == INTERRUPTED for rank in ranks)):
         raise KeyboardInterrupt(next((rank.words for rank in ranks if rank.words), ""))
     first = min(failed, key=lambda rank: rank.told, default=None)

@@ -146,9 +146,19 @@ class Zero(DeepSpeedStrategy):
 
     def on_train_end(self) -> None:
         """What is needed from here on is whole again, on the first rank's CPU."""
+        self._make_whole()
+
+    def teardown(self) -> None:
+        """Make it whole also after a fit that had no step left, whose training never ends."""
+        if not self.lightning_module.trainer.interrupted:
+            self._make_whole()
+        super().teardown()
+
+    def _make_whole(self) -> None:
         if self.zero_stage_3:
             for network in self._kept:
                 _gather(network, self.is_global_zero)
+        self._kept = []
 
     # -- checkpoints -------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ ZERO = (1, 2, 3)
 WAYS = (*ZERO, "ddp")
 DMD = ("AsymmetricDMD", "CausalDMD")
 RESUMED = {("AsymmetricDMD", way): 5 for way in WAYS} | {("CausalCD", 3): 4}
+RESUMED |= {("TeacherForcing", 3): STEPS}  # nothing is left but to hand on
 """Stopped at that step; 5 is inside a critic's round."""
 
 

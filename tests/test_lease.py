@@ -74,6 +74,16 @@ def test_the_lock_of_a_job_that_is_gone_is_broken(tmp_path, monkeypatch, text, s
             assert found.holder().host != "another"
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "alive"), [("SUSPENDED", 0, True), ("Unable to contact", 1, False)]
+)
+def test_a_silent_holder_lives_as_long_as_its_job_is_there(
+    tmp_path, monkeypatch, text, status, alive
+):
+    squeue(tmp_path, monkeypatch, text, status)
+    assert left_by(tmp_path, age_s=lease.STALE_S + 1, job="12").held() is alive
+
+
 def test_a_requeued_job_takes_its_own_lock_over_from_the_node_that_failed(tmp_path, monkeypatch):
     squeue(tmp_path, monkeypatch, "RUNNING")  # as it is, here
     monkeypatch.setenv("SLURM_JOB_ID", "12")

@@ -121,7 +121,8 @@ def test_a_killed_rank_ends_all_and_is_no_failure(group, rank):
 def started(folder: RunFolder) -> subprocess.Popen:
     """The command line, once all its ranks are at work."""
     code = f"from experiments.execute import execute; from experiments.folder import RunFolder;\
-import signal; signal.signal(signal.SIGTERM, signal.default_int_handler);\
+from signal import SIGINT, SIGTERM, default_int_handler, signal;\
+[signal(number, default_int_handler) for number in (SIGINT, SIGTERM)];\
 execute(RunFolder({str(folder.path)!r}), package='light')"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
