@@ -17,7 +17,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,19 +24,17 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from importlib import metadata
 from math import prod
 from pathlib import Path
 from types import ModuleType
 
 from experiments.folder import RunFolder
 from experiments.place import Place, place_of, ranks_here, wanted
+from experiments.provenance import revision, versions
 from experiments.recipe import config_hash
 from experiments.team import execute_ranks, lost_peer
 
 HEARTBEAT_S = 5.0
-_PACKAGES = ("torch", "lightning", "deepspeed", "diffusers", "transformers", "webdataset", "numpy")
 log = logging.getLogger(__name__)
 
 
@@ -147,9 +144,9 @@ def _recorded(folder: RunFolder) -> Iterator[None]:
             "scale": launch.get("scale"),
             "recipe": folder.recipe["recipe"],
             "verb": folder.recipe["verb"],
-            "code": _revision(),
+            "code": revision(),
             "config_hash": config_hash(folder.recipe),
-            "versions": _versions(),
+            "versions": versions(),
             "devices": devices,
         }
     )
@@ -272,27 +269,3 @@ def _device() -> str:
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
     return "cpu"
-
-
-@cache
-def _revision() -> str:
-    """The git revision of the code, with "+changes" if the tree differs from it."""
-    here = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
-    except OSError:
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if changes.stdout else "") or "unknown"
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -41,12 +41,12 @@ FLOORS = {
 LIGHT = ("experiments/recipe.py", "experiments/layers.py", "experiments/references.py",
          "experiments/folder.py", "experiments/lease.py", "experiments/__main__.py",
          "experiments/execute.py", "experiments/tools.py", "experiments/place.py",
-         "experiments/team.py", "experiments/rank.py", "sweeps/graph.py", "sweeps/runner.py",
-         "sweeps/checks.py", "sweeps/worker.py", "sweeps/__main__.py", "sweeps/costs.py",
-         "sweeps/state.py", "sweeps/status.py", "sweeps/why.py", "sweeps/slurm_job.py",
-         "sweeps/executors/__init__.py", "sweeps/executors/devices.py",
-         "sweeps/executors/local.py", "sweeps/executors/resources.py",
-         "sweeps/executors/slurm.py", "sweeps/executors/squeue.py",
+         "experiments/team.py", "experiments/rank.py", "experiments/provenance.py",
+         "sweeps/graph.py", "sweeps/runner.py", "sweeps/checks.py", "sweeps/worker.py",
+         "sweeps/__main__.py", "sweeps/costs.py", "sweeps/state.py", "sweeps/status.py",
+         "sweeps/why.py", "sweeps/slurm_job.py", "sweeps/executors/__init__.py",
+         "sweeps/executors/devices.py", "sweeps/executors/local.py",
+         "sweeps/executors/resources.py", "sweeps/executors/slurm.py", "sweeps/executors/squeue.py",
          "sweeps/executors/submission.py")  # fmt: skip
 HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "scipy")
 FILES = sorted(str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*.py"))

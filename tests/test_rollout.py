@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_rollouts import SHAPE, make_net, setting
 from torch import nn
 
 from lightning_modules.diffusion import forcing
@@ -16,28 +17,13 @@ from lightning_modules.diffusion.rollout import (
     solve,
     stream,
 )
-from lightning_modules.networks import Wan
 
-SHAPE = (6, 4, 4, 4)
 PARTITIONS = [(1,) * 6, (3, 3), (1, 2, 3)]
 
 
 @pytest.fixture
 def net() -> nn.Module:
-    torch.manual_seed(0)
-    net = Wan(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=8,
-        ffn_dim=32,
-        num_layers=2,
-        freq_dim=16,
-    )
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return net
+    return make_net().requires_grad_(True)
 
 
 class Counting(nn.Module):
@@ -55,12 +41,6 @@ class Counting(nn.Module):
         self.denoised += not write_cache
         self.with_grad += torch.is_grad_enabled()
         return self.net(*args, write_cache=write_cache, **kwargs)
-
-
-def setting(keys=("a", "b", "c")):
-    random = Randomness(1, 0, keys)
-    text = random.normal("text", (5, 8))
-    return random, text, random.normal("noise", SHAPE)
 
 
 def few_steps(random, sizes, steps=4, first=4, exits=None):

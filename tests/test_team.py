@@ -40,6 +40,11 @@ def run(recipe, folder):
         raise ValueError("the cure is here")
     if RANK == rank and what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "abort":  # as NCCL's watchdog does soon after another rank's error
+        if RANK == rank:
+            raise ValueError("the cure is here")
+        time.sleep(0.3)
+        os.abort()
     try:
         time.sleep(60)
     finally:
@@ -116,6 +121,13 @@ def test_a_killed_rank_ends_all_and_is_no_failure(group, rank):
         execute(folder, package="light")
     assert not alive(folder)
     assert folder.state() == "interrupted", "so that it is continued"
+
+
+def test_a_rank_that_aborts_after_anothers_error_does_not_hide_it(group):
+    folder = group("abort", rank=0)
+    with pytest.raises(ChildProcessError, match="rank 0 of 2.*the cure is here"):
+        execute(folder, package="light")
+    assert folder.state() == "failed" and "the cure is here" in folder.failure()
 
 
 def started(folder: RunFolder) -> subprocess.Popen:

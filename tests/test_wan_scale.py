@@ -9,12 +9,14 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from minimal import network
 
 from datamodules.shards import ShardWriter, open_shards
 from experiments import generation
 from experiments.clip_files import clip_file, write_mp4
 from experiments.layers import flatten
+from experiments.networks import autoencoder_id
 from experiments.recipe import Library, load_scale, resolve
 from experiments.scoring import vbench
 from sweeps.assemble import our_table
@@ -259,3 +261,18 @@ def test_a_damaged_video_is_named(tmp_path):
         vbench.read_gray(tmp_path / "bad.mp4")
     with pytest.raises(FileNotFoundError, match="sampling.save=mp4"):
         vbench.read_gray(tmp_path / "none.mp4")
+
+
+def test_a_run_whose_data_is_gone_knows_no_autoencoder(tmp_path):
+    """Pairs take terabytes and are deleted after use; the student they made is not."""
+    run = tmp_path / "stage2-00000001"
+    run.mkdir()
+    recipe = {"recipe": "stage2", "verb": "fit", "seed": 0, "needs": {"data": "pairs-00000002"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert autoencoder_id(run) is None
+    shards = tmp_path / "pairs-00000002" / "shards"
+    shards.mkdir(parents=True)
+    (shards / "manifest.json").write_text('{"autoencoder": null}')
+    assert autoencoder_id(run) is None
+    (shards / "manifest.json").write_text('{"autoencoder": {"id": "vae1"}}')
+    assert autoencoder_id(run) == "vae1"

@@ -6,12 +6,12 @@ import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments import provenance
 from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 
@@ -72,13 +72,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, CUDA and the packages that do the work."""
-    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return provenance.versions(_PACKAGES) | {"cuda": str(torch.version.cuda)}
 
 
 def _processor() -> str:
