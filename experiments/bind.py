@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -69,14 +70,22 @@ def parameters_of(target: type | Callable[..., Any]) -> dict[str, inspect.Parame
 
 def _convert(target: Any, given: Collection[str], key: str, value: Any, where: str) -> Any:
     """One value at a time, so that the message can name its key."""
-    parser = ArgumentParser(exit_on_error=False)
-    others = {name for name in parameters_of(target) if name != key} | set(given)
-    add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
-    add(target, skip=others, fail_untyped=False)
     try:
-        namespace = parser.parse_object({key: value}, defaults=False)
+        namespace = _parser(target, frozenset(given), key).parse_object(
+            {key: value}, defaults=False
+        )
     except (ArgumentError, TypeError, ValueError) as error:
         annotation = parameters_of(target)[key].annotation
         wanted = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         raise ValueError(f"{where}{key}: {value!r} is not a valid {wanted}") from error
     return namespace.as_dict()[key]
+
+
+@lru_cache(maxsize=1024)
+def _parser(target: Any, given: frozenset[str], key: str) -> ArgumentParser:
+    """Of one parameter; made in milliseconds, and a sweep's worker asks for the same ones often."""
+    parser = ArgumentParser(exit_on_error=False)
+    others = {name for name in parameters_of(target) if name != key} | given
+    add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
+    add(target, skip=others, fail_untyped=False)
+    return parser

@@ -15,6 +15,7 @@ import yaml
 from experiments.folder import write_text
 from experiments.metrics.calibration import FILE, SHARE, calibrate, digest
 from experiments.metrics.corruption import PIXELS
+from experiments.metrics.reference import Reference
 from experiments.scoring.world import read_clips, world_of
 from lightning_modules.networks.probe import ProbeNetwork
 
@@ -30,9 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     real, attributes, manifest = read_clips(chosen.heldout / "shards", 0, chosen.clips)
     half = chosen.clips // 2
     probe = ProbeNetwork.load(chosen.probe / "probe")
-    found = calibrate(
-        real[half:], attributes[half:], real[:half], probe, world_of(manifest), manifest["fps"]
-    )
+    reference = Reference(real[:half], probe, world_of(manifest), manifest["fps"])
+    found = calibrate(real[half:], attributes[half:], reference)
     meta = json.loads((chosen.probe / "probe" / "meta.json").read_text())
     found = {
         "made_from": {

@@ -16,6 +16,7 @@ from experiments.metrics.distances import (
     precision_recall,
 )
 from experiments.metrics.law import HEADINGS, SPEEDS, follow
+from experiments.metrics.reference import Reference
 from experiments.metrics.registry import METRICS, NotApplicable, selected
 from experiments.metrics.statistics import resample_weights
 from experiments.metrics.view import View
@@ -28,14 +29,17 @@ SUITE = [metric for metric in METRICS.values() if metric.id.startswith("world.")
 def constants() -> dict:
     """Of our own clips and probe."""
     judged, real = clips("heldout", 192, 256), clips("heldout", 256)
-    args = (real.videos, probe().network, WORLD, 8)
-    return calibration.calibrate(judged.videos, judged.attributes, *args)
+    return calibration.calibrate(judged.videos, judged.attributes, reference(real.videos))
+
+
+def reference(real) -> Reference:
+    """Real clips and our own probe."""
+    return Reference(real, probe().network, WORLD, 8)
 
 
 def beside_real(videos, attributes) -> View:
     """Clips beside real ones."""
-    real = clips("heldout", 256).videos
-    return View(videos, attributes, real, probe().network, WORLD, 8, constants(), 0)
+    return View(videos, attributes, reference(clips("heldout", 256).videos), constants(), 0)
 
 
 @lru_cache
@@ -176,7 +180,7 @@ def test_attributes_of_another_world_are_refused():
     attributes = [dict(a) for a in judged.attributes]
     del attributes[7]["speed"]
     with pytest.raises(ValueError, match="clip 7"):
-        View(judged.videos, attributes, judged.videos, probe().network, WORLD, 8, None, 0)
+        View(judged.videos, attributes, reference(judged.videos), None, 0)
 
 
 @pytest.mark.parametrize(

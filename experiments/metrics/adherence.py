@@ -54,7 +54,7 @@ def bounds_of(view: View) -> dict[str, np.ndarray]:
     better.
     """
     sharp = np.log(np.maximum(view.sharpness, 1e-6))
-    real_sharp, _ = view.real_appearance
+    real_sharp, _ = view.reference.appearance
     identity = view.readings.identity
     return {
         "jump": view.path.step.max(axis=1),

@@ -19,6 +19,7 @@ import yaml
 
 from experiments.metrics import adherence, quality, truth  # noqa: F401  truth registers its metrics
 from experiments.metrics.corruption import PIXELS, corrupt
+from experiments.metrics.reference import Reference
 from experiments.metrics.view import View
 
 FILE = Path(__file__).with_name("calibration.yaml")
@@ -82,14 +83,12 @@ def digest(constants: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def calibrate(
-    videos: np.ndarray, attributes: list[dict], real: np.ndarray, probe, world, fps: float
-) -> dict[str, Any]:
-    """Floors, ceilings and bounds from real clips `videos`, disjoint from `real`."""
-    clean = View(videos, attributes, real, probe, world, fps, None, seed=0)
+def calibrate(videos: np.ndarray, attributes: list[dict], reference: Reference) -> dict[str, Any]:
+    """Floors, ceilings and bounds from real clips `videos`, disjoint from the reference."""
+    clean = View(videos, attributes, reference, None, seed=0)
     ceilings = _means(clean)
     floors = [
-        _means(View(*corrupt(name, videos, attributes, 0), real, probe, world, fps, None, 0))
+        _means(View(*corrupt(name, videos, attributes, 0), reference, None, seed=0))
         for name in PIXELS
     ]
     bounds = adherence.bounds_of(clean)

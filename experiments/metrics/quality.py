@@ -31,7 +31,7 @@ WEIGHTS = {  # VBench, scripts/constant.py
 
 def imaging(view: View) -> np.ndarray:
     """Two-sided sharpness and two-sided background noise, relative to real clips, [N]."""
-    sharp, noise = view.real_appearance
+    sharp, noise = view.reference.appearance
     sharpness = appearance.nearness(view.sharpness, sharp).mean(axis=1)
     quiet = appearance.nearness(appearance.SEEN + view.noise, appearance.SEEN + noise).mean(axis=1)
     return (sharpness + quiet) / 2

@@ -14,9 +14,10 @@ from experiments.metrics.distances import (
 )
 from experiments.metrics.law import BRANCHES, SPEEDS
 from experiments.metrics.quality import per_clip
+from experiments.metrics.reference import MANIFOLD_CLIPS
 from experiments.metrics.registry import Measurement, NotApplicable, metric
 from experiments.metrics.statistics import kendall, slope, spread_interval
-from experiments.metrics.view import MANIFOLD_CLIPS, View, pairs
+from experiments.metrics.view import View, pairs
 
 
 def digits_read(view: View) -> np.ndarray:
@@ -45,7 +46,7 @@ def law_residual(view: View) -> Measurement:
 @metric("world.motion_ratio", "motion relative to real", "sample", "ratio", None)
 def motion_ratio(view: View) -> Measurement:
     """Mean step length over that of real clips of the speeds that the captions name; 1 is right."""
-    step, speed = view.real_path.step.mean(axis=1), view.real_path.speed
+    step, speed = view.reference.path.step.mean(axis=1), view.reference.path.speed
     kinds = np.unique(view.wanted.speed)
     if missing := set(kinds) - set(np.unique(speed)):
         raise NotApplicable(f"the reference has no {', '.join(SPEEDS[k] for k in missing)} clip")
@@ -55,7 +56,7 @@ def motion_ratio(view: View) -> Measurement:
 
 
 def _turns(view: View, forward: bool) -> Measurement:
-    counts, real = view.path.branches(), view.real_path.branches().sum(axis=0)
+    counts, real = view.path.branches(), view.reference.path.branches().sum(axis=0)
     if counts.sum() == 0:
         raise NotApplicable("no clip moves, so none turns")
     drawn = np.vstack([counts.sum(axis=0), view.weights @ counts])
@@ -85,7 +86,7 @@ def turns_seeking(view: View) -> Measurement:
 @metric("world.fd_pairs", "Frechet distance, frame pairs", "set", "features^2", False)
 def fd_pairs(view: View) -> Measurement:
     """On probe features of neighbouring frames side by side: appearance and motion together."""
-    real = Gaussian.of(_flat(pairs(view.real_readings.features)))
+    real = Gaussian.of(_flat(pairs(view.reference.readings.features)))
     value, drawn = frechet_distances(pairs(view.readings.features), real, view.weights)
     return Measurement(value, view.clips, spread_interval(value, drawn))
 
@@ -95,7 +96,7 @@ def fd_by_frame(view: View) -> tuple[np.ndarray, np.ndarray]:
     [R, T], where a clip is drawn with all its frames.
     """
     if "fd_by_frame" not in view.__dict__:
-        fake, real = view.readings.features, view.real_readings.features
+        fake, real = view.readings.features, view.reference.readings.features
         found = [
             frechet_distances(fake[:, t : t + 1], Gaussian.of(real[:, t]), view.weights)
             for t in range(fake.shape[1])
@@ -121,7 +122,7 @@ def _coverage(view: View):
         fake = view.readings.features[:MANIFOLD_CLIPS, ::2]
         owner = np.repeat(np.arange(len(fake)), fake.shape[1])
         view.__dict__["coverage"] = precision_recall(
-            view.manifold, _flat(fake), owner, view.weights
+            view.reference.manifold, _flat(fake), owner, view.weights
         )
     return view.__dict__["coverage"]
 
@@ -142,7 +143,7 @@ _register("coverage", "real frames with a generated neighbour")
 
 def curves(view: View) -> dict[str, list[float]]:
     """Per frame index (or per step between frames): where along the clip things go wrong."""
-    sharp, _ = view.real_appearance
+    sharp, _ = view.reference.appearance
     return {
         "world.fd_by_frame": [float(v) for v in fd_by_frame(view)[0]],
         "world.identity_by_frame": _mean(view.digit_right),

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from experiments.metrics import appearance, motion
-from experiments.metrics.distances import Manifold
-from experiments.metrics.law import HEADINGS, SPEEDS, Path, World, follow
+from experiments.metrics.law import HEADINGS, SPEEDS, Path, follow
+from experiments.metrics.reference import Reference
 from experiments.metrics.statistics import resample_weights
-from lightning_modules.networks.probe import ProbeNetwork, Readings
+from lightning_modules.networks.probe import Readings
 
-MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold (2,048 frames)
 SET_RESAMPLES = 100  # of set-wise metrics; their spread, not their tails, is used
 
 
@@ -62,10 +61,7 @@ class View:
     Args:
         videos: clips to judge, uint8 [N, T, 32, 32, 1].
         attributes: what each caption asks for.
-        real: reference clips, uint8 [M, T, 32, 32, 1], disjoint from `videos`.
-        probe: the gated network.
-        world: numbers of the law.
-        fps: frames a second.
+        reference: real clips, disjoint from `videos`, with the probe that looks at both.
         calibration: floors, ceilings and bounds (`calibration`), or None while calibrating.
         seed: of the bootstrap.
     """
@@ -74,20 +70,17 @@ class View:
         self,
         videos: np.ndarray,
         attributes: list[dict[str, Any]],
-        real: np.ndarray,
-        probe: ProbeNetwork,
-        world: World,
-        fps: float,
+        reference: Reference,
         calibration: dict[str, Any] | None,
         seed: int,
     ) -> None:
-        if len(videos) != len(attributes) or videos.shape[1:] != real.shape[1:]:
+        if len(videos) != len(attributes) or videos.shape[1:] != reference.clips.shape[1:]:
             raise ValueError(
                 f"cannot compare clips {list(videos.shape)} ({len(attributes)} captions) with real "
-                f"clips {list(real.shape)}: make both from the same world"
+                f"clips {list(reference.clips.shape)}: make both from the same world"
             )
-        self.videos, self.real, self.probe, self.world = videos, real, probe, world
-        self.fps, self.calibration, self.seed = fps, calibration, seed
+        self.videos, self.reference = videos, reference
+        self.calibration, self.seed = calibration, seed
         self.wanted = Wanted.of(attributes)
 
     @property
@@ -98,22 +91,12 @@ class View:
     @cached_property
     def readings(self) -> Readings:
         """The probe on the clips to judge."""
-        return self.probe.read(self.videos)
-
-    @cached_property
-    def real_readings(self) -> Readings:
-        """The probe on the real clips."""
-        return self.probe.read(self.real)
+        return self.reference.probe.read(self.videos)
 
     @cached_property
     def path(self) -> Path:
         """Nearest lawful path of each clip."""
-        return follow(self.readings.position, self.world)
-
-    @cached_property
-    def real_path(self) -> Path:
-        """Nearest lawful path of each real clip, through the same eyes."""
-        return follow(self.real_readings.position, self.world)
+        return follow(self.readings.position, self.reference.world)
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -121,16 +104,10 @@ class View:
         return resample_weights(self.clips, SET_RESAMPLES, self.seed)
 
     @cached_property
-    def manifold(self) -> Manifold:
-        """Where real frames lie in feature space."""
-        features = self.real_readings.features[:MANIFOLD_CLIPS, ::2]
-        return Manifold(features.reshape(-1, features.shape[-1]))
-
-    @cached_property
     def on_manifold(self) -> np.ndarray:
         """Bool [N, T]: the frame is within reach of a real one and shows one digit."""
         features = self.readings.features
-        near = self.manifold.within(features.reshape(-1, features.shape[-1])).any(axis=1)
+        near = self.reference.manifold.within(features.reshape(-1, features.shape[-1])).any(axis=1)
         return near.reshape(features.shape[:2]) & (self.readings.presence > 0.5)
 
     @cached_property
@@ -142,7 +119,7 @@ class View:
     @cached_property
     def rule(self) -> motion.DynamicRule:
         """VBench's dynamic rule for these clips."""
-        return motion.DynamicRule.of(*self.videos.shape[1:4], self.fps)
+        return motion.DynamicRule.of(*self.videos.shape[1:4], self.reference.fps)
 
     @cached_property
     def magnitudes(self) -> np.ndarray:
@@ -163,16 +140,6 @@ class View:
     def noise(self) -> np.ndarray:
         """Gray levels in the background, [N, T]."""
         return appearance.noise(self.videos, self.mask)
-
-    @cached_property
-    def real_appearance(self) -> tuple[float, float]:
-        """Geometric mean sharpness and mean noise of real frames."""
-        sharp = appearance.sharpness(self.real)
-        mask = appearance.background(self.real, self.real_readings.position)
-        return (
-            float(np.exp(np.log(np.maximum(sharp, 1e-6)).mean())),
-            float(appearance.noise(self.real, mask).mean()),
-        )
 
 
 def pairs(features: np.ndarray) -> np.ndarray:

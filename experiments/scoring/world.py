@@ -7,6 +7,7 @@ clips themselves, past those that serve as the reference, as they are or corrupt
 
 import json
 import logging
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from experiments.metrics import adherence, quality, records, truth  # noqa: F401
 from experiments.metrics.calibration import fitting
 from experiments.metrics.corruption import NAMES
 from experiments.metrics.corruption import corrupt as corrupted
+from experiments.metrics.reference import Reference
 from experiments.metrics.registry import measure, selected
 from experiments.metrics.view import View
 from lightning_modules.networks.probe import ProbeNetwork
@@ -96,40 +98,47 @@ def score_clips(
     """
     constants = _constants(calibration, probe, reference, launch_of(folder.recipe).scale)
     _disjoint(samples == reference, first, reference_clips)
-    judged = read_clips(samples / "shards", first, clips)
-    real, _, manifest = read_clips(reference / "shards", 0, reference_clips)
-    keys = open_shards(samples / "shards").keys[first : first + clips]
-    videos, attributes = corrupted(corrupt, *judged[:2], seed)
-    network = ProbeNetwork.load(probe / "probe")
-    view = View(
-        videos, attributes, real, network, world_of(manifest), manifest["fps"], constants, seed
-    )
+    judged, beside = (open_shards(run / "shards") for run in (samples, reference))
+    videos, attributes, _ = read_clips(samples / "shards", first, clips)
+    videos, attributes = corrupted(corrupt, videos, attributes, seed)
+    probe_hash = json.loads((probe / "probe" / "meta.json").read_text())["sha256"]
+    real = _reference(reference, beside.fingerprint, reference_clips, probe, probe_hash)
+    view = View(videos, attributes, real, constants, seed)
     found = measure(view, selected(metrics, OFFERS))
     about = {
         "calibration": constants["hash"],
         "inputs": {
             "samples": samples.name,
-            "samples_fingerprint": open_shards(samples / "shards").fingerprint,
+            "samples_fingerprint": judged.fingerprint,
             "reference": reference.name,
-            "reference_fingerprint": open_shards(reference / "shards").fingerprint,
+            "reference_fingerprint": beside.fingerprint,
             "first": first,
             "clips": clips,
             "reference_clips": reference_clips,
             "corrupt": corrupt,
             "seed": seed,
-            "fps": manifest["fps"],
+            "fps": real.fps,
             "frames": videos.shape[1],
         },
         "backend": {
             "name": "world",
             "probe": probe.name,
-            "probe_sha256": json.loads((probe / "probe" / "meta.json").read_text())["sha256"],
+            "probe_sha256": probe_hash,
             "versions": {package: version(package) for package in PACKAGES},
         },
     }
+    keys = judged.keys[first : first + clips]
     records.write(folder.path, found, keys, truth.curves(view), about)
-    shown = {m.id: round(f.value, 4) for m, f in found if f.value is not None}
-    log.info("%d clips of %s (%s): %s", clips, samples.name, corrupt, shown)
+    values = {m.id: round(f.value, 4) for m, f in found if f.value is not None}
+    log.info("%d clips of %s (%s): %s", clips, samples.name, corrupt, values)
+
+
+@lru_cache(maxsize=1)
+def _reference(run: Path, fingerprint: str, clips: int, probe: Path, probe_hash: str) -> Reference:
+    """A sweep's worker judges many samples beside one reference; hashes tell it from another."""
+    real, _, manifest = read_clips(run / "shards", 0, clips)
+    network = ProbeNetwork.load(probe / "probe")
+    return Reference(real, network, world_of(manifest), manifest["fps"])
 
 
 def read_clips(
