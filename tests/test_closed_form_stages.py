@@ -42,8 +42,8 @@ class FlowMap(nn.Module):
         self.exact, self.law = network(law), law
         self.offset = nn.Parameter(torch.zeros(()))
 
-    def new_cache(self):
-        return self.exact.new_cache()
+    def new_cache(self, frames=None):
+        return self.exact.new_cache(frames)
 
     def forward(self, x, t, text, *, frames, visible=None, **cached) -> Tensor:
         v = self.exact(x, t, text, frames=frames, visible=visible, **cached)
