@@ -1,5 +1,6 @@
 """Where a run computes: the ``launch`` section of a recipe, which never changes its meaning."""
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from torch import nn
 
 from experiments.bind import bind
 from lightning_modules.networks import attention as kernels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,13 @@ def hurried(network: nn.Module, launch: Launch, device: torch.device) -> Any:
     from lightning_modules.networks import Wan
 
     if device.type != "cuda" or not isinstance(network, Wan):
+        if launch.compile or launch.cuda_graphs:
+            log.warning(
+                "launch.compile and launch.cuda_graphs do nothing here: they hurry a Wan network on"
+                " CUDA, this is a %s on %s",
+                type(network).__name__,
+                device.type,
+            )
         return network
     if launch.compile:
         network.compile_blocks()

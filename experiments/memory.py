@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from experiments import cgroup
 from experiments.networks import empty_network
 from lightning_modules.networks.precision import to_bfloat16
 
@@ -193,4 +194,7 @@ def require(items: Sequence[Item], device: torch.device, enforce: bool) -> None:
 def _free(device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    return psutil.virtual_memory().available, "this machine"
+    available, allowed = psutil.virtual_memory().available, cgroup.free_memory()
+    if allowed is not None and allowed < available:
+        return allowed, "this machine within the limit of this job or container (cgroup)"
+    return available, "this machine"

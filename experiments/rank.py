@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import logging
@@ -19,16 +18,14 @@ from collections.abc import Sequence
 from experiments.execute import execute
 from experiments.folder import RunFolder
 from experiments.lease import Busy
+from experiments.parent import end_with_parent
 from experiments.team import BUSY, INTERRUPTED, LOST, lost_peer
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
     """``<run folder> <file descriptor to report to> <package of the verbs>``."""
     path, descriptor, package = arguments
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     faulthandler.register(signal.SIGUSR1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

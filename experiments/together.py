@@ -17,6 +17,7 @@ import torch
 
 from experiments.folder import RunFolder
 from experiments.hardware import Launch, launch_of
+from experiments.parent import end_with_parent
 from experiments.shard_work import ShardMaker, Work
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ def help_with(plan: Plan, arguments: Sequence[str] | None = None) -> None:
     """A helper's command line: help with a run that is, or will be, made by another process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="folder of a run that makes shards")
-    folder = RunFolder(parser.parse_args(arguments).folder)
+    parser.add_argument("--of", type=int, help="process that this one shall not outlive")
+    chosen = parser.parse_args(arguments)
+    if chosen.of is not None:
+        end_with_parent(chosen.of)
+    folder = RunFolder(chosen.folder)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if folder.done:
         log.info("%s is done", folder.name)
@@ -47,7 +52,8 @@ def help_with(plan: Plan, arguments: Sequence[str] | None = None) -> None:
 @contextmanager
 def _helpers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
     """Further processes of this machine, one a device. If one dies, the others do its work."""
-    command = [sys.executable, "-m", f"experiments.{folder.recipe['verb']}", str(folder.path)]
+    module = f"experiments.{folder.recipe['verb']}"
+    command = [sys.executable, "-m", module, str(folder.path), "--of", str(os.getpid())]
     running = [
         subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": device})
         for device in devices
@@ -62,9 +68,18 @@ def _helpers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
 
 
 def _devices(launch: Launch) -> list[str]:
-    """CUDA's names of as many devices as are wanted and there; empty ones for processes of CPUs."""
+    """CUDA's names of as many devices as are wanted; empty ones for processes of CPUs.
+
+    Raises:
+        ValueError: fewer are there.
+    """
     if launch.accelerator == "cpu" or not torch.cuda.is_available():
         return [""] * launch.devices
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = visible if visible != [""] else list(map(str, range(torch.cuda.device_count())))
+    if len(names) < launch.devices:
+        raise ValueError(
+            f"launch.devices: {launch.devices} are wanted, {len(names)} are there"
+            f" ({', '.join(names)}); lower it, or set launch.accelerator=cpu"
+        )
     return names[: launch.devices]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -25,10 +24,10 @@ from typing import Any
 
 from experiments.execute import execute, verb_module
 from experiments.folder import Busy, RunFolder
+from experiments.parent import end_with_parent
 from experiments.team import RankLost
 
 PROGRESS_EVERY_S = 0.25
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serves one runner; not meant to be typed.")
     parser.add_argument("--package", default="experiments", help="where the verbs' modules are")
     package = parser.parse_args().package
-    _end_with_runner()
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # listened to only while a run can save something
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -125,11 +124,6 @@ def _listen(commands: queue.Queue[dict[str, Any]]) -> None:
     for line in sys.stdin:
         commands.put(json.loads(line))
     os._exit(1)  # the runner is gone; the run continues from its last checkpoint another time
-
-
-def _end_with_runner() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

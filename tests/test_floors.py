@@ -42,6 +42,7 @@ LIGHT = ("experiments/recipe.py", "experiments/layers.py", "experiments/referenc
          "experiments/folder.py", "experiments/lease.py", "experiments/__main__.py",
          "experiments/execute.py", "experiments/tools.py", "experiments/place.py",
          "experiments/team.py", "experiments/rank.py", "experiments/provenance.py",
+         "experiments/parent.py", "experiments/cgroup.py",
          "sweeps/graph.py", "sweeps/runner.py", "sweeps/checks.py", "sweeps/worker.py",
          "sweeps/__main__.py", "sweeps/costs.py", "sweeps/state.py", "sweeps/status.py",
          "sweeps/why.py", "sweeps/slurm_job.py", "sweeps/executors/__init__.py",
