@@ -20,10 +20,10 @@ from typing import Any
 
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.hardware import launch_of, prepare
+from experiments.launch.hardware import launch_of, prepare
 from experiments.layers import nearest
-from experiments.shard_work import Work
-from experiments.together import help_with, make_together
+from experiments.making.shard_work import Work
+from experiments.making.together import help_with, make_together
 
 GIVEN = {"folder", "seed"}
 SOURCES = ("closed_form", "lmdb", "moving_digits", "openvid", "vidprom")

@@ -1,7 +1,7 @@
 """Executing a run folder: lock, log, verb, record, done.
 
 Of a fit's ranks the first one does all this and the others join it: they only run the verb and
-keep a log of their own. A process that nobody started as a rank starts them (``team.py``).
+keep a log of their own. A process that nobody started as a rank starts them (``launch/team.py``).
 
 The same function serves the command line and the workers of a sweep. A worker executes many runs,
 so what a run may change for the next one (random states, torch's switches, logging, signals,
@@ -29,10 +29,10 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.folder import RunFolder
-from experiments.place import Place, place_of, ranks_here, wanted
+from experiments.launch.place import Place, place_of, ranks_here, wanted
+from experiments.launch.team import execute_ranks, lost_peer
 from experiments.provenance import revision, versions
 from experiments.recipe import config_hash
-from experiments.team import execute_ranks, lost_peer
 
 HEARTBEAT_S = 5.0
 log = logging.getLogger(__name__)

@@ -19,18 +19,18 @@ from callbacks.student_ema import StudentEMA
 from datamodules.shards import open_shards
 from datamodules.video import VideoDataModule
 from experiments.bind import bind, parameters_of
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
-from experiments.generation import (
+from experiments.launch.hardware import Launch, launch_of, parts_of, prepare
+from experiments.launch.memory_check import before_fit
+from experiments.launch.strategies import check_strategy, parallel, resumable, spread
+from experiments.layers import nearest
+from experiments.making.codec import autoencoder_of
+from experiments.making.generation import (
     check_precision,
     require_autoencoder,
     require_same_encoders,
 )
-from experiments.hardware import Launch, launch_of, parts_of, prepare
-from experiments.layers import nearest
-from experiments.memory_check import before_fit
-from experiments.networks import ROLES, check_network, fresh_network, load_network
-from experiments.strategies import check_strategy, parallel, resumable, spread
+from experiments.weights.networks import ROLES, check_network, fresh_network, load_network
 from lightning_modules import STAGES
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.precision import to_bfloat16

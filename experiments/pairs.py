@@ -9,7 +9,7 @@ Two teachers, two pasts (Causal Forcing, sec. 3; CausVid):
 
 Stored are the states at the few-step times and the end, with the times themselves: a trajectory's
 noise levels are read, never derived again. Several processes may make a set together, and an
-interrupted one is gone on with (``together.py``, ``shard_work.py``).
+interrupted one is gone on with (``making/together.py``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from datamodules.shards import ShardReader, open_shards, require
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.generation import (
+from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory_check import before_generation
+from experiments.making.generation import (
     check_precision,
     computing,
     encoders_of,
@@ -30,10 +32,8 @@ from experiments.generation import (
     require_autoencoder,
     stack,
 )
-from experiments.hardware import launch_of, prepare
-from experiments.memory_check import before_generation
-from experiments.shard_work import Sample, Work
-from experiments.together import help_with, make_together
+from experiments.making.shard_work import Sample, Work
+from experiments.making.together import help_with, make_together
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import Solver, time_grid
 from lightning_modules.diffusion.randomness import Randomness

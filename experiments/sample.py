@@ -16,7 +16,9 @@ from torch import Tensor
 from datamodules.shards import ShardReader, ShardWriter, open_shards
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.generation import (
+from experiments.launch.hardware import hurried, launch_of, prepare
+from experiments.launch.memory_check import before_generation
+from experiments.making.generation import (
     batches,
     check_precision,
     computing,
@@ -26,9 +28,7 @@ from experiments.generation import (
     require_autoencoder,
     stack,
 )
-from experiments.hardware import hurried, launch_of, prepare
-from experiments.memory_check import before_generation
-from experiments.saving import SAVED, Saver
+from experiments.making.saving import SAVED, Saver
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
@@ -66,7 +66,7 @@ class Sampling:
         few_steps, first_few_steps: of ``few_steps``, which has no guidance.
         intervals, guidance: of the two ODE samplers.
         shift: of the times of all.
-        save: how (``saving.py``): ``pixels``, ``latents`` or ``mp4``.
+        save: how (``making/saving.py``): ``pixels``, ``latents`` or ``mp4``.
         precision: of the network's passes; states are float32 whatever it is.
 
     Raises:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.folder import RunFolder
-from experiments.hardware import launch_of, prepare
+from experiments.launch.hardware import launch_of, prepare
 
 SUITES = {"probe": "world", "law": "closed_form", "benchmark": "vbench"}
 """The need that decides -> the module of ``experiments.scoring``."""

@@ -43,7 +43,7 @@ def _declare_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(chosen: argparse.Namespace) -> None:
-    from experiments.exchange import import_checkpoint
+    from experiments.weights.exchange import import_checkpoint
 
     import_checkpoint(chosen.file, chosen.folder, chosen.kept, chosen.config)
 
@@ -57,7 +57,7 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    from experiments.exchange import export_network
+    from experiments.weights.exchange import export_network
 
     export_network(chosen.what, chosen.folder, chosen.original)
 

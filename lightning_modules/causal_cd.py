@@ -71,8 +71,8 @@ class CausalCD(Stage):
 
         prediction = to_x0(x_t, v(self.student, x_t, t), t)
         loss = regression(prediction, target)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_by_time(per_frame_regression(prediction.detach(), target), t)
+        self.report("train/loss", loss)
+        self.report_by_time(per_frame_regression(prediction.detach(), target), t)
         return loss
 
     def optimizer_step(self, epoch: int, batch_index: int, *args: Any, **kwargs: Any) -> None:

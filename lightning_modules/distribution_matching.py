@@ -59,6 +59,7 @@ class DistributionMatching(Stage):
         self.few_steps, self.first_few_steps = few_steps, first_few_steps
         self.guidance, self.critic_learning_rate = guidance, critic_learning_rate
         self.critic_steps, self.t_min, self.t_max = critic_steps, t_min, t_max
+        self.turns = 1 + critic_steps
 
     @abstractmethod
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
@@ -91,7 +92,7 @@ class DistributionMatching(Stage):
             )
             fake, real = to_x0(x_t, v_fake, t), to_x0(x_t, v_real, t)
             gradient = distribution_matching_gradient(x, real, fake)
-        self.log("train/loss", gradient.square().mean() / 2, prog_bar=True)
+        self.report("train/loss", gradient.square().mean() / 2)
         return distribution_matching(x, gradient)
 
     def critic_loss(self, batch: dict[str, Any], random: Randomness) -> Tensor:
@@ -101,8 +102,8 @@ class DistributionMatching(Stage):
         x_t, t, eps = self.noised(x, random)
         v = self.velocity(self.critic, x_t, t, batch["text"], batch)
         loss = regression(v, velocity(x, eps))
-        self.log("train/critic_loss", loss, prog_bar=True)
-        self.log_by_time(per_frame_regression(v.detach(), velocity(x, eps)), t)
+        self.report("train/critic_loss", loss)
+        self.report_by_time(per_frame_regression(v.detach(), velocity(x, eps)), t)
         return loss
 
     def noised(self, x: Tensor, random: Randomness) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,6 +48,6 @@ class FlowMatching(Stage):
         per_frame_loss = per_frame_regression(v, velocity(x0, eps))
         loss = (training_weight(t, self.shift) * per_frame_loss).mean()
 
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_by_time(per_frame_loss, t)
+        self.report("train/loss", loss)
+        self.report_by_time(per_frame_loss, t)
         return loss

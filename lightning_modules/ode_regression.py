@@ -34,8 +34,8 @@ class ODERegression(Stage):
         """The regression in x0, unweighted."""
         x0 = to_x0(x_t, v, t)
         loss = regression(x0, end)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_by_time(per_frame_regression(x0.detach(), end), t)
+        self.report("train/loss", loss)
+        self.report_by_time(per_frame_regression(x0.detach(), end), t)
         return loss
 
 

@@ -46,6 +46,8 @@ class Stage(LightningModule):
     few_steps = 4
     """How the panel in TensorBoard samples, where the method itself fixes no number of steps."""
     first_few_steps = 4
+    turns = 1
+    """Steps in which every trained network has its turn once."""
 
     def __init__(
         self,
@@ -148,17 +150,24 @@ class Stage(LightningModule):
         """Gradient norms before clipping, per trained network; DeepSpeed, which keeps gradients
         to itself, logs them in its strategy.
         """
+        if not self._reported():
+            return
         for group in optimizer.param_groups:
             if group.get("active", True) and any(p.grad is not None for p in group["params"]):
                 name = group.get("name", "student")
                 self.log(f"train/grad_norm_{name}", grad_norm(group["params"]))
 
-    def log_by_time(self, per_frame_loss: Tensor, t: Tensor, bins: int = 4) -> None:
-        """The loss in ``bins`` ranges of ``t``; both ``[B, F]``.
+    def report(self, name: str, value: Tensor) -> None:
+        """Log a number if TensorBoard's next entry will show it.
 
-        Only at steps that are logged: an entry costs Lightning a millisecond, a device a wait.
+        At every step it would cost Lightning a millisecond each, and a device a wait.
         """
-        if self._trainer is not None and not self._logged_now():
+        if self._reported():
+            self.log(name, value)
+
+    def report_by_time(self, per_frame_loss: Tensor, t: Tensor, bins: int = 4) -> None:
+        """The loss in ``bins`` ranges of ``t``; both ``[B, F]``."""
+        if not self._reported():
             return
         for index in range(bins):
             low, high = index / bins, (index + 1) / bins
@@ -167,9 +176,12 @@ class Stage(LightningModule):
                 name = f"loss_at_t/{low:.2f}-{high:.2f}"
                 self.log(name, per_frame_loss.detach()[inside].mean())
 
-    def _logged_now(self) -> bool:
+    def _reported(self) -> bool:
+        """Whether this is the last turn of its network before an entry, or it is asked by hand."""
+        if self._trainer is None:
+            return True
         every = self.trainer.log_every_n_steps
-        return every > 0 and (self.global_step + 1) % every == 0
+        return every > 0 and -(self.global_step + 1) % every < self.turns
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.folder import RunFolder
-from experiments.place import wanted
+from experiments.launch.place import wanted
 from sweeps.costs import Costs, duration, forecast, remaining
 from sweeps.executors.devices import cores
 from sweeps.graph import Sweep

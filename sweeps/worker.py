@@ -24,8 +24,8 @@ from typing import Any
 
 from experiments.execute import execute, verb_module
 from experiments.folder import Busy, RunFolder
-from experiments.parent import end_with_parent
-from experiments.team import RankLost
+from experiments.launch.parent import end_with_parent
+from experiments.launch.team import RankLost
 
 PROGRESS_EVERY_S = 0.25
 

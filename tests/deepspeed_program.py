@@ -25,8 +25,8 @@ from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
 from callbacks.run_record import RunRecord
 from callbacks.student_ema import StudentEMA
 from datamodules.video import VideoDataModule
-from experiments.hardware import Launch
-from experiments.strategies import parallel
+from experiments.launch.hardware import Launch
+from experiments.launch.strategies import parallel
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.causal_cd import CausalCD

@@ -124,13 +124,12 @@ def train(module, batch: dict, steps: int, resume=None, **settings) -> Trainer:
         devices=1,
         max_steps=steps,
         max_epochs=1,
-        logger=False,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
-        **settings,
+        **{"logger": False} | settings,
     )
     trainer.fit(module, datamodule=Repeat(batch, steps), ckpt_path=resume)
     return trainer

@@ -13,7 +13,7 @@ from callbacks.student_ema import StudentEMA
 from datamodules.order import StepBatches, rank_batch
 from datamodules.shards import ShardWriter
 from datamodules.video import VideoDataModule
-from experiments.hardware import Launch, parts_of
+from experiments.launch.hardware import Launch, parts_of
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.teacher_forcing import TeacherForcing

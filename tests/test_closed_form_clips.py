@@ -9,8 +9,8 @@ from datamodules.shards import open_shards
 from experiments import curate
 from experiments.execute import execute
 from experiments.folder import RunFolder
-from experiments.networks import load_network
 from experiments.recipe import Resolver
+from experiments.weights.networks import load_network
 from lightning_modules.networks import ClosedForm
 
 LAW = {

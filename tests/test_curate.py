@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from datamodules.curation.moving_digits import World, attributes_of, words
 from datamodules.shards import open_shards
 from experiments import curate
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
+from experiments.making.codec import autoencoder_of
 
 LAW = {"size": 32, "frames": 8, "fps": 8, "sprite": 16, "slow": 1.25, "fast": 3.0}
 LAW |= {"turn": 0.25, "still": 0.1, "spread": 8.0}

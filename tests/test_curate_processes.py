@@ -15,7 +15,7 @@ from datamodules.shards import open_shards
 from experiments import curate
 from experiments.__main__ import main
 from experiments.folder import RunFolder
-from experiments.together import help_with
+from experiments.making.together import help_with
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,8 @@ from minimal import batch, network
 from safetensors.torch import load_file
 
 from datamodules.shards import ShardWriter
-from experiments.networks import load_network
-from experiments.place import Place, free_port
+from experiments.launch.place import Place, free_port
+from experiments.weights.networks import load_network
 
 pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
 pytestmark = pytest.mark.slow

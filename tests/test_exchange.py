@@ -11,8 +11,14 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import STUDENT, transformer_of
 
 from experiments.__main__ import main
-from experiments.networks import load_network
-from experiments.wan_names import PUBLISHED, config_of, to_diffusers, to_published, unwrapped
+from experiments.weights.networks import load_network
+from experiments.weights.wan_names import (
+    PUBLISHED,
+    config_of,
+    to_diffusers,
+    to_published,
+    unwrapped,
+)
 
 # Every name in Wan2.1's own files (Wan-Video/Wan2.1, wan/modules/model.py), of a layer and outside.
 LAYER = [

@@ -26,7 +26,12 @@ FLOORS = {
         "datamodules",
     ],  # fmt: skip
     "experiments": ["experiments", "lightning_modules", "datamodules", "callbacks"],
-    "sweeps/worker.py": ["experiments.execute", "experiments.folder", "experiments.team"],
+    "sweeps/worker.py": [
+        "experiments.execute",
+        "experiments.folder",
+        "experiments.launch.parent",
+        "experiments.launch.team",
+    ],  # fmt: skip
     "sweeps/slurm_job.py": ["experiments.execute", "experiments.folder", "sweeps.worker"],
     "sweeps": [
         "sweeps",
@@ -35,14 +40,14 @@ FLOORS = {
         "experiments.references",
         "experiments.folder",
         "experiments.lease",
-        "experiments.place",
+        "experiments.launch.place",
     ],
 }
 LIGHT = ("experiments/recipe.py", "experiments/layers.py", "experiments/references.py",
          "experiments/folder.py", "experiments/lease.py", "experiments/__main__.py",
-         "experiments/execute.py", "experiments/tools.py", "experiments/place.py",
-         "experiments/team.py", "experiments/rank.py", "experiments/provenance.py",
-         "experiments/parent.py", "experiments/cgroup.py",
+         "experiments/execute.py", "experiments/tools.py", "experiments/launch/place.py",
+         "experiments/launch/team.py", "experiments/launch/rank.py", "experiments/provenance.py",
+         "experiments/launch/parent.py", "experiments/launch/cgroup.py",
          "sweeps/graph.py", "sweeps/runner.py", "sweeps/checks.py", "sweeps/worker.py",
          "sweeps/__main__.py", "sweeps/costs.py", "sweeps/state.py", "sweeps/status.py",
          "sweeps/why.py", "sweeps/slurm_job.py", "sweeps/executors/__init__.py",

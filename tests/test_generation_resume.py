@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 from minimal_runs import SETTINGS, copied, finished, only
 
-from experiments import generation, pairs, together
+from experiments import pairs
 from experiments.__main__ import main
 from experiments.folder import RunFolder
+from experiments.making import generation, together
 
 TAR_BYTES = {"pairs": 14_000, "sample": 4_400}  # two and three samples of the smallest size
 TARS = {"pairs": 4, "sample": 3}

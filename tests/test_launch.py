@@ -17,7 +17,7 @@ from minimal_runs import SETTINGS, Verb, copied, only, prepared
 from safetensors.torch import load_file
 
 from experiments.folder import RunFolder
-from experiments.place import free_port
+from experiments.launch.place import free_port
 
 pytestmark = pytest.mark.slow
 STAGE = "stage3_asymmetric_dmd"

@@ -8,10 +8,10 @@ import torch
 from minimal import SHAPE, TEXT, batch, network, stage, train
 from minimal_runs import SETTINGS, copied
 
-from experiments import memory
 from experiments.__main__ import main
-from experiments.memory import FULL, GIB, HALF, Load, of_fit, of_rollout, require
-from experiments.wan_names import PUBLISHED
+from experiments.launch import memory
+from experiments.launch.memory import FULL, GIB, HALF, Load, of_fit, of_rollout, require
+from experiments.weights.wan_names import PUBLISHED
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks import Wan

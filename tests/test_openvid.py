@@ -16,10 +16,10 @@ from datamodules.curation.openvid import Item, decode_item
 from datamodules.curation.split import number_of, split_of
 from datamodules.shards import open_shards
 from experiments import curate
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
+from experiments.making.codec import autoencoder_of
+from experiments.making.shard_work import ShardMaker
 from experiments.recipe import resolve
-from experiments.shard_work import ShardMaker
 from experiments.sources import openvid
 
 SHAPE = [3, 16, 2, 4]  # 9 frames of 16 x 32 pixels

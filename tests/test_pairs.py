@@ -7,8 +7,8 @@ from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, ne
 
 from datamodules.shards import ShardWriter, open_shards
 from experiments.folder import RunFolder
+from experiments.making.shard_work import ShardMaker
 from experiments.pairs import trajectories
-from experiments.shard_work import ShardMaker
 from lightning_modules.diffusion.randomness import Randomness
 
 COUNT, BATCH, INTERVALS = 3, 2, 4

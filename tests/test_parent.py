@@ -8,7 +8,12 @@ import time
 import psutil
 import pytest
 
-CHILD = "import os, time; from experiments.parent import end_with_parent as end; {}; time.sleep(60)"
+CHILD = """
+import os, time
+from experiments.launch.parent import end_with_parent as end
+{}
+time.sleep(60)
+"""
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])

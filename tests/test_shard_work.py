@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from datamodules.curation.refusal import Refusal, Refused, counted
 from datamodules.shards import open_shards
-from experiments import shard_work
 from experiments.folder import RunFolder
-from experiments.shard_work import ShardMaker, Work
+from experiments.making import shard_work
+from experiments.making.shard_work import ShardMaker, Work
 
 
 def sample(number):

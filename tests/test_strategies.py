@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from callbacks.checkpoint_folder import replaced
-from experiments.hardware import Launch
-from experiments.strategies import STRATEGIES, check_strategy, resumable, spread
+from experiments.launch.hardware import Launch
+from experiments.launch.strategies import STRATEGIES, check_strategy, resumable, spread
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.world_probe import WorldProbe
 

@@ -14,8 +14,8 @@ import yaml
 
 from experiments.execute import execute
 from experiments.folder import RunFolder
-from experiments.place import first_host, place_of, ranks_here
-from experiments.team import RankLost
+from experiments.launch.place import first_host, place_of, ranks_here
+from experiments.launch.team import RankLost
 
 VERB = """
 import logging, os, signal, sys, time

@@ -153,3 +153,27 @@ def test_resumed_inside_a_round(tmp_path, stop):
     assert trainer.global_step == 14 and rest.moved == watch.moved[stop:]
     assert same(copies(second.student), copies(whole.student))
     assert same(copies(second.critic), copies(whole.critic))
+
+
+def test_every_entry_shows_the_last_turn_of_both_networks(tmp_path):
+    """The student's turns (0, 6, 12, ...) never fall on an entry's own step (9, 19, 29)."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    module, shown, seen = made(), {}, []
+    losses = {"student": "train/loss", "critic": "train/critic_loss"}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+            shown["student" if module.student_updated else "critic"] = outputs["loss"].item()
+            entry = trainer.logged_metrics
+            if (index + 1) % 10 == 0:
+                assert entry[losses["critic"]].item() == pytest.approx(shown["critic"])
+                seen.append(entry[losses["student"]].item())
+
+    logger = CSVLogger(tmp_path)
+    log = module.log
+    calls = []
+    module.log = lambda name, *args, **how: (calls.append(name), log(name, *args, **how))
+    train(module, batch(2), 30, logger=logger, log_every_n_steps=10, callbacks=[Watch()])
+    assert len(set(seen)) == 3, "a student's turn between any two entries"
+    assert calls.count(losses["student"]) == 3 and calls.count(losses["critic"]) == 15

@@ -18,8 +18,8 @@ from videos import moving, openvid_folder, row
 
 from datamodules.shards import open_shards
 from experiments.__main__ import main
-from experiments.networks import load_network
 from experiments.recipe import Library
+from experiments.weights.networks import load_network
 from sweeps.graph import load_sweep
 
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
@@ -231,7 +231,7 @@ def test_refused_before_anything_is_loaded(
     config = json.loads((other / "vae" / "config.json").read_text())
     config["latents_mean"][0] += 0.5
     (other / "vae" / "config.json").write_text(json.dumps(config))
-    for module in ("experiments.fit", "experiments.generation"):
+    for module in ("experiments.fit", "experiments.making.generation"):
         monkeypatch.setattr(f"{module}.load_network", lambda where: pytest.fail("loaded"))
     words = [word.format(other=other) for word in words]
     assert main([*words, "--scale", "test", "--runs", str(runs)], library) == 1

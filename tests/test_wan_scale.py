@@ -13,12 +13,12 @@ import yaml
 from minimal import network
 
 from datamodules.shards import ShardWriter, open_shards
-from experiments import generation
-from experiments.clip_files import clip_file, write_mp4
 from experiments.layers import flatten
-from experiments.networks import autoencoder_id
+from experiments.making import generation
+from experiments.making.clip_files import clip_file, write_mp4
 from experiments.recipe import Library, load_scale, resolve
 from experiments.scoring import vbench
+from experiments.weights.networks import autoencoder_id
 from sweeps.assemble import our_table
 from sweeps.graph import load_sweep
 from sweeps.layout import ELSEWHERE, columns

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.bench.sizes import BYTES, NetworkSize
-from experiments.networks import check_network
+from experiments.weights.networks import check_network
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.precision import to_bfloat16
 

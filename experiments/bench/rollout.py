@@ -25,7 +25,7 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.rows import Row
 from experiments.bench.vae import decode
-from experiments.hardware import Launch, hurried
+from experiments.launch.hardware import Launch, hurried
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, stream

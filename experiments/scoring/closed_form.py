@@ -27,7 +27,7 @@ from experiments.metrics.closed_form import (  # noqa: F401  they register their
 )
 from experiments.metrics.closed_form.view import Clips, View, offered
 from experiments.metrics.registry import measure, selected
-from experiments.networks import load_network
+from experiments.weights.networks import load_network
 from lightning_modules.networks.closed_form import ClosedForm
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ import numpy as np
 
 from datamodules.shards import ShardReader, open_shards
 from experiments.bind import bind
-from experiments.clip_files import clip_file
 from experiments.folder import RunFolder, write_text
+from experiments.making.clip_files import clip_file
 from experiments.metrics import motion, records, videos
 from experiments.metrics.registry import measure, selected
 

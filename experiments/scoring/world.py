@@ -18,9 +18,9 @@ import torch
 from datamodules.curation.moving_digits import World
 from datamodules.shards import ShardReader, open_shards
 from experiments.bind import bind
-from experiments.codec import autoencoder_of
 from experiments.folder import RunFolder
-from experiments.hardware import launch_of
+from experiments.launch.hardware import launch_of
+from experiments.making.codec import autoencoder_of
 from experiments.metrics import adherence, quality, records, truth  # noqa: F401
 from experiments.metrics.calibration import fitting
 from experiments.metrics.corruption import NAMES

@@ -15,7 +15,7 @@ import torch
 
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.shard_work import Sample, Work
+from experiments.making.shard_work import Sample, Work
 from lightning_modules.networks.closed_form import ClosedForm
 from lightning_modules.networks.gaussian_world import GaussianWorld
 

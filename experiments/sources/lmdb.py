@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.curation.lmdb import LatentRows
-from experiments.encoding import WanEncoders, check_dtypes
 from experiments.folder import RunFolder
-from experiments.hardware import prepare
-from experiments.shard_work import Sample, Work
+from experiments.launch.hardware import prepare
+from experiments.making.encoding import WanEncoders, check_dtypes
+from experiments.making.shard_work import Sample, Work
 from lightning_modules.diffusion.visibility import partition
 
 KINDS = ("clips", "causal_pairs", "bidirectional_pairs")

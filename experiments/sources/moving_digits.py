@@ -24,7 +24,7 @@ from datamodules.curation.moving_digits import (
 )
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.shard_work import Sample, Work
+from experiments.making.shard_work import Sample, Work
 from lightning_modules.networks.encoders import PatchTransform, TinyText, measure_patches
 
 KINDS = ("clips", "prompts", "videos")

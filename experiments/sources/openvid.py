@@ -17,10 +17,10 @@ from datamodules.curation.split import SPLITS, number_of, split_of
 from datamodules.curation.video_files import VideoFile, find_videos
 from datamodules.curation.workers import Workers
 from experiments.bind import bind
-from experiments.encoding import WanEncoders, check_dtypes
 from experiments.folder import RunFolder
-from experiments.hardware import launch_of, prepare
-from experiments.shard_work import Sample, Work
+from experiments.launch.hardware import launch_of, prepare
+from experiments.making.encoding import WanEncoders, check_dtypes
+from experiments.making.shard_work import Sample, Work
 
 
 def check(settings: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ from datamodules.curation.refusal import Refusal, counted
 from datamodules.curation.split import SPLITS, number_of, split_of
 from datamodules.curation.vidprom import Prompt, PromptLimits, accept, read_prompts
 from experiments.bind import bind
-from experiments.encoding import WanEncoders, check_dtypes
 from experiments.folder import RunFolder
-from experiments.hardware import prepare
-from experiments.shard_work import Sample, Work
+from experiments.launch.hardware import prepare
+from experiments.making.encoding import WanEncoders, check_dtypes
+from experiments.making.shard_work import Sample, Work
 
 
 def check(settings: dict[str, Any]) -> None:

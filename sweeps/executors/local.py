@@ -3,7 +3,7 @@
 A run takes a place: a core, or as many GPUs as it has ranks (``launch.devices``), where there are
 GPUs and it is not meant for a CPU. It is executed by a worker that sees these GPUs alone and stays
 for the next run, because starting one costs more than a tiny run; several ranks are processes of
-their own below the worker (``experiments.team``).
+their own below the worker (``experiments.launch.team``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from experiments.place import wanted
+from experiments.launch.place import wanted
 from sweeps.executors import Event, Job
 from sweeps.executors.devices import wants_gpu
 

@@ -128,7 +128,7 @@ class Disturbed:
             except psutil.Error:
                 continue
             ours = any(word.startswith(str(self._runs)) for word in words)
-            at_work = {"submitit.core._submit", "experiments.rank"} & set(words)
+            at_work = {"submitit.core._submit", "experiments.launch.rank"} & set(words)
             if ours and at_work and "srun" not in words[0]:
                 found.append(process)
         return found

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from experiments.folder import RunFolder
-from experiments.hardware import Launch, launch_of
-from experiments.parent import end_with_parent
-from experiments.shard_work import ShardMaker, Work
+from experiments.launch.hardware import Launch, launch_of
+from experiments.launch.parent import end_with_parent
+from experiments.making.shard_work import ShardMaker, Work
 
 log = logging.getLogger(__name__)
 Plan = Callable[[dict[str, Any], RunFolder], Work]

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import torch
 
-from experiments import cgroup
-from experiments.networks import empty_network
+from experiments.launch import cgroup
+from experiments.weights.networks import empty_network
 from lightning_modules.networks.precision import to_bfloat16
 
 log = logging.getLogger(__name__)

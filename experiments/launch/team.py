@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from experiments.folder import RunFolder
+from experiments.launch.place import Place
 from experiments.lease import Busy
-from experiments.place import Place
 
 POLL_S = 0.1
 GRACE_S = 3.0  # for the others to end by themselves, so that the first error is known
@@ -129,7 +129,7 @@ class _Rank:
         self.place, self.words, self.told = place, "", float("inf")
         self.ended = False  # by us
         read, write = os.pipe()
-        words = ["-m", "experiments.rank", str(folder.path), str(write), package]
+        words = ["-m", "experiments.launch.rank", str(folder.path), str(write), package]
         with ExitStack() as stack:
             output = None
             if place.rank:

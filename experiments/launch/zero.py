@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from callbacks.checkpoint_folder import replaced
 from callbacks.checkpointing import diverged
-from experiments.zero_files import SafeFiles
+from experiments.launch.zero_files import SafeFiles
 
 SHAPE = "shape.json"
 """How a checkpoint was split, beside DeepSpeed's own files."""

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experiments import sidecar
-from experiments.networks import network_folder, numbers_of
-from experiments.wan_names import (
+from experiments.weights import sidecar
+from experiments.weights.networks import network_folder, numbers_of
+from experiments.weights.wan_names import (
     Weights,
     check_fits,
     config_of,

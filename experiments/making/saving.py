@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.clip_files import clip_file, write_mp4
-from experiments.codec import autoencoder_of
+from experiments.making.clip_files import clip_file, write_mp4
+from experiments.making.codec import autoencoder_of
 
 SAVED = ("pixels", "latents", "mp4")
 

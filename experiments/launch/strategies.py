@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 
-from experiments.hardware import Launch
+from experiments.launch.hardware import Launch
 from experiments.layers import nearest
 from lightning_modules import ALONE
 
@@ -65,7 +65,7 @@ def parallel(module: LightningModule, launch: Launch, precision: str) -> dict[st
     if launch.strategy == "deepspeed":
         if launch.accelerator == "cpu" or not torch.cuda.is_available():
             _deepspeed_on_cpu()
-        from experiments.zero import Zero
+        from experiments.launch.zero import Zero
 
         zero = Zero(launch.zero_stage, autocast=precision == "bf16-mixed", timeout=timeout)
         return {"strategy": zero, "precision": "32-true"}

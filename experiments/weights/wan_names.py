@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from experiments.networks import empty_network
+from experiments.weights.networks import empty_network
 
 Weights = dict[str, Tensor]
 

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from experiments.execute import execute
 from experiments.folder import RunFolder
+from experiments.launch.parent import end_with_parent
+from experiments.launch.team import BUSY, INTERRUPTED, LOST, lost_peer
 from experiments.lease import Busy
-from experiments.parent import end_with_parent
-from experiments.team import BUSY, INTERRUPTED, LOST, lost_peer
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.shards import ShardReader
-from experiments.networks import autoencoder_id, load_network
+from experiments.weights.networks import autoencoder_id, load_network
 from lightning_modules.networks.precision import to_bfloat16
 
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -8,9 +8,9 @@ import torch
 from datamodules.shards import ShardReader
 from datamodules.video import VideoDataModule
 from experiments.folder import RunFolder
-from experiments.hardware import Launch
-from experiments.memory import FULL, HALF, Load, loading, of_fit, of_rollout, require
-from experiments.networks import ROLES, network_folder, numbers_of
+from experiments.launch.hardware import Launch
+from experiments.launch.memory import FULL, HALF, Load, loading, of_fit, of_rollout, require
+from experiments.weights.networks import ROLES, network_folder, numbers_of
 from lightning_modules.diffusion.visibility import partition
 
 

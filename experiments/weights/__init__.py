@@ -1,0 +1,1 @@
+"""Networks in folders: found, loaded, saved, imported and exported."""
