@@ -3,6 +3,7 @@
 import sys
 import time
 import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def flash(monkeypatch):
     module = types.ModuleType("flash_attn")
     module.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    monkeypatch.setattr(attention, "flash_installed", lambda: True)
+    monkeypatch.setattr(attention, "flash_missing", lambda: None)
     monkeypatch.setattr(attention, "_takes_flash", lambda queries: True)
     attention._flash.cache_clear()
     yield calls
@@ -200,7 +201,7 @@ def test_automatic_choice(device, small, prefixed, gradient, kernel, forced):
 
 
 def test_unusable_kernels_are_refused(monkeypatch):
-    monkeypatch.setattr(attention, "flash_installed", lambda: False)
+    monkeypatch.setattr(attention, "flash_missing", lambda: "flash-attn is not installed")
     for backend, device, reason in [
         ("sage", CPU, "'sage' is none of auto, dense, flex, flash"),
         ("flex", CPU, "no gradient on a CPU"),
@@ -210,6 +211,24 @@ def test_unusable_kernels_are_refused(monkeypatch):
         with pytest.raises(ValueError, match=rf"launch\.attention: .*{reason}"):
             use(backend, device)
     assert attention._forced == "auto"
+
+
+def test_a_flash_attn_that_does_not_load_is_passed_over(tmp_path, monkeypatch, caplog):
+    """One that was built for another torch is found, but its import ends with an ImportError."""
+    (tmp_path / "flash_attn").mkdir()
+    broken = "raise ImportError('undefined symbol: _ZN3c105Error')"
+    (tmp_path / "flash_attn" / "__init__.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    attention.flash_missing.cache_clear()
+    try:
+        for _ in range(2):
+            assert not attention._takes_flash(SimpleNamespace(device=CUDA, dtype=torch.bfloat16))
+        assert len(caplog.records) == 1 and "undefined symbol: _ZN3c105Error" in caplog.text
+        with pytest.raises(ValueError, match=r"flash cannot run here: .*undefined symbol.*auto"):
+            use("flash", CUDA)
+    finally:
+        attention.flash_missing.cache_clear()
 
 
 def test_the_choice_is_said_once_a_run(caplog):
@@ -250,7 +269,7 @@ class TestOnCuda:
         for ours, expected in zip(found["flex"], found["dense"], strict=True):
             torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)  # TF32
 
-    @pytest.mark.skipif(not attention.flash_installed(), reason="flash-attn is not installed")
+    @pytest.mark.skipif(attention.flash_missing() is not None, reason="needs flash-attn")
     @torch.no_grad()
     def test_flash_agrees_with_dense(self, forced):
         visible, tokens, cached, found = visibility.block_causal((1, 1)), 390, 3, {}

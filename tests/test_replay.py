@@ -88,6 +88,26 @@ def test_a_longer_past_is_another_kind_of_call():
 
 
 @torch.no_grad()
+def test_nothing_is_made_for_a_call_while_it_is_recorded():
+    """Not even where so many tables were asked for since that the call's own were forgotten."""
+    made = []
+
+    def record(call, x, t):
+        before = rotation.cache_info().misses
+        call(x, t)
+        made.append(rotation.cache_info().misses - before)
+        return call
+
+    net, (_, text, noise) = Replay(make_net(), record), setting()
+    how = {"frames": torch.tensor([0]), "cache": net.new_cache(1)}
+    net(noise[:, :1], torch.ones(3, 1), text, **how)
+    for place in range(1, 1 + rotation.cache_info().maxsize):
+        rotation((place,), 2, 2, 12, torch.device("cpu"))
+    net(noise[:, :1], torch.ones(3, 1), text, **how)
+    assert made == [0]
+
+
+@torch.no_grad()
 def test_calls_without_fixed_buffers_pass_through():
     net, recorder, sizes = make_net(), Recorder(), (1, 2, 3)
     random, text, noise = setting()

@@ -7,7 +7,7 @@ and the kernel is chosen here:
     flex    FlexAttention, compiled, where something is hidden: skips what no frame sees
     flash   flash-attn, where nothing is hidden, or only the end of the keys; never required
 
-`auto` is dense on a CPU. On CUDA it is flash (dense where flash-attn is not installed or the dtype
+`auto` is dense on a CPU. On CUDA it is flash (dense where flash-attn cannot be used or the dtype
 is not half) where nothing is hidden, or where without gradient each frame sees a prefix; dense for
 masks of up to `SMALL` bytes; else flex. What an algorithm computes never depends on the choice, and
 none of them needs memory that grows with the square of many tokens: a dense mask too large is
@@ -56,19 +56,27 @@ def use(backend: Backend, device: torch.device) -> None:
             "flash": "flash-attn runs on CUDA only",
         }[backend]
         raise ValueError(f"launch.attention: {backend} cannot run here: {reason}; use auto")
-    if backend == "flash" and not flash_installed():
+    if backend == "flash" and (reason := flash_missing()):
         raise ValueError(
-            "launch.attention: flash cannot run here: flash-attn is not installed; pip install"
-            " flash-attn --no-build-isolation, or use auto"
+            f"launch.attention: flash cannot run here: {reason}; pip install flash-attn"
+            " --no-build-isolation, or use auto"
         )
     _forced = backend
     _say.cache_clear()
 
 
 @cache
-def flash_installed() -> bool:
-    """Whether flash-attn can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("flash_attn") is not None
+def flash_missing() -> str | None:
+    """Why flash-attn cannot be used, said once in the log; None if it can: it is imported then."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    try:
+        importlib.import_module("flash_attn")
+    except ImportError as error:
+        reason = f"flash-attn does not load ({error}): probably it was built for another torch"
+        log.warning("attention: %s", reason)
+        return reason
+    return None
 
 
 def choose(device: torch.device, small: bool, prefixed: bool, gradient: bool) -> str:
@@ -171,7 +179,7 @@ def _all_see_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def _takes_flash(queries: Tensor) -> bool:
     allowed = _forced != "dense" and queries.device.type == "cuda" and queries.dtype in HALF
-    return allowed and flash_installed()
+    return allowed and flash_missing() is None
 
 
 def _by_prefix(queries: Tensor, keys: Tensor, values: Tensor, pieces: Prefixes) -> Tensor:

@@ -99,12 +99,9 @@ class Replay:
             return v
         known = self._recorded.get(kind)
         if known is None or known.version != cache.version:
-            known = _Recorded(
-                self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t),
-                cache.version,
-                self.net.tables(x, places, visible, cache),
-            )
-            self._recorded[kind] = known
+            tables = self.net.tables(x, places, visible, cache)  # a recording can upload nothing
+            graph = self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t)
+            known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
         v = known.graph(x, t)
         if write_cache:
             cache.advance(places)
