@@ -1,5 +1,6 @@
 """``python -m experiments bench`` on a CPU, at the smallest sizes: what its JSON says."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.bench import stage_work, train
+from experiments.bench import rollout, stage_work, train
 from experiments.bench.built import Subject
 from experiments.bench.sizes import scale_tree
 from experiments.recipe import Library, resolve
@@ -76,6 +77,8 @@ def test_first_frame_and_throughput_by_both_definitions(report):
     assert median("throughput_no_vae_fps") > median("throughput_e2e_fps") > 0
     assert median("throughput_no_vae_fps") <= frames / min(row["seconds"])
     assert row["calls"] == 4 + 2 + 2 + 2, "four steps of the first frame, two of others, commits"
+    fused = next(r for r in report["rows"] if r["name"] == "rollout, 2 steps, past: fused")
+    assert fused["calls"] == 4 + 2 + 2, "commits ride along"
 
 
 def test_stage_2_is_predicted_at_the_papers_counts(report):
@@ -85,6 +88,43 @@ def test_stage_2_is_predicted_at_the_papers_counts(report):
     assert stage2["counts"] == {"pairs": 80_000, "batch": 64, "steps": 5_000, "intervals": 48}
     ratio = hours["causal_ode"] / hours["causal_cd"]
     assert stage2["causal_ode_to_causal_cd"] == {"ours": pytest.approx(ratio), "paper": 4.0}
+
+
+@pytest.mark.parametrize(
+    "fault", [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
+)
+def test_what_was_measured_outlives_what_fails(tmp_path, monkeypatch, fault):
+    """Rows are written as they come; an error is a row, and the next ones are measured."""
+    kept = rollout.FastPast
+
+    def failing(*args, commit, **how):
+        if commit == "separate":
+            raise fault
+        return kept(*args, commit=commit, **how)
+
+    monkeypatch.setattr(rollout, "FastPast", failing)
+    out = tmp_path / "rollout.json"
+    words = ["--device", "cpu", "--warmup", "0", "--repeats", "1", "--few-steps", "1"]
+    with contextlib.suppress(KeyboardInterrupt):
+        main(["bench", "rollout", *SMALL, *words, "--out", str(out)])
+    rows = {row["name"].removeprefix("rollout, 1 steps, past: "): row
+            for row in json.loads(out.read_text())["rows"]}  # fmt: skip
+    assert rows["training"]["median_s"] > 0
+    if isinstance(fault, KeyboardInterrupt):
+        assert set(rows) == {"training"}
+        return
+    assert rows["separate"]["error"] == "OutOfMemoryError: CUDA out of memory"
+    assert rows["fused"]["median_s"] > 0
+
+
+def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Subject, "vae", lambda _: 1 / 0)
+    out = tmp_path / "vae.json"
+    assert main(["bench", "vae", *SMALL, "--device", "cpu", "--out", str(out)]) == 1
+    assert "nothing could be measured" in capsys.readouterr().err
+    assert [row["error"] for row in json.loads(out.read_text())["rows"]] == [
+        "ZeroDivisionError: division by zero"
+    ] * 2
 
 
 def subject():

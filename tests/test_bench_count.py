@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_rollouts import few_steps, make_net, setting
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,6 +11,8 @@ from experiments.bench.count import Pass, Work
 from experiments.bench.device import Peak
 from experiments.bench.sizes import NetworkSize
 from lightning_modules.diffusion import forcing, visibility
+from lightning_modules.diffusion.fast_past import FastPast
+from lightning_modules.diffusion.rollout import rollout
 from lightning_modules.networks import Wan
 
 NUMBERS = {
@@ -107,6 +110,26 @@ def test_calls_of_a_clip_are_the_published_ones(sizes, steps, calls):
     assert len(passes) == calls - 1
     assert [step.reads_prompt for step in passes] == [True] + [False] * (calls - 2)
     assert max(step.cached for step in passes) == sum(sizes) - sizes[-1]
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 6, (1, 2, 3)])
+def test_fused_commits_are_one_pass_with_what_follows(sizes):
+    """Frames, pairs that see each other and cached frames of every call that a rollout makes."""
+    net, (random, text, noise), calls = make_net(), setting(), []
+
+    def watched(x, t, text, *, frames, cache, visible=None, **how):
+        queries, held = len(frames), len(cache)
+        seen = queries * queries if visible is None else int(visible.sum())
+        calls.append((queries, seen + queries * held, held))
+        return net(x, t, text, frames=frames, cache=cache, visible=visible, **how)
+
+    watched.new_cache = net.new_cache
+    with torch.no_grad():
+        past = FastPast(watched, text, frames=6, commit="fused")
+        rollout(past, noise, sizes, few_steps(random, sizes))
+    passes = count.rollout(sizes, [4] + [2] * (len(sizes) - 1), fused=True)
+    assert [(step.frames, step.seen, step.cached) for step in passes] == calls
+    assert [step.reads_prompt for step in passes] == [True] + [False] * (len(calls) - 1)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("1.3B", 1.419), ("14B", 14.289)])

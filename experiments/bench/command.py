@@ -8,10 +8,18 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.folder import write_text
 from experiments.recipe import Library, Resolver, parse_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from experiments.bench.built import Subject
+    from experiments.bench.clock import Protocol
+    from experiments.bench.device import Peak
+    from experiments.bench.rows import Task
 
 WHAT = ("rollout", "train", "pairs", "vae", "all")
 log = logging.getLogger(__name__)
@@ -34,13 +42,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
-    """Measure, print every number as it comes, and write the JSON.
+    """Measure, print every number as it comes, and write the JSON after each.
 
     Raises:
-        ValueError: a wrong setting, or a device that is not there.
+        ValueError: a wrong setting, a device that is not there, or nothing could be measured.
     """
     from experiments.bench import device as devices
-    from experiments.bench import predict
     from experiments.bench.built import Subject
     from experiments.bench.clock import Protocol
     from experiments.bench.sizes import scale_tree
@@ -60,11 +67,7 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
         "peak: %.3g TFLOP/s (%s), %.3g GB/s",
         peak.matmul_flops / 1e12, peak.dtype, peak.copy_bytes / 1e9,
     )  # fmt: skip
-    rows = []
-    for row in _rows(chosen, subject, peak, protocol, Resolver(chosen.scale, library), settings):
-        rows.append(row.as_dict(peak))
-        log.info("%s", _line(rows[-1]))
-    report = {
+    about = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "scale": chosen.scale,
         "settings": settings,
@@ -82,23 +85,72 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
             "batch": "1 clip, unless a row says otherwise",
         },
         "peak": peak.as_dict(),
-        "rows": rows,
-        "stage2": predict.stage2(rows, subject.shape),
     }
-    out = chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json")
-    write_text(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    log.info("%s", _prediction(report["stage2"], report["device"]["name"]))
-    log.info("written: %s", out)
+    report = Report(chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json"), about)
+    for task in _tasks(chosen, subject, peak, protocol, Resolver(chosen.scale, library), settings):
+        report.measure(task, subject.device, peak)
+    report.end()
 
 
-def _rows(
+class Report:
+    """The JSON, whole after every row.
+
+    Args:
+        file: where it goes.
+        about: what was measured, on what and how.
+    """
+
+    def __init__(self, file: Path, about: dict[str, Any]) -> None:
+        self._file, self._about = file, about
+        self._rows: list[dict[str, Any]] = []
+
+    def measure(self, task: Task, device: torch.device, peak: Peak) -> None:
+        """Add a task's rows; what it fails with becomes a row, and its memory is given back."""
+        from experiments.bench.clock import forget_peak
+
+        try:
+            for row in task.rows():
+                self._add(row.as_dict(peak))
+        except Exception as error:  # a kernel, a compiler, memory: the other rows are still to come
+            log.error("%s", task.name, exc_info=True)
+            self._add({"name": task.name, "error": f"{type(error).__name__}: {error}"})
+        forget_peak(device)
+
+    def end(self) -> None:
+        """Say what it means.
+
+        Raises:
+            ValueError: every row is an error.
+        """
+        failed = [row["name"] for row in self._rows if "error" in row]
+        if len(failed) == len(self._rows):
+            raise ValueError(f"nothing could be measured; {self._file} says why")
+        if failed:
+            log.error("not measured: %s", "; ".join(failed))
+        log.info("%s", _prediction(self._predicted(), self._about["device"]["name"]))
+        log.info("written: %s", self._file)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        whole = self._about | {"rows": self._rows, "stage2": self._predicted()}
+        write_text(self._file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+        log.info("%s", _line(row))
+
+    def _predicted(self) -> dict[str, Any]:
+        from experiments.bench import predict
+
+        measured = [row for row in self._rows if "error" not in row]
+        return predict.stage2(measured, self._about["clip_shape"])
+
+
+def _tasks(
     chosen: argparse.Namespace,
-    subject: Any,
-    peak: Any,
-    protocol: Any,
+    subject: Subject,
+    peak: Peak,
+    protocol: Protocol,
     resolver: Resolver,
     settings: dict[str, Any],
-) -> Iterator[Any]:
+) -> Iterator[Task]:
     """The parts that were asked for, each imported when its turn comes."""
     from experiments.bench import pairs, rollout, train, vae
 
@@ -123,6 +175,8 @@ def _device(name: str) -> Any:
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['name']:<48} {row['error'].splitlines()[0]}"
     share, mfu = 100 * row["share_of_roofline"], 100 * row["mfu"]
     return (
         f"{row['name']:<48} {row['median_s']:10.4f} s  {share:5.1f}% of the roofline"

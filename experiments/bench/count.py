@@ -26,7 +26,7 @@ activations may stay on chip, so a time of bytes / bandwidth cannot be beaten, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.bench.sizes import NetworkSize
 
@@ -125,7 +125,11 @@ def bidirectional(frames: int, batch: int = 1) -> Pass:
 
 
 def rollout(
-    sizes: Sequence[int], steps: Sequence[int], batch: int = 1, commits: int | None = None
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    batch: int = 1,
+    commits: int | None = None,
+    fused: bool = False,
 ) -> list[Pass]:
     """The passes of a cached block-by-block generation.
 
@@ -134,12 +138,21 @@ def rollout(
         steps: denoising passes of each block.
         batch: clips; with guidance twice as many.
         commits: blocks that are committed to the cache; None: all but the last, which nobody reads.
+        fused: a commit is made in one pass with the first of the next block.
     """
     commits = len(sizes) - 1 if commits is None else commits
     passes, before = [], 0
     for index, (block, count) in enumerate(zip(sizes, steps, strict=True)):
-        for step in range(count + (index < commits)):
-            first = index == 0 and step == 0
-            passes.append(Pass(block, block * (before + block), before, first, batch))
+        own = Pass(block, block * (before + block), before, False, batch)
+        denoising = [own] * count
+        if fused and 0 < index <= commits:
+            denoising[0] = _together(passes.pop(), own)
+        passes += denoising + [own] * (index < commits)
         before += block
-    return passes
+    return [replace(passes[0], reads_prompt=True), *passes[1:]]
+
+
+def _together(commit: Pass, following: Pass) -> Pass:
+    """What the second finds in the cache of the first is now of the same pass."""
+    frames, seen = commit.frames + following.frames, commit.seen + following.seen
+    return replace(commit, frames=frames, seen=seen)

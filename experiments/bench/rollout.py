@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, measure, now, quantiles
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row
+from experiments.bench.rows import Row, Task
 from experiments.bench.vae import decode
 from experiments.launch.hardware import Launch, hurried
 from lightning_modules.diffusion.fast_past import FastPast
@@ -42,21 +43,30 @@ VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
 (``launch``; on CUDA only). Compiling is last: it changes the network for good."""
 
 
-def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]) -> Iterator[Row]:
+def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]) -> Iterator[Task]:
     """For each number of steps and each way to keep the past: the denoising alone and end to end.
 
     Args:
         few_steps: of every block but the first.
     """
-    student = subject.network(subject.tree["network"])
-    encoder, vae = subject.text_encoder(), subject.vae()
+
+    @cache
+    def networks() -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Student, text encoder and VAE: of all rows."""
+        student = subject.network(subject.tree["network"])
+        return student, subject.text_encoder(), subject.vae()
+
+    def row(past: str, options: dict[str, bool], steps: int, name: str) -> list[Row]:
+        student, encoder, vae = networks()
+        hurry = hurried(student, Launch(**options), subject.device)
+        return [Rollout(subject, hurry, encoder, vae, steps, past).row(peak, protocol, name)]
+
     for past, options in VARIANTS:
         if options and subject.device.type != "cuda":
             continue
-        hurry = hurried(student, Launch(**options), subject.device)
-        name = ", ".join([f"past: {past}", *options])
         for steps in few_steps:
-            yield Rollout(subject, hurry, encoder, vae, steps, past).row(peak, protocol, name)
+            name = ", ".join([f"rollout, {steps} steps, past: {past}", *options])
+            yield Task(name, partial(row, past, options, steps, name))
 
 
 class Rollout:
@@ -118,7 +128,7 @@ class Rollout:
         frames = self.subject.pixel_frames()
         later = sum((run["block_s"] for run in runs), [])
         return Row(
-            f"rollout, {self.steps} steps, {name}",
+            name,
             timing,
             self._least(passes, peak),
             sum(map(self._work, passes), Work()),
@@ -160,7 +170,8 @@ class Rollout:
 
     def _passes(self) -> list[count.Pass]:
         sizes = self.subject.blocks
-        return count.rollout(sizes, [FIRST_STEPS] + [self.steps] * (len(sizes) - 1))
+        steps = [FIRST_STEPS] + [self.steps] * (len(sizes) - 1)
+        return count.rollout(sizes, steps, fused=self.how == "fused")
 
     def _work(self, step: count.Pass) -> Work:
         subject = self.subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,3 +44,16 @@ class Row:
             "mfu": needed / seconds / peak.matmul_flops,
             **self.more,
         }
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to be measured, alone: what fails in it ends nothing else.
+
+    Args:
+        name: of what is done; its rows' names begin so.
+        rows: makes what is needed and measures it.
+    """
+
+    name: str
+    rows: Callable[[], Iterable[Row]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +24,7 @@ from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_memory
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row
+from experiments.bench.rows import Row, Task
 from experiments.bind import bind, parameters_of
 from experiments.recipe import Resolver
 from lightning_modules import STAGES
@@ -42,10 +43,11 @@ FEW_STEPS = 4
 
 def bench(
     subject: Subject, peak: Peak, protocol: Protocol, resolver: Resolver, settings: dict[str, Any]
-) -> Iterator[Row]:
+) -> Iterator[Task]:
     """Every stage's step, each with networks of its own."""
-    for name in RECIPES:
-        yield from step_rows(subject, peak, protocol, resolver.resolve(name, settings).recipe)
+    for recipe in [resolver.resolve(name, settings).recipe for name in RECIPES]:
+        name = f"train, {recipe['recipe']}"
+        yield Task(name, partial(step_rows, subject, peak, protocol, recipe))
 
 
 def step_rows(

@@ -8,6 +8,7 @@ latents once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +18,30 @@ from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row
+from experiments.bench.rows import Row, Task
+
+Action = Callable[[nn.Module, Tensor], Tensor]
 
 
-def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Row]:
+def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
     """Both directions, one clip."""
-    vae = subject.vae()
-    latents = torch.randn(1, *subject.shape, device=subject.device)
-    with torch.inference_mode():
-        video = decode(vae, latents)
-        for name, action, given in (("encode", encode, video), ("decode", decode, latents)):
-            timing, _ = measure(lambda a=action, x=given: a(vae, x), subject.device, protocol)
-            moved = sum(p.numel() for p in vae.parameters()) + video.numel() + latents.numel()
-            work = Work(_operations(subject, action, given), moved * subject.value_bytes)
-            frames = video.shape[2]
-            more = {"pixel_frames": frames, "fps": frames / timing.median}
-            yield Row(f"vae, {name}", timing, peak.least_seconds(work), work, more=more)
+    vae = cache(subject.vae)
+
+    @torch.inference_mode()
+    def row(name: str, action: Action) -> list[Row]:
+        latents = torch.randn(1, *subject.shape, device=subject.device)
+        video = decode(vae(), latents)
+        given = video if action is encode else latents
+        timing, _ = measure(lambda: action(vae(), given), subject.device, protocol)
+        moved = sum(p.numel() for p in vae().parameters()) + video.numel() + latents.numel()
+        work = Work(_operations(subject, action, given), moved * subject.value_bytes)
+        frames = video.shape[2]
+        more = {"pixel_frames": frames, "fps": frames / timing.median}
+        return [Row(name, timing, peak.least_seconds(work), work, more=more)]
+
+    for action in (encode, decode):
+        name = f"vae, {action.__name__}"
+        yield Task(name, partial(row, name, action))
 
 
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:
@@ -46,9 +55,7 @@ def encode(vae: nn.Module, video: Tensor) -> Tensor:
     return vae.encode(video).latent_dist.mode().transpose(1, 2)
 
 
-def _operations(
-    subject: Subject, action: Callable[[nn.Module, Tensor], Tensor], given: Tensor
-) -> float:
+def _operations(subject: Subject, action: Action, given: Tensor) -> float:
     """Of a whole call, counted on the meta device."""
     nowhere = Subject(subject.tree, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
