@@ -7,10 +7,14 @@ The same function serves the command line and the workers of a sweep. A worker e
 so what a run may change for the next one (random states, torch's switches, logging, signals,
 environment, working directory) is set at its start and put back at its end: a run's result does
 not depend on who executes it.
+
+``kill -USR1`` lets a process write where all its threads stand to stderr while it executes a run,
+a rank of it, or watches over ranks: what to look at when a run hangs.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import logging
@@ -56,6 +60,13 @@ def execute(
     """
     if folder.done:
         return False
+    with _answering():
+        return _execute(folder, progress, package)
+
+
+def _execute(
+    folder: RunFolder, progress: Callable[[int, int, str], None] | None, package: str
+) -> bool:
     if ranks := ranks_here(folder.recipe):
         try:
             return execute_ranks(folder, ranks, progress, package)
@@ -94,6 +105,16 @@ def _join(folder: RunFolder, place: Place, package: str) -> None:
         os.environ.update(place.environment())
         module.check(folder.recipe)
         module.run(folder.recipe, folder)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """SIGUSR1, which would end the process, asks where it stands; whatever stderr is by then."""
+    faulthandler.register(signal.SIGUSR1, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
 
 
 @contextmanager
@@ -215,7 +236,9 @@ def _isolated(seed: int) -> Iterator[None]:
             sys.modules["numpy"].random.seed(seed % 2**32)
         if "torch" in sys.modules:
             _isolate_torch(sys.modules["torch"], seed, stack)
-        stack.callback(gc.collect)
+        stack.callback(gc.unfreeze)
+        stack.callback(gc.collect)  # of what the run made; of all libraries: a third of a second
+        gc.freeze()
         yield
 
 

@@ -165,7 +165,8 @@ class GaussianWorld:
 
         Observation j is ``y_j = (1 - t_j) x^{places[j]} + t_j eps_j`` with noise of its own; a
         place may be observed twice. Given the signs and the component all is jointly Gaussian with
-        one covariance, so that a query needs one Cholesky factor whatever their number.
+        one covariance, so that a query needs one Cholesky factor whatever their number; one that
+        sees itself without noise needs none.
 
         Args:
             y: observations ``[B, M, d]``.
@@ -183,24 +184,45 @@ class GaussianWorld:
         """
         if min(places) < 0 or max(places) >= self.frames:
             raise ValueError(f"frames {list(places)}: the law's clips have {self.frames}")
-        place, asked = torch.tensor(places), torch.tensor(queries)
+        asked, visible = torch.tensor(queries), visible.to(y.device)
+        v = -y[:, asked]  # what a clean observation that sees itself answers: eps stays unknown
+        hidden = ~visible[torch.arange(len(asked)), asked].cpu() | (t[:, asked] != 0).any(0).cpu()
+        if hidden.any():
+            place, asked = torch.tensor(places), asked[hidden]
+            v[:, hidden] = self._posterior(y, t, place, visible[hidden], asked, log_prior)
+        return v
+
+    def _posterior(
+        self,
+        y: Tensor,
+        t: Tensor,
+        place: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        log_prior: Tensor,
+    ) -> Tensor:
+        """`velocity` of the observations that do not know their own frame, ``[B, Q, d]``."""
         kernel = self._kernel().to(y.device)
-        precision = _precision(kernel[place][:, place], t, visible.to(y.device))  # [B, Q, M, M]
-        angles = self.angle * _turns(max(places) if self.angle else 0, max(places)).to(y)  # [S, P]
+        precision = _precision(kernel[place][:, place], t, visible)  # [B, Q, M, M]
+        last = int(place.max())
+        angles = self.angle * _turns(last if self.angle else 0, last).to(y)  # [S, P]
         mean = self.decay ** place.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unturned
 
-        unturned = turn(y[:, None], -angles[:, place])[:, :, None]  # [B, S, 1, M, d]
-        residual = unturned - ((1 - t)[:, None, :, None] * mean)[:, None]  # [B, S, K, M, d]
-        residual = residual.movedim(3, 1)[:, None]  # [B, 1, M, S, K, d]
-        solved = (precision @ residual.flatten(3)).view(-1, len(asked), *residual.shape[2:])
-        distance = (residual * solved).sum((2, 5))  # [B, Q, S, K]
+        unturned = turn(y[:, :, None], -angles[:, place].T)[:, :, :, None]  # [B, M, S, 1, d]
+        expected = (1 - t)[:, :, None, None, None] * mean.movedim(1, 0)[:, None]  # [B, M, 1, K, d]
+        residual = unturned - expected  # [B, M, S, K, d]
+        flat = residual.flatten(2)
+        solved = (precision.flatten(1, 2) @ flat).view(-1, len(asked), *residual.shape[1:])
+        distance = (residual[:, None] * solved).sum((2, 5))  # [B, Q, S, K]
         logits = log_prior.to(y).expand(len(y), -1)[:, None, None] - distance / 2
         belief = logits.flatten(2).softmax(-1).view_as(logits)
 
         # eps - x0 is linear in the residual: t_j eps_j gives t_j, (1 - t_j) x^j its covariance.
         own = torch.nn.functional.one_hot(asked, len(place)).to(y)  # [Q, M]
         gain = t[:, None] * own - (1 - t)[:, None] * kernel[place[asked]][:, place]  # [B, Q, M]
-        v = torch.einsum("bqm,bqmskd->bqskd", gain, solved) - mean[:, asked].movedim(1, 0)[:, None]
+        weight = (gain[:, :, None] @ precision)[:, :, 0]  # [B, Q, M]
+        v = (weight @ flat).view(-1, len(asked), *residual.shape[2:])
+        v = v - mean[:, asked].movedim(1, 0)[:, None]
         return turn(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, place[asked]].T).sum(2)
 
     def _kernel(self) -> Tensor:

@@ -31,12 +31,13 @@ from cluster import NODES, Cluster, missing
 
 from sweeps.display import Lines
 from sweeps.executors.local import LocalPool
-from sweeps.graph import Sweep
+from sweeps.graph import Sweep, load_sweep
 from sweeps.runner import Runner
 
 HERE = Path(__file__).parent
 VICTIMS = ("runner", "job", "slurmctld", *NODES)
 STEP_S = 0.5
+DEEPSPEED = HERE / "deepspeed.yaml"
 PATH = os.pathsep.join([str(HERE.parent.parent), str(HERE.parent / "fixtures")])
 
 
@@ -157,9 +158,8 @@ def count_here(runs: Path) -> None:
 
 def train_here(runs: Path) -> None:
     """The sweep that trains, likewise."""
-    from fits import sweep
-
-    _run_here(sweep(), runs, "experiments")
+    one_node = {"base.launch.nodes": 1, "base.launch.devices": 2}
+    _run_here(load_sweep(str(DEEPSPEED), "tiny", settings=one_node), runs, "experiments")
 
 
 def _run_here(sweep: Sweep, runs: Path, package: str) -> None:
@@ -175,7 +175,7 @@ SUBJECTS = {
         patience_s=(150, 10),
     ),
     "deepspeed": Subject(
-        (str(HERE / "fits.py"),),
+        (str(HERE / "fits.py"), str(DEEPSPEED), "tiny"),
         trained,
         train_here,
         between_s=(2, 25),
