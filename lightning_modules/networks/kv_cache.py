@@ -5,6 +5,10 @@ is overwritten in place, so a graph that read the cache keeps the tensors it rea
 flows from one block into the passes that wrote an earlier one. Sampling alone, which has no graph,
 may use `static_cache.StaticKVCache` instead.
 
+What is held is one chunk per commit, and chunks are joined where they are attended to. A graph that
+is computed again in the backward pass then keeps chunks, which all blocks share, and no block's
+past as a whole.
+
 Shapes: one pair per layer, keys and values [B, T, heads, head_dim] with T = frames x tokens per
 frame; keys are stored after normalisation and rotation, at absolute positions.
 
@@ -35,7 +39,7 @@ class KVCache:
     """Keys and values of one batch's earlier frames; `len(cache)` counts frames."""
 
     def __init__(self, layers: int):
-        self._pairs: list[Pair | None] = [None] * layers
+        self._chunks: list[tuple[Pair, ...]] = [()] * layers
         self._text: tuple[Tensor, list[Pair]] | None = None
         self.frames: tuple[int, ...] = ()
 
@@ -45,25 +49,23 @@ class KVCache:
 
     def read(self, layer: int) -> Pair | None:
         """Return keys and values of `layer`, each [B, T, heads, head_dim], or None while empty."""
-        return self._pairs[layer]
+        chunks = self._chunks[layer]
+        return tuple(torch.cat(parts, 1) for parts in zip(*chunks, strict=True)) or None
 
     def beside(self, layer: int, frames: int) -> Beside:
         """Return what puts the held keys and values, as they are now, before a block's own.
 
         `frames` says how many the block has; a cache of fixed size must know.
         """
-        held = self.read(layer)
-        return alone if held is None else partial(_join, held)
+        held = self._chunks[layer]
+        return partial(_join, held) if held else alone
 
     def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
         """Add `frames`, whose keys and values, one pair per layer, were just computed."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
-        assert len(pairs) == len(self._pairs), "one pair of keys and values per layer"
+        assert len(pairs) == len(self._chunks), "one pair of keys and values per layer"
         for layer, (keys, values) in enumerate(pairs):
-            held = self._pairs[layer]
-            if held is not None:
-                keys, values = torch.cat((held[0], keys), 1), torch.cat((held[1], values), 1)
-            self._pairs[layer] = (keys.detach(), values.detach())
+            self._chunks[layer] += ((keys.detach(), values.detach()),)
         self.frames += tuple(frames)
 
     def retract(self, frames: int) -> None:
@@ -87,7 +89,7 @@ class KVCache:
 
     def restart(self) -> None:
         """Forget every frame: the next rollout of the same network."""
-        self._pairs = [None] * len(self._pairs)
+        self._chunks = [()] * len(self._chunks)
         self.frames = ()
 
     @property
@@ -110,17 +112,18 @@ class KVCache:
         """Keep the frames at `slots`, which ascend."""
         assert not torch.is_grad_enabled(), "the cache is shortened under torch.no_grad() only"
         held, slots = len(self), list(slots)
-        for layer, pair in enumerate(self._pairs):
-            assert pair is not None, "frames are counted but keys are missing"
-            self._pairs[layer] = tuple(
-                part.unflatten(1, (held, -1))[:, slots].flatten(1, 2) for part in pair
+        for layer in range(len(self._chunks)):
+            keys, values = (
+                part.unflatten(1, (held, -1))[:, slots].flatten(1, 2) for part in self.read(layer)
             )
+            self._chunks[layer] = ((keys, values),)
         self.frames = tuple(self.frames[slot] for slot in slots)
 
 
-def _join(past: Pair, keys: Tensor, values: Tensor) -> Pair:
-    old_keys, old_values = past
-    return (
-        torch.cat((old_keys.to(keys.dtype), keys), 1),
-        torch.cat((old_values.to(values.dtype), values), 1),
+def _join(past: tuple[Pair, ...], keys: Tensor, values: Tensor) -> Pair:
+    """The chunks of the past, then a block's own, in its dtype."""
+    joined_keys, joined_values = (
+        torch.cat([*(part.to(own.dtype) for part in earlier), own], 1)
+        for *earlier, own in zip(*past, (keys, values), strict=True)
     )
+    return joined_keys, joined_values

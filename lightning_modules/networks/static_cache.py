@@ -31,6 +31,7 @@ class StaticKVCache(KVCache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers)
+        self._buffers: list[Pair | None] = [None] * layers
         self.capacity = capacity
         self.version = 0
         self._frame_tokens = 0
@@ -41,7 +42,7 @@ class StaticKVCache(KVCache):
 
     def read(self, layer: int) -> Pair | None:
         """As `KVCache.read`: views of the buffers, valid until the next write."""
-        buffers = self._pairs[layer]
+        buffers = self._buffers[layer]
         if buffers is None or not self.frames:
             return None
         held = len(self) * self._frame_tokens
@@ -63,7 +64,7 @@ class StaticKVCache(KVCache):
 
     def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
         """Commit `frames`, the block just shown: its `pairs` lie in the buffers already."""
-        assert len(pairs) == len(self._pairs), "one pair of keys and values per layer"
+        assert len(pairs) == len(self._buffers), "one pair of keys and values per layer"
         self.advance(frames)
 
     def advance(self, frames: Sequence[int]) -> None:
@@ -87,7 +88,7 @@ class StaticKVCache(KVCache):
         start = len(self) * self._frame_tokens
         end = start + keys.shape[1]
         shown = []
-        for buffer, own in zip(self._pairs[layer], (keys, values), strict=True):
+        for buffer, own in zip(self._buffers[layer], (keys, values), strict=True):
             buffer[:, start:end] = own
             shown.append(buffer[:, :end])
         return tuple(shown)
@@ -99,9 +100,9 @@ class StaticKVCache(KVCache):
         self._frame_tokens = keys.shape[1] // frames
         tokens = self.capacity * self._frame_tokens
         wanted = [(len(part), tokens, *part.shape[2:]) for part in (keys, values)]
-        held = self._pairs[layer]
+        held = self._buffers[layer]
         if held is None or wanted != [part.shape for part in held] or held[0].dtype != keys.dtype:
-            self._pairs[layer] = (keys.new_empty(wanted[0]), values.new_empty(wanted[1]))
+            self._buffers[layer] = (keys.new_empty(wanted[0]), values.new_empty(wanted[1]))
             self.version += 1
 
     def _pick(self, slots: Sequence[int]) -> None:
@@ -116,7 +117,7 @@ class StaticKVCache(KVCache):
 
     def _move(self, source: int, target: int) -> None:
         size = self._frame_tokens
-        for pair in self._pairs:
+        for pair in self._buffers:
             for buffer in pair or ():
                 part = buffer[:, source * size : (source + 1) * size]
                 buffer[:, target * size : (target + 1) * size] = part
