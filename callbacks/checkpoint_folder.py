@@ -15,8 +15,9 @@ from pathlib import Path
 def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[Path]:
     """The folder to write to; at the end of the block ``path`` leads to it.
 
-    All ranks enter together and write into one folder on a shared disk, each its own files, synced.
-    The ``first`` one clears it, turns the link over and deletes what it led to before.
+    All ranks enter together and write into one folder on a shared disk, each its own files. The
+    ``first`` one clears it, waits until all is on the disk, turns the link over and deletes what it
+    led to before.
 
     Raises:
         OSError: if it could not be written, for example because the disk is full; what ``path`` led
@@ -25,12 +26,31 @@ def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[P
     used = os.readlink(path) if path.is_symlink() else ""
     folder = next(path.with_name(f".{path.name}.{n}") for n in "01" if used != f".{path.name}.{n}")
     barrier()  # all have read the link
-    try:
+    with _or_nothing(path, folder, first, bool(used)):
         if first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         barrier()
         yield folder
+    barrier()  # all have written
+    if first:
+        with _or_nothing(path, folder, first, bool(used)):
+            for each in (*folder.rglob("*"), folder):
+                _sync(each)
+        link = path.with_name(f".{path.name}.link")
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+        os.replace(link, path)
+        _sync(path.parent)  # until then the disk may still have the old link
+        if used:
+            shutil.rmtree(path.with_name(used), ignore_errors=True)
+
+
+@contextmanager
+def _or_nothing(path: Path, folder: Path, first: bool, used: bool) -> Iterator[None]:
+    """What cannot be written leaves no folder, and an error that says what there is."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         if first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -39,11 +59,12 @@ def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[P
             f"{path}: checkpoint not written, {kept} ({error}); free disk space and start the same"
             " command again"
         ) from error
-    barrier()  # all have written
-    if first:
-        link = path.with_name(f".{path.name}.link")
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.name)
-        os.replace(link, path)
-        if used:
-            shutil.rmtree(path.with_name(used), ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

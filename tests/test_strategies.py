@@ -1,12 +1,18 @@
 """Which strategies there are, what is refused, and what a checkpoint of a folder survives."""
 
+import os
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed
 
 from callbacks.checkpoint_folder import replaced
 from experiments.launch.hardware import Launch
+from experiments.launch.place import free_port
 from experiments.launch.strategies import STRATEGIES, check_strategy, resumable, spread
+from experiments.launch.team import lost_peer
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.world_probe import WorldProbe
 
@@ -50,6 +56,20 @@ def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):
     assert resumable(last, Launch(strategy="deepspeed")) == last
     with pytest.raises(ValueError, match="written under launch.strategy=deepspeed"):
         resumable(last, Launch())
+
+
+def test_ranks_that_never_come_are_lost():
+    """Torch's own errors of a meeting that fails, also inside one that says what was being done."""
+    address = ("127.0.0.1", free_port(), 2)
+    with pytest.raises(torch.distributed.DistStoreError) as alone:
+        torch.distributed.TCPStore(*address, is_master=True, timeout=timedelta(seconds=1))
+    with pytest.raises(torch.distributed.DistNetworkError) as nobody:
+        torch.distributed.TCPStore(*address, is_master=False, timeout=timedelta(seconds=1))
+    assert lost_peer(alone.value) and lost_peer(nobody.value)
+    saving = OSError("checkpoint not written")
+    assert not lost_peer(saving)
+    saving.__cause__ = alone.value
+    assert lost_peer(saving)
 
 
 # -- a folder as one checkpoint --------------------------------------------------------------------
@@ -107,6 +127,32 @@ def test_ranks_meet_before_and_after_writing(tmp_path):
         (folder / "second").write_text("y")
     assert [meeting[1:] for meeting in met] == [(False, "x"), (True, "x"), (True, "x")]
     assert held(path) == {"second": "y"}
+
+
+def test_a_folder_is_on_the_disk_before_its_predecessor_goes(tmp_path, monkeypatch):
+    """What a machine without power keeps, in the order in which it was told to."""
+    path, told = tmp_path / "last.ckpt", []
+
+    def tell(what, real):
+        def call(first, *rest, **more):
+            name = os.readlink(f"/proc/self/fd/{first}") if what == "sync" else str(first)
+            told.append((what, str(Path(name).relative_to(tmp_path))))
+            return real(first, *rest, **more)
+
+        return call
+
+    write(path, "x")
+    monkeypatch.setattr(os, "fsync", tell("sync", os.fsync))
+    monkeypatch.setattr(os, "replace", tell("replace", os.replace))
+    with replaced(path, True, lambda: None) as folder:
+        (folder / "parts").mkdir()
+        for name in ("latest", "parts/0"):
+            (folder / name).write_text("y")
+        monkeypatch.setattr(shutil, "rmtree", tell("remove", shutil.rmtree))
+    new, turned = folder.name, told.index(("replace", ".last.ckpt.link"))
+    whole = {("sync", f"{new}{inner}") for inner in ("", "/latest", "/parts", "/parts/0")}
+    assert set(told[:turned]) == whole
+    assert told[turned + 1 :] == [("sync", "."), ("remove", ".last.ckpt.0")]
 
 
 def test_other_ranks_only_write(tmp_path):

@@ -1,4 +1,4 @@
-"""Who is which process of a run, and what a group does when one of it fails, dies or is stopped.
+"""What a group of processes does when one of it fails, dies, is lost or is stopped.
 
 The verb here imports nothing heavy, so a group starts in a moment. Real fits: test_launch.py.
 """
@@ -14,8 +14,8 @@ import yaml
 
 from experiments.execute import execute
 from experiments.folder import RunFolder
-from experiments.launch.place import first_host, place_of, ranks_here
 from experiments.launch.team import RankLost
+from experiments.lease import Busy
 
 VERB = """
 import logging, os, signal, sys, time
@@ -40,6 +40,9 @@ def run(recipe, folder):
         raise ValueError("the cure is here")
     if RANK == rank and what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if RANK == rank and what in ("SIGABRT", "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # as before rank.py ignores it
+        os.kill(os.getpid(), signal.Signals[what])
     if what == "abort":  # as NCCL's watchdog does soon after another rank's error
         if RANK == rank:
             raise ValueError("the cure is here")
@@ -49,6 +52,8 @@ def run(recipe, folder):
         time.sleep(60)
     finally:
         (folder.path / f"stopped-{RANK}").touch()
+        if what == "abort_when_stopped" and RANK == rank:
+            os.abort()
 """
 
 
@@ -130,8 +135,17 @@ def test_a_rank_that_aborts_after_anothers_error_does_not_hide_it(group):
     assert folder.state() == "failed" and "the cure is here" in folder.failure()
 
 
-def started(folder: RunFolder) -> subprocess.Popen:
-    """The command line, once all its ranks are at work."""
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["SIGABRT", "SIGUSR2"])
+def test_an_abort_or_a_warning_of_slurms_is_a_loss_and_no_failure(group, what, rank):
+    folder = group(what, rank=rank)
+    with pytest.raises(RankLost, match=f"rank {rank} of 2"):
+        execute(folder, package="light")
+    assert not alive(folder) and folder.state() == "interrupted"
+
+
+def started(folder: RunFolder, until: str = "here", count: int = 2) -> subprocess.Popen:
+    """The command line, once there are so many files of a kind: its ranks are all at work."""
     code = f"from experiments.execute import execute; from experiments.folder import RunFolder;\
 from signal import SIGINT, SIGTERM, default_int_handler, signal;\
 [signal(number, default_int_handler) for number in (SIGINT, SIGTERM)];\
@@ -139,10 +153,10 @@ execute(RunFolder({str(folder.path)!r}), package='light')"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while len(names(folder, "here")) < 2:
+    while len(names(folder, until)) < count:
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    time.sleep(0.2)
+        time.sleep(0.01)
+    time.sleep(0.1)
     return process
 
 
@@ -156,6 +170,56 @@ def test_an_interrupt_reaches_every_rank(group):
     assert folder.state() == "interrupted"
 
 
+def test_what_aborts_when_it_is_asked_to_stop_was_interrupted(group):
+    folder = group("abort_when_stopped")
+    process = started(folder)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in said and "ChildProcessError" not in said and "Lost" not in said
+    assert folder.state() == "interrupted" and not folder.failure()
+
+
+def test_a_failure_of_long_ago_is_not_this_attempts(group, tmp_path):
+    """Ctrl-C while the ranks still import, before the first one has cleared it."""
+    slow = "import os, time\nif 'RANK' in os.environ: time.sleep(30)"
+    folder = group("wait")
+    folder.mark_failed("long ago")
+    with folder.lock(), pytest.raises(Busy):
+        execute(folder, package="light")
+    for left in ("log.rank1.txt", *names(folder, "here")):
+        (folder.path / left).unlink()
+    (tmp_path / "sitecustomize.py").write_text(slow)  # of the group's PYTHONPATH
+    process = started(folder, until="log.rank", count=1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert "KeyboardInterrupt: made" in said and "ChildProcess" not in said and "Lost" not in said
+    assert not names(folder, "here") and folder.failure() == "long ago\n"
+
+
+def test_every_process_says_where_it_stands(group):
+    folder = group("wait")
+    process = started(folder)
+    (first, second) = (int((folder.path / f"here-{r}-{r}-of-2").read_text()) for r in range(2))
+    for pid in (process.pid, first, second):
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.5)
+    assert process.poll() is None and len(alive(folder)) == 2
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert "in execute_ranks" in said, "the one that watches"
+    assert said.count("most recent call first") >= 2 and "light/fit.py" in said, "rank 0"
+    assert "light/fit.py" in (folder.path / "log.rank1.txt").read_text()
+
+
+def test_a_rank_whose_parent_is_gone_already_does_nothing(group):
+    folder = group("done", devices=1)
+    words = [sys.executable, "-m", "experiments.launch.rank", str(folder.path), "2", "light"]
+    orphan = subprocess.run([*words, str(os.getpid() + (1 << 22))], timeout=20)
+    assert orphan.returncode == 1 and not names(folder, "here")
+    child = subprocess.run([*words, str(os.getpid())], timeout=20, stderr=subprocess.PIPE)
+    assert child.returncode == 0 and folder.done
+
+
 def test_ranks_end_with_a_killed_parent(group):
     folder = group("wait")
     process = started(folder)
@@ -166,81 +230,3 @@ def test_ranks_end_with_a_killed_parent(group):
     while alive(folder) and time.monotonic() < end:
         time.sleep(0.02)
     assert not alive(folder) and not folder.running() and folder.state() == "interrupted"
-
-
-# -- places ----------------------------------------------------------------------------------------
-
-
-def fit(nodes=1, devices=1, **launch) -> dict:
-    launch = {"nodes": nodes, "devices": devices, **launch}
-    return {"verb": "fit", "fit": {"steps": 2}, "stage": {"class": "CausalCD"}, "launch": launch}
-
-
-def test_one_device_is_this_process():
-    assert ranks_here(fit(), {}) == []
-    assert place_of(fit(), {}).environment()["WORLD_SIZE"] == "1"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"verb": "curate"},
-        {"fit": {"steps": 0}},
-        {"stage": {"class": "WorldProbe"}},
-    ],
-)
-def test_what_does_not_train_takes_one_process(other):
-    assert ranks_here(fit(2, 8) | other, {}) == []
-    assert place_of(fit(2, 8) | other, {}).world == 1
-
-
-def test_a_strategy_with_state_gets_a_process_of_its_own():
-    (only,) = ranks_here(fit(strategy="deepspeed"), {})
-    assert only.world == 1 and only.port
-    assert ranks_here(fit(strategy="deepspeed"), only.environment()) == [], "that one is it"
-
-
-def test_several_nodes_by_hand():
-    environment = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
-    places = ranks_here(fit(2, 3), environment)
-    assert [(place.rank, place.local_rank) for place in places] == [(3, 0), (4, 1), (5, 2)]
-    assert {(p.world, p.node, p.nodes, p.address, p.port) for p in places} == {
-        (6, 1, 2, "first", 1234)
-    }
-    for place in places:
-        assert place_of(fit(2, 3), place.environment()) == place
-    with pytest.raises(ValueError, match="NODE_RANK"):
-        ranks_here(fit(2, 3), {})
-
-
-SLURM = {"SLURM_STEP_NODELIST": "gpu-[07-08]", "SLURM_JOB_ID": "123", "SLURM_NODEID": "1"}
-
-
-def test_slurm_with_a_task_per_node_or_per_device():
-    per_node = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
-    places = ranks_here(fit(2, 3), per_node)
-    assert [place.rank for place in places] == [3, 4, 5]
-    assert {(place.address, place.port) for place in places} == {("gpu-07", 29623)}
-    per_device = SLURM | {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "5", "SLURM_LOCALID": "2"}
-    assert ranks_here(fit(2, 3), per_device) == []
-    assert place_of(fit(2, 3), per_device) == places[2]
-
-
-def test_torchrun_is_believed_and_must_agree_with_the_recipe():
-    environment = {
-        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "9",
-    }  # fmt: skip
-    assert ranks_here(fit(2, 2), environment) == []
-    place = place_of(fit(2, 2), environment)
-    assert (place.rank, place.node, place.local_rank, place.port) == (3, 1, 1, 9)
-    with pytest.raises(ValueError, match="4 processes were started.*launch.nodes"):
-        place_of(fit(1, 2), environment)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("n1", "n1"), ("n[3-5,9]", "n3"), ("gpu-[03-05],x[1]", "gpu-03"), ("a1,b2", "a1"),
-     ("r[1-2]-ib", "r1-ib"), ("", "")],
-)  # fmt: skip
-def test_first_host(nodes, first):
-    assert first_host(nodes) == first

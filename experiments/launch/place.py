@@ -117,11 +117,13 @@ def place_of(recipe: Mapping[str, Any], environment: Mapping[str, str] = os.envi
         ValueError: a launcher has started another number of processes than the recipe wants.
     """
     nodes, devices = _ranks(recipe)
-    tasks = _tasks(environment)
-    if tasks != nodes * devices:
+    tasks, per_node = _tasks(environment), _tasks_per_node(environment)
+    if tasks != nodes * devices or per_node - {devices}:
+        spread = f", {' or '.join(map(str, sorted(per_node)))} on a node" if per_node else ""
         raise ValueError(
-            f"{tasks} processes were started, and the run takes launch.nodes x launch.devices ="
-            f" {nodes} x {devices}: set both to what was started"
+            f"{tasks} processes were started{spread}, and the run takes launch.nodes x"
+            f" launch.devices = {nodes} x {devices}: set both to what was started, or start that"
+            " (torchrun --nnodes --nproc-per-node, srun --nodes --ntasks-per-node)"
             + ("; a run that does not train takes one process" if nodes * devices == 1 else "")
         )
     if tasks == 1:
@@ -149,9 +151,18 @@ def _tasks(environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_STEP_NUM_TASKS", 1))
 
 
+def _tasks_per_node(environment: Mapping[str, str]) -> set[int]:
+    """How many of them it has started on a node, as far as it says: Slurm's ``8(x2),7`` is 7, 8."""
+    if "RANK" in environment:
+        return {int(environment[name]) for name in ("LOCAL_WORLD_SIZE",) if name in environment}
+    listed = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    return {int(number) for number in re.findall(r"(?:^|,)(\d+)", listed)}
+
+
 def _node(nodes: int, environment: Mapping[str, str]) -> tuple[int, str, int]:
     """Which node this is, and where the first one is met."""
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == nodes:
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == nodes and _tasks_per_node(environment) <= {1}:
         return int(environment["SLURM_NODEID"]), *_meeting_point(environment)
     if "NODE_RANK" in environment and "MASTER_ADDR" in environment:
         return int(environment["NODE_RANK"]), *_meeting_point(environment)

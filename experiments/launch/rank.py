@@ -1,11 +1,7 @@
-"""One rank of a run, started by ``team.py``; not meant to be typed.
-
-``kill -USR1`` lets it write where every thread stands to its log: what to look at when a run hangs.
-"""
+"""One rank of a run, started by ``team.py``; not meant to be typed."""
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
 import os
@@ -23,10 +19,9 @@ from experiments.lease import Busy
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``<run folder> <file descriptor to report to> <package of the verbs>``."""
-    path, descriptor, package = arguments
-    end_with_parent()
-    faulthandler.register(signal.SIGUSR1)
+    """``<run folder> <file descriptor to report to> <package of the verbs> <parent's process>``."""
+    path, descriptor, package, parent = arguments
+    end_with_parent(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the process above passes it on

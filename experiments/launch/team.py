@@ -25,21 +25,28 @@ from experiments.lease import Busy
 POLL_S = 0.1
 GRACE_S = 3.0  # for the others to end by themselves, so that the first error is known
 INTERRUPTED, BUSY, LOST = 130, 3, 4  # exit statuses of a rank, beside 0 and 1
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
-"""What ends a rank that did nothing wrong; NCCL's watchdog aborts one after another's error."""
+_OWN_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+"""What the kernel ends a rank with for its own mistake. Other signals come from outside, apart from
+SIGABRT: NCCL's watchdog aborts a rank whose peers are gone or silent."""
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
+_DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""Torch's errors of NCCL, of the way to the first rank, and of ranks that do not come there."""
 
 
 class RankLost(ChildProcessError):
     """A rank was killed from outside; the run can be continued from its last checkpoint."""
 
 
-def lost_peer(error: BaseException) -> bool:
+def lost_peer(error: BaseException | None) -> bool:
     """Whether a rank failed only because another one is gone, or silent for too long."""
-    if type(error).__name__ in ("DistBackendError", "DistNetworkError"):  # NCCL, the store
-        return True
-    said = str(error)
-    return "gloo" in said and any(words in said for words in (*_PEER_GONE, "Timed out"))
+    while error is not None:
+        if type(error).__name__ in _DISTRIBUTED:
+            return True
+        said = str(error)
+        if "gloo" in said and any(words in said for words in (*_PEER_GONE, "Timed out")):
+            return True
+        error = error.__cause__
+    return False
 
 
 def execute_ranks(
@@ -51,18 +58,19 @@ def execute_ranks(
     """Execute a run by these ranks; returns and raises as `execute.execute` does.
 
     Raises:
-        RankLost: a rank was killed.
+        RankLost: a rank was killed, or has lost the others.
         ChildProcessError: a rank failed; failed.txt says how.
     """
-    stale = _failure(folder)
+    stale = _written(folder)
     with ExitStack() as stack:
-        ranks = [_Rank(folder, place, progress, package) for place in places]
-        for rank in ranks:
-            stack.callback(rank.end)
+        ranks: list[_Rank] = []
+        for place in places:
+            ranks.append(_Rank(folder, place, progress, package))
+            stack.callback(ranks[-1].end)
         asked = False
         while any(rank.code is None for rank in ranks):
             try:
-                if any(rank.code for rank in ranks) or _failure(folder) not in ("", stale):
+                if any(rank.code for rank in ranks) or _written(folder) not in (0, stale):
                     _wait(ranks, GRACE_S)
                     break
                 time.sleep(POLL_S)
@@ -74,40 +82,46 @@ def execute_ranks(
                     rank.ask()
         for rank in ranks:
             rank.end()
-        return _judge(folder, ranks, asked)
+        new = _written(folder) not in (0, stale)  # an earlier attempt's stays until the first rank
+        return _judge(folder, ranks, asked, folder.failure() if new else "")
 
 
-def _judge(folder: RunFolder, ranks: list[_Rank], asked: bool) -> bool:
-    """What the ranks' ends mean together: one that was killed explains the errors of the others."""
+def _judge(folder: RunFolder, ranks: list[_Rank], asked: bool, failure: str) -> bool:
+    """What the ranks' ends mean together: one that was killed explains the errors of the others;
+    an error of a rank's own, or of ``failure`` on another node, explains those that were lost, and
+    so does having been asked to stop.
+    """
     for rank in ranks:
         if rank.code == BUSY:
             raise Busy(rank.words)
     if all(rank.code == 0 for rank in ranks):
         return True
-    for rank in ranks:
-        if -rank.code in _FROM_OUTSIDE and not rank.ended:
-            folder.clear_failure()
-            raise RankLost(f"{rank.place} was ended by {signal.Signals(-rank.code).name}")
-    failed = [r for r in ranks if r.code not in (0, INTERRUPTED, LOST) and not r.ended]
-    lost = next((rank for rank in ranks if rank.code == LOST), None)
-    if not failed and not folder.failure() and lost:
-        said = (lost.words.splitlines() or ["no reason given"])[-1]
-        raise RankLost(f"a process on another node was lost, or the way to it: {said}")
-    if not failed and (asked or any(rank.code == INTERRUPTED for rank in ranks)):
-        raise KeyboardInterrupt(next((rank.words for rank in ranks if rank.words), ""))
-    first = min(failed, key=lambda rank: rank.told, default=None)
-    why = (first.words if first else folder.failure()) or "ended without a word"
-    where = first.place if first else "another node"
-    folder.mark_failed(f"{where}:\n{why}")
-    raise ChildProcessError(f"{where}: {why.splitlines()[-1]}")
+    killed = next((rank for rank in ranks if rank.killed), None)
+    if killed and failure:
+        folder.clear_failure()
+    failed = [rank for rank in ranks if rank.failed]
+    if (failed or failure) and not killed:
+        first = min(failed, key=lambda rank: rank.told, default=None)
+        why = (first.words if first else failure) or "ended without a word"
+        where = first.place if first else "another node"
+        folder.mark_failed(f"{where}:\n{why}")
+        raise ChildProcessError(f"{where}: {why.splitlines()[-1]}")
+    if asked or (not killed and any(rank.code == INTERRUPTED for rank in ranks)):
+        told = [rank.words for rank in ranks if rank.code == INTERRUPTED and rank.words]
+        raise KeyboardInterrupt(next(iter(told), ""))
+    if killed:
+        raise RankLost(f"{killed.place} was ended by {signal.Signals(-killed.code).name}")
+    lost = next((rank for rank in ranks if rank.lost), ranks[0])
+    said = (lost.words.splitlines() or ["it was aborted without a word"])[-1]
+    raise RankLost(f"{lost.place} has lost another process, or the way to it: {said}")
 
 
-def _failure(folder: RunFolder) -> str:
-    """The failure on disk and when it was written; another node's ranks tell of theirs so."""
+def _written(folder: RunFolder) -> int:
+    """When the failure on disk was, 0 for none; another node's ranks tell of theirs so."""
     try:
-        return f"{(folder.path / 'failed.txt').stat().st_mtime_ns}"
+        return (folder.path / "failed.txt").stat().st_mtime_ns
     except FileNotFoundError:
-        return ""
+        return 0
 
 
 def _wait(ranks: list[_Rank], limit_s: float) -> None:
@@ -130,6 +144,7 @@ class _Rank:
         self.ended = False  # by us
         read, write = os.pipe()
         words = ["-m", "experiments.launch.rank", str(folder.path), str(write), package]
+        words.append(str(os.getpid()))
         with ExitStack() as stack:
             output = None
             if place.rank:
@@ -151,6 +166,23 @@ class _Rank:
     def code(self) -> int | None:
         """The exit status, None while it lives."""
         return self.process.poll()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended since the others are gone, as far as it knows."""
+        return self.code == LOST or (self.code == -signal.SIGABRT and not self.words)
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else than us has ended it by a signal."""
+        mine = self.code is None or self.code >= 0 or self.ended
+        return not (mine or -self.code in (signal.SIGABRT, *_OWN_FAULT))
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended by an error of its own."""
+        well = self.code in (0, INTERRUPTED) or self.ended
+        return not (well or self.killed or self.lost)
 
     def ask(self) -> None:
         """Ask it to save and stop."""

@@ -1,0 +1,105 @@
+"""Who is which process of a run, by the variables that launchers set."""
+
+import pytest
+
+from experiments.launch.place import first_host, place_of, ranks_here
+
+
+def fit(nodes=1, devices=1, **launch) -> dict:
+    launch = {"nodes": nodes, "devices": devices, **launch}
+    return {"verb": "fit", "fit": {"steps": 2}, "stage": {"class": "CausalCD"}, "launch": launch}
+
+
+def test_one_device_is_this_process():
+    assert ranks_here(fit(), {}) == []
+    assert place_of(fit(), {}).environment()["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"verb": "curate"},
+        {"fit": {"steps": 0}},
+        {"stage": {"class": "WorldProbe"}},
+    ],
+)
+def test_what_does_not_train_takes_one_process(other):
+    assert ranks_here(fit(2, 8) | other, {}) == []
+    assert place_of(fit(2, 8) | other, {}).world == 1
+
+
+def test_a_strategy_with_state_gets_a_process_of_its_own():
+    (only,) = ranks_here(fit(strategy="deepspeed"), {})
+    assert only.world == 1 and only.port
+    assert ranks_here(fit(strategy="deepspeed"), only.environment()) == [], "that one is it"
+
+
+def test_several_nodes_by_hand():
+    environment = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
+    places = ranks_here(fit(2, 3), environment)
+    assert [(place.rank, place.local_rank) for place in places] == [(3, 0), (4, 1), (5, 2)]
+    assert {(p.world, p.node, p.nodes, p.address, p.port) for p in places} == {
+        (6, 1, 2, "first", 1234)
+    }
+    for place in places:
+        assert place_of(fit(2, 3), place.environment()) == place
+    with pytest.raises(ValueError, match="NODE_RANK"):
+        ranks_here(fit(2, 3), {})
+
+
+SLURM = {"SLURM_STEP_NODELIST": "gpu-[07-08]", "SLURM_JOB_ID": "123", "SLURM_NODEID": "1"}
+
+
+def test_slurm_with_a_task_per_node_or_per_device():
+    per_node = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    per_node["SLURM_STEP_TASKS_PER_NODE"] = "1(x2)"
+    places = ranks_here(fit(2, 3), per_node)
+    assert [place.rank for place in places] == [3, 4, 5]
+    assert {(place.address, place.port) for place in places} == {("gpu-07", 29623)}
+    per_device = SLURM | {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "5", "SLURM_LOCALID": "2"}
+    per_device["SLURM_STEP_TASKS_PER_NODE"] = "3(x2)"
+    assert ranks_here(fit(2, 3), per_device) == []
+    assert place_of(fit(2, 3), per_device) == places[2]
+
+
+def test_torchrun_is_believed_and_must_agree_with_the_recipe():
+    environment = {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "a", "MASTER_PORT": "9",
+    }  # fmt: skip
+    assert ranks_here(fit(2, 2), environment) == []
+    place = place_of(fit(2, 2), environment)
+    assert (place.rank, place.node, place.local_rank, place.port) == (3, 1, 1, 9)
+    with pytest.raises(ValueError, match="4 processes were started.*launch.nodes"):
+        place_of(fit(1, 2), environment)
+
+
+@pytest.mark.parametrize(
+    ("started", "wanted", "said"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "1"}, (1, 8), "8 .*, 1 on a node"),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, (8, 1), "8 .*, 8 on a node"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, (1, 8), "1 on a"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}, (2, 4), "2 or 3"),
+    ],
+)
+def test_processes_that_are_spread_otherwise_are_refused(started, wanted, said):
+    """As many as the recipe wants, but not so many on a node: ranks would be there twice."""
+    assert ranks_here(fit(*wanted), SLURM | started) == []
+    with pytest.raises(ValueError, match=f"{said}.*launch.devices.*--ntasks-per-node"):
+        place_of(fit(*wanted), SLURM | started)
+
+
+def test_as_many_tasks_as_nodes_on_one_node_are_no_nodes():
+    started = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    with pytest.raises(ValueError, match="one task per node"):
+        ranks_here(fit(2, 8), SLURM | started)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n[3-5,9]", "n3"), ("gpu-[03-05],x[1]", "gpu-03"), ("a1,b2", "a1"),
+     ("r[1-2]-ib", "r1-ib"), ("", "")],
+)  # fmt: skip
+def test_first_host(nodes, first):
+    assert first_host(nodes) == first
