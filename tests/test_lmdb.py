@@ -11,6 +11,7 @@ from datamodules.shards import open_shards
 from datamodules.video import VideoDataModule
 from experiments import curate
 from experiments.folder import RunFolder
+from experiments.making.shard_work import ShardMaker
 from experiments.recipe import resolve
 
 SHAPE = (3, 16, 2, 4)
@@ -39,16 +40,20 @@ def rows(*leading):
     return np.random.default_rng(0).standard_normal((*leading, *SHAPE)).astype(np.float16)
 
 
-def made(path, source, wan, kind, trajectory, shape=SHAPE):
+def run_folder(path, source, wan, kind, trajectory, shape=SHAPE):
     section = {"source": "lmdb", "kind": kind, "clip_shape": list(shape), "fps": 16}
     section |= {"trajectory": trajectory, "text_dtype": "float32", "items_per_shard": 4}
     needs = {"latents": f"{source}", "wan": f"{wan}"}
     recipe = {"recipe": "lmdb", "verb": "curate", "seed": 0, "needs": needs, "curate": section}
     path.mkdir(parents=True, exist_ok=True)
     (path / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
-    folder = RunFolder(path)
+    return RunFolder(path)
+
+
+def made(*arguments, **changes):
+    folder = run_folder(*arguments, **changes)
     curate.run(folder.recipe, folder)
-    return open_shards(path / "shards")
+    return open_shards(folder.path / "shards")
 
 
 @pytest.mark.parametrize("leading", [(6,), (6, 1)])
@@ -85,6 +90,16 @@ def test_pairs_of_both_teachers(tmp_path, wan_folder):
         ValueError, match=r"its rows are \[5, 3, 16, 2, 4\].*causal_pairs are \[6, 3"
     ):
         made(tmp_path / "x", mixed["source"], wan_folder, mixed["kind"], TRAJECTORY)
+
+
+def test_rows_of_another_set_are_not_gone_on_with(tmp_path, wan_folder):
+    """Half of a set was converted; then another LMDB of the same form lies there."""
+    source = write(tmp_path / "set", rows(6))
+    folder = run_folder(tmp_path / "run", source, wan_folder, "clips", {})
+    ShardMaker(curate.plan(folder.recipe, folder), folder).help()
+    write(tmp_path / "set", rows(6), [f"another prompt {i}" for i in range(6)])
+    with pytest.raises(ValueError, match="begun with other settings, .* remove .* to start again"):
+        curate.run(folder.recipe, folder)
 
 
 def test_a_data_module_delivers_published_pairs(tmp_path, wan_folder):
@@ -148,7 +163,7 @@ def test_what_is_no_lmdb_is_refused(tmp_path):
     ],
 )
 def test_bad_settings_are_refused(change, message):
-    recipe = resolve("lmdb_causal_pairs", "tiny").recipe
+    recipe = resolve("lmdb_causal_pairs", "wan1.3b").recipe
     recipe["curate"] |= change
     with pytest.raises(ValueError, match=message):
         curate.check(recipe)

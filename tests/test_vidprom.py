@@ -13,6 +13,7 @@ from datamodules.curation.vidprom import UNSAFE, Prompt, PromptLimits, accept, r
 from datamodules.shards import open_shards
 from experiments import curate
 from experiments.folder import RunFolder
+from experiments.making.shard_work import ShardMaker
 from lightning_modules.networks.encoders import WanText
 
 SCENES = [f"a {animal} walks over {place}" for animal in ("cat", "fox", "hen", "ox") for place in
@@ -27,7 +28,7 @@ def table(path, lines, columns=("uuid", "prompt", "time", *UNSAFE)):
     return path
 
 
-def made(path, source, wan, **changes):
+def run_folder(path, source, wan, **changes):
     section = {"source": "vidprom", "table": source.name, "split": "train", "heldout_percent": 0}
     section |= {"count": 20, "fps": 16, "limits": {"words": [2, 50], "unsafe": 0.2}}
     section |= {"text_dtype": "float32", "items_per_shard": 8} | changes
@@ -35,7 +36,11 @@ def made(path, source, wan, **changes):
     recipe = {"recipe": "prompts", "verb": "curate", "seed": 0, "needs": needs, "curate": section}
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
-    folder = RunFolder(path)
+    return RunFolder(path)
+
+
+def made(path, source, wan, **changes):
+    folder = run_folder(path, source, wan, **changes)
     curate.run(folder.recipe, folder)
     return open_shards(path / "shards")
 
@@ -71,6 +76,15 @@ def test_splits_are_disjoint_and_do_not_depend_on_the_rest_of_the_file(tmp_path,
     lines.write_text("\n".join(SCENES[::-1]))
     again = made(tmp_path / "again", lines, wan_folder, **(halves | {"count": 3}))
     assert [sample["caption"] for sample in again] == seen[:3]
+
+
+def test_other_prompts_are_not_gone_on_with(tmp_path, lines, wan_folder):
+    """The file is another one now, and so are some of the chosen prompts."""
+    folder = run_folder(tmp_path / "run", lines, wan_folder, count=10)
+    ShardMaker(curate.plan(folder.recipe, folder), folder).help()
+    lines.write_text(lines.read_text().replace("a cat", "one cat"))
+    with pytest.raises(ValueError, match="begun with other settings, .* remove .* to start again"):
+        curate.run(folder.recipe, folder)
 
 
 def test_vidproms_table_has_scores(tmp_path):

@@ -32,18 +32,8 @@ openvid: {data}/openvid
 vidprom: {data}/vidprom
 vbench: {data}/vbench
 clip_shape: [3, 16, 2, 4]  # 9 frames of 16 x 32 pixels
-clips:
-  recipe: openvid_clips
-  needs.videos: {{folder: "${{openvid}}"}}
-  needs.wan: {{folder: "${{wan}}"}}
-  count: 4
-  curate.heldout_percent: 0
-prompts:
-  recipe: vidprom_prompts
-  needs.prompts: {{folder: "${{vidprom}}"}}
-  needs.wan: {{folder: "${{wan}}"}}
-  count: 4
-  curate.heldout_percent: 0
+clips: {{recipe: openvid_clips, curate.heldout_percent: 0}}
+prompts: {{recipe: vidprom_prompts, count: 4, curate.heldout_percent: 0}}
 intervals: 4
 sampling: {{count: 2, intervals: 2}}
 data: {{clips: 4}}

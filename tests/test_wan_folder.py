@@ -13,8 +13,6 @@ from experiments.making.codec import autoencoder_of
 from experiments.weights.networks import load_network
 from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
 
-HUB_ID = "tiny/wan"
-
 
 @pytest.fixture
 def hurt(wan_folder, tmp_path) -> Path:
@@ -165,10 +163,11 @@ def cut_weights(part):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n"
+
+
 def point_to_lfs(part):
-    next(part.glob("*.safetensors")).write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n"
-    )
+    next(part.glob("*.safetensors")).write_text(POINTER)
 
 
 def remove_shard(part):
@@ -208,7 +207,7 @@ DAMAGE = {
     cut_config: r"not readable as JSON .*download or copy the folder again",
     remove_weights: r"has no weights \(\*.safetensors\): download or copy",
     cut_weights: r"is cut off or damaged \(.* bytes\): download or copy",
-    point_to_lfs: r"git-lfs pointer, not the weights; run there: git lfs pull",
+    point_to_lfs: r"git-lfs pointer, not the file itself; run there: git lfs pull",
     remove_shard: r"1 of 3 weight files are missing \(.*-00002-of-00003.safetensors\): download",
     cut_shard: r"-00002-of-00003.safetensors is cut off or damaged",
     remove_index: r"has shards, but no index",
@@ -245,46 +244,32 @@ def test_sharded_folders_load_as_whole_ones(hurt, wan_folder, part):
         assert torch.equal(tensor, other.state_dict()[name])
 
 
-def test_a_tokenizer_without_its_words_is_refused(hurt):
-    (hurt / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="neither tokenizer.json nor spiece.model"):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, r"neither tokenizer.json nor spiece.model: download or copy"),
+        ("tokenizer.json", POINTER, r"tokenizer.json is a git-lfs pointer.*git lfs pull"),
+        ("tokenizer.json", '{"version": ', r"tokenizer.json: not readable as JSON .*download"),
+        ("tokenizer_config.json", None, r"has no tokenizer_config.json, .*download or copy"),
+        ("tokenizer_config.json", POINTER, r"tokenizer_config.json is a git-lfs pointer"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config.json: not a mapping of settings"),
+        ("spiece.model", POINTER, r"spiece.model is a git-lfs pointer"),
+    ],
+)
+def test_half_a_tokenizer_is_refused_before_anything_is_loaded(hurt, file, content, message):
+    path = hurt / "tokenizer" / file
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
         WanText(hurt)
+    assert str(hurt) in str(refused.value)
 
 
-# -- the hub ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(wan_folder, tmp_path, monkeypatch) -> Path:
-    """The hub's cache, offline, with the tiny pipeline in it."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    cached = tmp_path / f"models--{HUB_ID.replace('/', '--')}"
-    revision = "0" * 40
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text(revision)
-    shutil.copytree(wan_folder, cached / "snapshots" / revision)
-    return cached / "snapshots" / revision
-
-
-def test_a_hub_id_is_read_from_the_cache(hub, wan_folder):
-    assert WanVAE(HUB_ID).id == WanVAE(wan_folder).id
-    assert WanText(HUB_ID).source == HUB_ID
-    ours, theirs = load_network(HUB_ID), load_network(wan_folder)
-    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
-
-
-def test_what_the_cache_lacks_is_refused_with_the_command(hub):
-    with pytest.raises(FileNotFoundError) as refused:
-        load_network("tiny/other")
-    assert "hf download tiny/other --include 'transformer/*'" in str(refused.value)
-    shutil.rmtree(hub / "vae")
-    with pytest.raises(FileNotFoundError, match=r"vae"):
-        WanVAE(HUB_ID)
-    with pytest.raises(FileNotFoundError, match="no such folder; give a Wan 2.1 folder"):
-        load_network("./nowhere/at/all")
+def test_what_is_json_but_no_tokenizer_is_refused_with_the_cure(hurt):
+    (hurt / "tokenizer" / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ValueError, match="tokenizer: a tokenizer that does not load .*copy the"):
+        WanText(hurt).encode(["a cat"])
 
 
 def test_a_manifest_leads_back_to_its_vae(wan_folder, hurt):

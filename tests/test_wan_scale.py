@@ -269,6 +269,7 @@ def test_a_run_whose_data_is_gone_knows_no_autoencoder(tmp_path):
     run.mkdir()
     recipe = {"recipe": "stage2", "verb": "fit", "seed": 0, "needs": {"data": "pairs-00000002"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    network(1).save_pretrained(run / "student")
     assert autoencoder_id(run) is None
     shards = tmp_path / "pairs-00000002" / "shards"
     shards.mkdir(parents=True)

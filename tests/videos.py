@@ -41,14 +41,25 @@ def number_in(image):
     return sum(bit << place for place, bit in enumerate(bits))
 
 
-def encode(frames, fps=16, *, codec="libx264", times=None, pixel=Fraction(1), colours=None, span=1):
+def encode(
+    frames,
+    fps=16,
+    *,
+    codec="libx264",
+    times=None,
+    pixel=Fraction(1),
+    colours=None,
+    span=1,
+    title="",
+):
     """Bytes of an mp4.
 
     `times` are time stamps in units of 1 / 600 s, where the rate varies; `colours` the number of a
-    matrix, `span` 1 for 16..235 and 2 for 0..255.
+    matrix, `span` 1 for 16..235 and 2 for 0..255; `title` stands in the metadata.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(fps))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -82,9 +93,9 @@ def row(video, caption="a picture with many colours moves to the left", **change
         "motion score": 8.0,
         "temporal consistency score": 0.99,
         "camera motion": "pan_left",
-        "frame": 120,
+        "frame": 144,
         "fps": 24.0,
-        "seconds": 5.0,
+        "seconds": 6.0,
     }
     return line | changes
 

@@ -83,7 +83,7 @@ def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
         Refused: the video is damaged, too short, too slow, too small, or of another shape.
     """
     try:
-        with av.open(io.BytesIO(video)) as container:
+        with av.open(io.BytesIO(video), metadata_errors="replace") as container:
             return _decode(container, spec)
     except (av.error.FFmpegError, EOFError) as error:
         raise Refused("damaged", f"{type(error).__name__}: {error}") from error

@@ -66,8 +66,11 @@ class LatentRows:
                 f"{self.path}: latents_{number}_data has {len(data)} bytes, {list(self.shape)} of"
                 f" float16 are {wanted}: convert or fetch it again"
             )
-        prompt = bytes(self._value(f"prompts_{number}_data")).decode(errors="replace")
-        return prompt, np.frombuffer(data, np.float16).reshape(self.shape)
+        return self.prompt(number), np.frombuffer(data, np.float16).reshape(self.shape)
+
+    def prompt(self, number: int) -> str:
+        """The prompt of row `number`; ValueError if it is missing."""
+        return bytes(self._value(f"prompts_{number}_data")).decode(errors="replace")
 
     def check_normalised(self, samples: int = 16) -> None:
         """Refuse latents that were never normalised, or twice, by the clean ends of a few rows.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,15 +115,20 @@ class Item(NamedTuple):
 def decode_item(item: Item) -> np.ndarray:
     """The clip, uint8 [T, H, W, 3]; called in the processes of `Workers`.
 
+    Strangers' files make their readers raise almost anything: an encrypted member of a zip raises
+    RuntimeError, an unknown compression NotImplementedError. None of it is worth the other videos.
+
     Raises:
         Refused: the video will not do.
-        OSError: the disk will not do, which is no fault of the video.
+        OSError, MemoryError: disk or machine will not do, which is no fault of the video.
     """
     try:
-        video = item.file.read()
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise Refused("damaged", f"in {item.file.path}: {error}") from error
-    return decode(video, item.spec)
+        return decode(item.file.read(), item.spec)
+    except (Refused, OSError, MemoryError):
+        raise
+    except Exception as error:
+        found = f"in {item.file.path}: {type(error).__name__}: {error}"
+        raise Refused("damaged", found) from error
 
 
 def read_table(path: Path) -> Iterator[Row]:

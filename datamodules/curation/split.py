@@ -19,6 +19,14 @@ def number_of(*words: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def digest_of(names: Iterable[str]) -> str:
+    """SHA-256 of names in their order: whether two processes chose the same items."""
+    hashed = hashlib.sha256()
+    for name in names:
+        hashed.update(hashlib.sha256(name.encode()).digest())
+    return hashed.hexdigest()
+
+
 def split_of(name: str, heldout_percent: float) -> str:
     """Which split `name` belongs to; all that shares a name is on one side."""
     held_out = number_of("split", name) < heldout_percent / 100 * 2**64

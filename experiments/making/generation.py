@@ -1,5 +1,6 @@
 """What the verbs that generate share: a frozen network, its precision, batches to go on with."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from datamodules.shards import ShardReader
 from experiments.weights.networks import autoencoder_id, load_network
 from lightning_modules.networks.precision import to_bfloat16
 
+log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
 ENCODED_BY = ("fps", "channels", "normalisation", "autoencoder", "text_encoder", "negative_prompt")
 """Entries of a manifest that what is generated from a set takes over."""
@@ -97,15 +99,29 @@ def require_same_encoders(sets: Mapping[str, ShardReader]) -> None:
 def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
     """A network and the latents that it meets must be of the same autoencoder.
 
+    Warns where one of them does not say; worlds whose latents are the data have none.
+
     Raises:
         ValueError: names the manifest, the network and the cure.
     """
+    manifest = shards.folder / "manifest.json"
     own, found = autoencoder_id(where), (shards.manifest.get("autoencoder") or {}).get("id")
-    if None not in (own, found) and own != found:
-        raise ValueError(
-            f"{shards.folder / 'manifest.json'}: autoencoder {found}, but the {role} {where}"
-            f" was made with {own}; curate with the VAE of the {role}, or take another {role}"
+    if own == found:
+        return
+    if None in (own, found):
+        silent = f"the {role} {where}" if own is None else f"{manifest}"
+        log.warning(
+            "%s does not say which autoencoder it was made with, so that nobody checked whether it"
+            " is that of %s, %s; a pipeline's vae/ beside its transformer/ says it",
+            silent,
+            manifest if own is None else f"the {role} {where}",
+            own or found,
         )
+        return
+    raise ValueError(
+        f"{manifest}: autoencoder {found}, but the {role} {where}"
+        f" was made with {own}; curate with the VAE of the {role}, or take another {role}"
+    )
 
 
 def encoders_of(shards: ShardReader) -> dict[str, Any]:

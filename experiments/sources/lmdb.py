@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.curation.lmdb import LatentRows
+from datamodules.curation.split import digest_of
 from experiments.folder import RunFolder
 from experiments.launch.hardware import prepare
 from experiments.making.encoding import WanEncoders, check_dtypes
@@ -66,7 +67,8 @@ def plan(
             " curate.kind or curate.trajectory.times to what the set is"
         )
     rows.check_normalised()
-    about = {"source": "lmdb", **trajectory, **encoders.about(fps)}
+    items = digest_of(rows.prompt(number) for number in range(len(rows)))
+    about = {"source": "lmdb", "items": items, **trajectory, **encoders.about(fps)}
     if kind != "clips":
         about["past"] = kind.removesuffix("_pairs")
         about["blocks"] = list(partition(trajectory["blocks"], clip_shape[0]))
@@ -78,8 +80,8 @@ def plan(
             yield f"{number:06d}", _arrays(kind, row) | {"text": text}, {"caption": prompt}
 
     stored = "clips" if kind == "clips" else "pairs"
-    items = range(len(rows))
-    return Work(stored, about, items, samples, items_per_shard, encoders.negative)
+    numbers = range(len(rows))
+    return Work(stored, about, numbers, samples, items_per_shard, encoders.negative)
 
 
 def _states(kind: str, trajectory: dict[str, Any]) -> int:

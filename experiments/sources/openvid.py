@@ -1,10 +1,10 @@
 """OpenVid-1M: videos of strangers -> latents and embedded captions.
 
-The table is read and rows are refused by what it says; of the others a random subset is decoded,
-and refused by what it is. Decoding runs in ``launch.workers`` processes beside the encoders.
+The table is read and rows are refused by what it says; the others are decoded in a random order,
+and refused by what they are, until as many as are wanted were accepted. Decoding runs in
+``launch.workers`` processes beside the encoders.
 """
 
-import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.curation.decoding import ClipSpec
 from datamodules.curation.openvid import Item, Limits, Row, decode_item, read_table
 from datamodules.curation.refusal import Refusal, Refused, counted
-from datamodules.curation.split import SPLITS, number_of, split_of
+from datamodules.curation.split import SPLITS, digest_of, number_of, shuffled, split_of
 from datamodules.curation.video_files import VideoFile, find_videos
 from datamodules.curation.workers import Workers
 from experiments.bind import bind
@@ -56,11 +56,11 @@ def plan(
 
     Args:
         folder: of the run; needs ``videos`` (the table, and zip parts or files) and ``wan``.
-        seed: of the subset; more clips with one seed extend fewer.
+        seed: of the order; more clips with one seed extend fewer.
         table: file name of the table, such as ``OpenVid-1M.csv``.
         split: ``train`` or ``heldout``; they share no source recording.
         heldout_percent: of the source recordings.
-        count: videos to decode; those refused then are not replaced.
+        count: clips wanted; the next video stands in for one that is refused.
         clip_shape: ``[F, C, h, w]`` of the latents; published 21, 16, 60, 104.
         fps: of the clips; Wan's is 16.
         limits: of `openvid.Limits`, by what the table says.
@@ -88,20 +88,23 @@ def plan(
             f" curate.limits (refused: {counted(refused)}); lower it, widen the limits, or download"
             " more parts"
         )
-    chosen = heapq.nsmallest(count, rows, key=lambda row: (number_of(seed, row.key), row.key))
+    candidates = shuffled(rows, lambda row: row.key, seed)
     about = {
         "source": "openvid",
         "table": table,
         "split": split,
         "heldout_percent": heldout_percent,
         "seed": seed,
+        "items": digest_of(f"{row.key}\0{row.caption}" for row in candidates),
         "limits": limits,
         "video": video,
         **encoders.about(fps),
     }
     maker = _Maker(encoders, launch_of(folder.recipe).workers)
-    items = [Item(row, found[row.video], spec) for row in chosen]
-    return Work("clips", about, items, maker.samples, items_per_shard, encoders.negative, refused)
+    items = [Item(row, found[row.video], spec) for row in candidates]
+    return Work(
+        "clips", about, items, maker.samples, items_per_shard, encoders.negative, refused, count
+    )
 
 
 class _Maker:

@@ -1,11 +1,10 @@
 """VidProM, or any list of prompts: deduplicated, filtered, embedded."""
 
-import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datamodules.curation.refusal import Refusal, counted
-from datamodules.curation.split import SPLITS, number_of, split_of
+from datamodules.curation.split import SPLITS, digest_of, shuffled, split_of
 from datamodules.curation.vidprom import Prompt, PromptLimits, accept, read_prompts
 from experiments.bind import bind
 from experiments.folder import RunFolder
@@ -68,13 +67,14 @@ def plan(
             f"curate.count: {count} prompts wanted, {path} has {len(prompts)} of split {split}"
             f" within curate.limits (refused: {counted(refused)}); lower it, or widen the limits"
         )
-    chosen = heapq.nsmallest(count, prompts, key=lambda each: (number_of(seed, each.key), each.key))
+    chosen = shuffled(prompts, lambda prompt: prompt.key, seed)[:count]
     about = {
         "source": "vidprom",
         "table": table,
         "split": split,
         "heldout_percent": heldout_percent,
         "seed": seed,
+        "items": digest_of(f"{prompt.name}\0{prompt.text}" for prompt in chosen),
         "limits": limits,
         **encoders.about(fps),
     }

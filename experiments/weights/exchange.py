@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.weights import sidecar
-from experiments.weights.networks import network_folder, numbers_of
+from experiments.weights.networks import autoencoder_id, network_folder, numbers_of
 from experiments.weights.wan_names import (
     Weights,
     check_fits,
@@ -94,9 +94,12 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
         check_fits(weights, numbers)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    settings = sidecar.settings_of(where, source)
+    if autoencoder := autoencoder_id(where):
+        settings["autoencoder"] = autoencoder
     with _new_folder(folder) as growing:
         _save(weights, numbers, growing)
-        sidecar.write(growing, sidecar.settings_of(where, source))
+        sidecar.write(growing, settings)
         if original:
             (growing / "original").mkdir()
             save_file(to_published(weights), growing / "original" / "wan.safetensors")

@@ -10,6 +10,7 @@ from torch import nn
 
 from experiments.bind import bind
 from experiments.folder import RunFolder
+from experiments.weights import sidecar
 from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.wan_folder import load_part, locate, read_config
 
@@ -86,13 +87,21 @@ def numbers_of(folder: Path) -> dict[str, Any]:
 
 
 def autoencoder_id(where: str | Path) -> str | None:
-    """The autoencoder of a network's latents: its pipeline's own, or that of its run's data.
+    """The autoencoder of a network's latents.
 
-    None where neither is known: the data of a finished run may have been deleted since.
+    It stands in the causal.json of what was exported; else it is the pipeline's own, or that of the
+    run's data. None where none of these is known: the data of a finished run may have been deleted,
+    and published students do not say.
+
+    Raises:
+        FileNotFoundError: there is no network, or only a part of its pipeline's VAE.
+        ValueError: the VAE is damaged.
     """
-    home = locate(where, "transformer")
-    if (home / "vae" / "config.json").is_file():
-        return WanVAE(home).id
+    home, network = locate(where, "transformer", "vae"), network_folder(where)
+    if own := sidecar.read(network).get("autoencoder"):
+        return own
+    if (network.parent / "vae" / "config.json").is_file():
+        return WanVAE(network.parent).id
     if not (home / "recipe.yaml").is_file():
         return None
     run = RunFolder(home)

@@ -25,6 +25,12 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """What ``folder/causal.json`` says; nothing where there is none."""
+    path = folder / NAME
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def settings_of(where: Path, network: Path) -> dict[str, Any]:
     """What is known of a network: from the run that trained it, or from what lies beside it.
 
@@ -35,8 +41,7 @@ def settings_of(where: Path, network: Path) -> dict[str, Any]:
     if (where / "recipe.yaml").is_file():
         run = RunFolder(where)
         return {"source": {"run": run.name}, "sampling": sampling_of(run.recipe["stage"])}
-    beside = network / NAME
-    return json.loads(beside.read_text()) if beside.is_file() else {}
+    return read(network)
 
 
 def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .content import digest, digest_of_files, digest_of_weights
-from .wan_folder import load_part, locate, read_config, weight_files
+from .wan_folder import (
+    load_part,
+    load_tokenizer,
+    locate,
+    read_config,
+    require_tokenizer,
+    weight_files,
+)
 
 WAN_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
@@ -131,11 +138,7 @@ class WanText:
         self._part, self._words = home / "text_encoder", home / "tokenizer"
         config = read_config(self._part)
         weight_files(self._part)
-        if not any((self._words / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-            raise FileNotFoundError(
-                f"{self._words}: has neither tokenizer.json nor spiece.model; download or copy the"
-                " folder again"
-            )
+        require_tokenizer(self._words)
         self.source = str(folder)
         self.length, self.dim = length, config["d_model"]
         self._device, self._dtype = device, dtype
@@ -148,11 +151,7 @@ class WanText:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self._words, local_files_only=True, trust_remote_code=False
-        )
+        return load_tokenizer(self._words)
 
     @cached_property
     def _model(self) -> nn.Module:

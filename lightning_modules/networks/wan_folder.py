@@ -1,9 +1,9 @@
 """Parts of a Wan 2.1 pipeline on disk, in diffusers format: found, checked, then read.
 
 A part (`transformer/`, `vae/`, `text_encoder/`) is a `config.json` beside safetensors: one file, or
-shards with an index. A download that stopped half-way is told from a whole one by file names and
-safetensors headers alone, before anything large is read. Nothing is ever unpickled and no code of a
-folder is run.
+shards with an index; `tokenizer/` is words beside their settings. A download that stopped half-way
+is told from a whole one by file names, safetensors headers and JSON alone, before any weights are
+read. Nothing is ever unpickled and no code of a folder is run.
 """
 
 import json
@@ -14,7 +14,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-__all__ = ["load_part", "locate", "read_config", "weight_files"]
+__all__ = [
+    "load_part",
+    "load_tokenizer",
+    "locate",
+    "read_config",
+    "require_tokenizer",
+    "weight_files",
+]
 
 EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -68,13 +75,7 @@ def read_config(part: Path) -> dict[str, Any]:
             f"{path} is missing: point to a diffusers folder of Wan 2.1, e.g. a snapshot of"
             f" {EXAMPLE}"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}): {_CURE}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: not a mapping of settings: {_CURE}")
-    return config
+    return _mapping(path)
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -113,6 +114,45 @@ def weight_files(part: Path) -> list[Path]:
     return files
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer that is not whole; nothing is loaded yet.
+
+    Raises:
+        FileNotFoundError: its words or their settings are missing.
+        ValueError: a file is a git-lfs pointer, or no JSON where it should be.
+    """
+    words = [folder / name for name in ("tokenizer.json", "spiece.model")]
+    words = [file for file in words if file.is_file()]
+    settings = folder / "tokenizer_config.json"
+    if not words:
+        raise FileNotFoundError(f"{folder}: has neither tokenizer.json nor spiece.model: {_CURE}")
+    if not settings.is_file():
+        raise FileNotFoundError(
+            f"{folder}: has no tokenizer_config.json, which says what its words are for: {_CURE}"
+        )
+    for file in (settings, *words):
+        _refuse_pointer(file)
+        if file.suffix == ".json":
+            _mapping(file)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, by transformers.
+
+    Raises:
+        FileNotFoundError, ValueError: it is incomplete, damaged, or no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    require_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library in Rust raises nothing more special
+        raise ValueError(
+            f"{folder}: a tokenizer that does not load ({_first_line(error)}): {_CURE}"
+        ) from error
+
+
 def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
     """`kind.from_pretrained(part, **options)`, where every weight must come from the folder.
 
@@ -141,6 +181,26 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
     return model
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    """The content of a JSON file."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}): {_CURE}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a mapping of settings: {_CURE}")
+    return content
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                f"{file.parent}: {file.name} is a git-lfs pointer, not the file itself; run there:"
+                " git lfs pull"
+            )
+
+
 def _promised(index: Path) -> dict[str, set[str]]:
     """Tensor names by file name, as the index has it."""
     try:
@@ -155,12 +215,7 @@ def _promised(index: Path) -> dict[str, set[str]]:
 
 def _names(file: Path) -> set[str]:
     """Names of the tensors of a safetensors file, which is opened only if it is whole."""
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(
-                f"{file.parent}: {file.name} is a git-lfs pointer, not the weights; run there:"
-                " git lfs pull"
-            )
+    _refuse_pointer(file)
     try:
         with safe_open(file, "pt") as opened:
             return set(opened.keys())
