@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.folder import RunFolder, write_text
+from experiments.lease import flock
 from sweeps.executors import Job
 from sweeps.executors.resources import Resources
 from sweeps.executors.squeue import cancel, listed
@@ -56,9 +57,13 @@ def submit_once(job: Job, after: Sequence[str], package: str) -> tuple[str, bool
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One runner at a time, so that the second one sees the job of the first."""
+    """One runner at a time, so that the second one sees the job of the first.
+
+    Where the file system has no locks, two that submit in the same second may both do: then the
+    run's lease lets one of the jobs work.
+    """
     with open(folder / "submitting", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.folder import write_text
-from sweeps.claims import Verdict
+from sweeps.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, Verdict
 from sweeps.graph import Sweep, load_sweep
 from sweeps.render import MARK, badge, margin_text, tally
 from sweeps.theory.numbers import PREFIX, TheoryNumbers
@@ -20,6 +20,12 @@ from sweeps.theory.tables import TextTable, tables
 WORLDS = ("switching", "gaussian")
 """Each a scale, and with the prefix a sweep."""
 TITLE = "The theory, measured where the law is known"
+PLURAL = {
+    HOLDS: "hold",
+    FAILS: "do not",
+    UNDECIDED: "are not distinguishable",
+    NOT_RUN: "were not run",
+}
 
 
 def main(seeds: list[int], runs_dir: Path, out: Path | None = None) -> None:
@@ -75,7 +81,7 @@ def markdown(
 def summary(groups: Sequence[Group], numbers: TheoryNumbers) -> str:
     """How many statements have which answer, and from how much."""
     verdicts = [v.verdict for group in groups for v in group.verdicts]
-    counted = [f"{verdicts.count(name)} {name}" for name in MARK if name in verdicts]
+    counted = [f"{verdicts.count(name)} {PLURAL[name]}" for name in MARK if name in verdicts]
     constructed = sum(group.constructed for group in groups)
     done, planned = numbers.done
     seeds = ", ".join(map(str, numbers.seeds))
