@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.execute import execute
 from experiments.folder import Busy, RunFolder, runs_dir
-from experiments.recipe import Library, Resolver, load, parse_settings, recipes
+from experiments.recipe import Library, Resolver, Run, load, parse_settings, recipes
 from experiments.tools import TOOLS
 
 WHAT = {
@@ -97,7 +97,7 @@ def _recipe_help(library: Library, verb: str) -> str:
 
 
 def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
-    """The run folder that the command line means, written (with those of its needs) if need be."""
+    """The run folder that the command line means, and those of its needs, written if need be."""
     runs = runs_dir(chosen.runs)
     settings = parse_settings(chosen.settings)
     path = Path(chosen.what)
@@ -106,7 +106,8 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
-        folder = [RunFolder.create(each, runs) for each in run.closure().values()][-1]
+        closure = run.closure().values()  # itself last; what is not executed stays as it is
+        folder = [_written(each, runs, chosen.with_needs or each is run) for each in closure][-1]
     elif settings:
         raise ValueError(
             f"{path} is resolved and takes no settings; give the recipe's name instead"
@@ -118,6 +119,17 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     verb = folder.recipe["verb"]
     if verb != chosen.verb:
         raise ValueError(f"{chosen.what} is for another verb: python -m experiments {verb} ...")
+    return folder
+
+
+def _written(run: Run, runs: Path, again: bool) -> RunFolder:
+    """A run's folder. Raises ValueError if somebody works on it with other launch settings."""
+    folder = RunFolder.create(run, runs, again)
+    if again and not folder.done and folder.recipe.get("launch") != run.recipe["launch"]:
+        raise ValueError(
+            f"{folder.name} is in other hands ({folder.taken()}), with other settings under launch:"
+            " wait for them, stop that process, or scancel the job"
+        )
     return folder
 
 

@@ -31,7 +31,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.lease import Busy as Busy
-from experiments.lease import Lease
+from experiments.lease import Lease, job_is_gone
 from experiments.recipe import RUN_NAME, VERBS, Run, run_name
 
 STATES = ("done", "running", "failed", "interrupted", "new")
@@ -44,7 +44,7 @@ def runs_dir(chosen: str | Path | None = None) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it holds either its old content or all of the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")  # of this machine alone
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -69,12 +69,20 @@ class RunFolder:
         self._recording = threading.Lock()
 
     @classmethod
-    def create(cls, run: Run, runs: Path) -> RunFolder:
-        """The folder of a run with its recipe, which may differ from an earlier one in `launch`."""
+    def create(cls, run: Run, runs: Path, again: bool = True) -> RunFolder:
+        """The folder of a run with its recipe.
+
+        One that is there already may differ in `launch`. It is replaced if ``again`` says so, but
+        never under the hands of a process that works on the run, or will when Slurm starts it.
+        """
         folder = cls(runs / run.name)
-        if not folder.done:
+        if folder.done:
+            return folder
+        file, recipe = folder.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe))
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not before or (again and recipe != before and not folder.taken()):
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_text(folder.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe)))
+            write_text(file, recipe)
         return folder
 
     @classmethod
@@ -148,6 +156,22 @@ class RunFolder:
     def running(self) -> bool:
         """Whether some process holds the lock. A process that was killed does not."""
         return Lease(self.path).held()
+
+    def taken(self) -> str:
+        """Who works on the run, or which job in Slurm's queue will; "" if nobody."""
+        if self.running():
+            return str(Lease(self.path).holder() or "another process")
+        try:
+            job = json.loads((self.path / "slurm" / "job.json").read_text())["job"]
+        except (OSError, ValueError, KeyError):
+            return ""
+        gone = job_is_gone(job, unknown=shutil.which("squeue") is None)
+        return "" if gone else f"Slurm job {job}"
+
+    def saved_at(self) -> float:
+        """When the last piece of work was kept that is not done again, seconds since 1970; or 0."""
+        kept = [self.path / "checkpoints" / "last.ckpt", *(self.path / "shards").glob("*.tar")]
+        return max((path.lstat().st_mtime for path in kept if path.exists()), default=0.0)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder. Raises Busy, naming the holder, when another process has it."""

@@ -77,6 +77,26 @@ def test_a_missing_need_is_named_with_its_command(fit, tmp_path):
     assert f"python -m experiments fit {tmp_path / need} --with-needs" in err
 
 
+def test_only_what_is_executed_gets_the_launch_settings(fit, tmp_path):
+    run = resolve("left", "tiny", {}, LIBRARY)
+    need = RunFolder(tmp_path / run.needs["student"].name)
+
+    def intervals():
+        folders = (RunFolder(tmp_path / each.name) for each in run.closure().values())
+        return [folder.recipe["launch"]["interval"] for folder in folders]
+
+    fit("fit", "left", "launch.interval=1")
+    assert intervals() == [1, 1]
+    fit("fit", "left", "launch.interval=2")
+    assert intervals() == [1, 2], "its need is not executed"
+    with need.lock():
+        status, _, err = fit("fit", "left", "launch.interval=3", "--with-needs")
+        assert status == 2 and f"{need.name} is in other hands (process" in err
+        assert intervals() == [1, 2]
+    assert fit("fit", "left", "launch.interval=3", "--with-needs")[0] == 0
+    assert intervals() == [3, 3]
+
+
 def test_needs_are_executed_on_demand_and_a_finished_run_says_so(fit, tmp_path):
     status, out, _ = fit("fit", "join", "--with-needs", "few_steps=2")
     assert status == 0 and out.count("is done") == 3

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,43 @@ def test_states_in_the_order_of_a_life(tmp_path):
     assert folder.state() == "failed" and folder.failure() == "no more numbers\n"
     folder.mark_done()
     assert folder.state() == "done" and not folder.failure()
+
+
+def launched(tmp_path, threads):
+    """The folder as a command line with these launch settings makes it, and what it then holds."""
+    run = resolve("base", "tiny", {}, LIBRARY)
+    run = replace(run, recipe=run.recipe | {"launch": {"threads": threads}})
+    RunFolder.create(run, tmp_path)
+    return RunFolder(tmp_path / run.name), RunFolder(tmp_path / run.name).recipe["launch"]
+
+
+def test_launch_settings_change_only_while_nobody_has_the_run(tmp_path, monkeypatch):
+    folder, _ = launched(tmp_path, 1)
+    assert launched(tmp_path, 2)[1] == {"threads": 2}
+    with folder.lock():
+        assert launched(tmp_path, 3)[1] == {"threads": 2} and f"{os.getpid()}" in folder.taken()
+    (folder.path / "slurm").mkdir()
+    (folder.path / "slurm" / "job.json").write_text('{"job": "12"}')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert launched(tmp_path, 4)[1] == {"threads": 4}, "no Slurm here to start it"
+    (tmp_path / "bin").mkdir()
+    squeue = tmp_path / "bin" / "squeue"
+    for state, threads in (("PENDING", 4), ("RUNNING", 4), ("CANCELLED", 5)):
+        squeue.write_text(f"#!/bin/sh\necho {state}\n")
+        squeue.chmod(0o755)
+        assert launched(tmp_path, 5)[1] == {"threads": threads}, state
+        assert folder.taken() == ("Slurm job 12" if threads == 4 else "")
+
+
+def test_what_was_kept_last(tmp_path):
+    folder = make(tmp_path)
+    assert folder.saved_at() == 0
+    (folder.path / "shards").mkdir()
+    (folder.path / "checkpoints").mkdir()
+    for number, name in enumerate(("shards/000000.tar", "checkpoints/last.ckpt"), 1):
+        (folder.path / name).touch()
+        os.utime(folder.path / name, (number, number))
+        assert folder.saved_at() == number
 
 
 def test_a_killed_holder_does_not_block(tmp_path):
@@ -186,7 +224,7 @@ def test_time_is_recorded_even_of_a_killed_attempt(tmp_path, monkeypatch):
     assert seen[1]["wall_s"] > 0.05 and seen[1]["wall_s"] < seen[2]["wall_s"]
 
 
-def test_a_polite_kill_from_the_command_line_saves(tmp_path):
+def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
     folder = make(tmp_path, step_s=0.1, steps=100)
     code = (
         "import sys; from experiments import __main__ as m, execute as e;"
@@ -203,7 +241,10 @@ def test_a_polite_kill_from_the_command_line_saves(tmp_path):
     )
     while not (folder.path / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 130 and "saved" in said and "Go on" in said
+    assert "most recent call first" in said and "fixture_verbs/fit.py" in said, "where it stood"
     assert json.loads((folder.path / "record.json").read_text())["wall_s"] > 0

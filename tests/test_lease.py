@@ -1,7 +1,11 @@
 """The lock of a run folder between machines: heartbeats, Slurm jobs that are gone, restarts."""
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -92,6 +96,62 @@ def test_a_requeued_job_takes_its_own_lock_over_from_the_node_that_failed(tmp_pa
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     with pytest.raises(Busy, match="Slurm job 12"), left_by(tmp_path, job="12").hold():
         pass
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """As Lustre mounted without ``flock`` answers."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_where_there_are_no_locks_the_file_tells(tmp_path, without_locks):
+    with Lease(tmp_path).hold():
+        assert Lease(tmp_path).held()
+        with pytest.raises(Busy, match=f"process {os.getpid()}"), Lease(tmp_path).hold():
+            pass
+        assert Lease(tmp_path).holder().process == os.getpid()
+    assert not Lease(tmp_path).held()
+
+
+def test_a_killed_process_without_locks_holds_nothing_here(tmp_path, without_locks):
+    host = lease.Holder.this().host
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = left_by(tmp_path, process=process.pid, host=host)
+    assert found.held()
+    process.kill()
+    process.wait()
+    assert not found.held()
+    with found.hold():
+        assert found.holder().process == os.getpid()
+    assert not left_by(tmp_path, lease.STALE_S + 1, process=os.getpid(), host=host).held()
+
+
+def test_of_two_that_write_at_the_same_time_one_goes_on(tmp_path, monkeypatch):
+    """flock stays on one machine: each has looked and seen nobody, the other one writes last."""
+    monkeypatch.setattr(time, "sleep", lambda _: left_by(tmp_path))
+    with pytest.raises(Busy, match="process 7 on another"), Lease(tmp_path).hold():
+        pytest.fail("both go on")
+    assert Lease(tmp_path).holder().host == "another", "and its name is left to it"
+
+
+def test_one_that_takes_over_while_we_ask_slurm_is_seen(tmp_path, monkeypatch):
+    found = left_by(tmp_path, job="12")
+    monkeypatch.setattr(lease, "job_is_gone", lambda *_, **__: bool(left_by(tmp_path, job="13")))
+    with pytest.raises(Busy, match="Slurm job 13"), found.hold():
+        pytest.fail("both go on")
+
+
+def test_a_name_is_on_the_disk_before_its_owner_goes_on(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.append(Lease(tmp_path).holder()), fsync(file))
+    )
+    with Lease(tmp_path).hold():
+        assert [holder.process for holder in synced] == [os.getpid()]
 
 
 def test_what_nobody_can_read_holds_nothing(tmp_path):
