@@ -55,6 +55,7 @@ def page(
         ours=ours,
         paper=paper,
         verdicts=verdicts,
+        plural=render.PLURAL,
         counts={v: sum(x.verdict == v for x in verdicts) for v in render.MARK},
         mark=render.MARK,
         strips=strips(numbers.results, numbers.layout["rows"]),

@@ -14,6 +14,12 @@ from sweeps.claims import Verdict
 from sweeps.layout import Column, Entry, Table, TableRow
 
 MARK = {"holds": "✓", "does not hold": "✗", "not distinguishable": "≈", "not run": "·"}
+PLURAL = {
+    "holds": "hold",
+    "does not hold": "do not",
+    "not distinguishable": "are not distinguishable",
+    "not run": "were not run",
+}
 
 
 def _lines(table: Table) -> Iterator[tuple[str, TableRow]]:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.folder import write_text
-from sweeps.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, Verdict
+from sweeps.claims import Verdict
 from sweeps.graph import Sweep, load_sweep
-from sweeps.render import MARK, badge, margin_text, tally
+from sweeps.render import MARK, PLURAL, badge, margin_text, tally
 from sweeps.theory.numbers import PREFIX, TheoryNumbers
 from sweeps.theory.statements import Group, judge, load_statements
 from sweeps.theory.tables import TextTable, tables
@@ -20,12 +20,6 @@ from sweeps.theory.tables import TextTable, tables
 WORLDS = ("switching", "gaussian")
 """Each a scale, and with the prefix a sweep."""
 TITLE = "The theory, measured where the law is known"
-PLURAL = {
-    HOLDS: "hold",
-    FAILS: "do not",
-    UNDECIDED: "are not distinguishable",
-    NOT_RUN: "were not run",
-}
 
 
 def main(seeds: list[int], runs_dir: Path, out: Path | None = None) -> None:
