@@ -1,4 +1,4 @@
-"""A fixed panel of held-out prompts, generated every so often beside the real clips.
+"""A fixed panel of held-out prompts, generated every so often beside the real clips, if there are.
 
 Numbers say that a student got better; a panel says at what. The same prompts and the same noise
 every time, so that two panels differ by training alone. Each goes into TensorBoard (an animated
@@ -7,7 +7,8 @@ image and a contact sheet) and, as files, into the run's folder.
 
 import io
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from callbacks.student_ema import StudentEMA
 
 _CAPTION = 14  # pixels of height
 _GAP = 4
+_SHEET = 12  # frames of a contact sheet, evenly spread
+_WIDEST = 208  # pixels; wider clips are shrunk by a whole factor
 
 
 class Decoder(Protocol):
@@ -37,19 +40,19 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Panel:
-    """Held-out prompts with the clips they describe.
+    """Held-out prompts with the clips they describe, where there are such.
 
     Args:
         text: [P, L, D] embeddings.
         keys: P sample keys; they decide the noise.
         captions: P sentences, drawn under the clips.
-        videos: uint8 [P, T, H, W, c], the real clips.
+        videos: uint8 [P, T, H, W, c], the real clips; None for prompts alone.
     """
 
     text: Tensor
     keys: list[str]
     captions: list[str]
-    videos: Tensor
+    videos: Tensor | None
 
 
 class SampleClips(Callback):
@@ -62,6 +65,8 @@ class SampleClips(Callback):
         every: optimizer steps between panels; one more is drawn at the last step.
         fps: frames per second of the clips.
         ema: sample the average instead of the student, if there is one.
+        at_once: most prompts sampled in one call; 0: all. It changes no clip but by rounding.
+        computing: makes the context in which the network is asked, such as autocast.
         least_width: clips narrower than this many pixels are enlarged by a whole factor.
     """
 
@@ -73,6 +78,8 @@ class SampleClips(Callback):
         every: int,
         fps: float,
         ema: StudentEMA | None = None,
+        at_once: int = 0,
+        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
         least_width: int = 96,
     ) -> None:
         if every < 1:
@@ -80,6 +87,8 @@ class SampleClips(Callback):
         self._panel, self._autoencoder = panel, autoencoder
         self._folder, self._every, self._fps = Path(folder) / "samples", every, fps
         self._ema, self._least_width = ema, least_width
+        self._at_once, self._computing = at_once or len(panel.keys), computing
+        self._real = None if panel.videos is None else _small(panel.videos.cpu().numpy())
         self._step = -1
 
     def on_train_batch_end(
@@ -92,31 +101,45 @@ class SampleClips(Callback):
         due = step % self._every == 0 or step == trainer.max_steps
         if due and step != self._step:
             self._step = step
-            generated = self._sample(pl_module)
+            latents = self._sample(pl_module)
             if trainer.is_global_zero:
-                self._show(trainer, step, generated)
+                self._show(trainer, step, self._decoded(latents))
 
     @torch.no_grad()
-    def _sample(self, pl_module: LightningModule) -> np.ndarray:
+    def _sample(self, pl_module: LightningModule) -> Tensor:
+        """Latents [P, F, C, h, w]; on every rank, since the network may be spread over them."""
+        text, keys, some = self._panel.text.to(pl_module.device), self._panel.keys, self._at_once
         average = nullcontext() if self._ema is None else self._ema.swapped(pl_module)
-        with average:
-            latents = pl_module.sample(self._panel.text.to(pl_module.device), self._panel.keys)
-        return self._autoencoder.decode(latents).cpu().numpy()
+        with average, self._computing():
+            clips = [
+                pl_module.sample(text[start : start + some], keys[start : start + some])
+                for start in range(0, len(keys), some)
+            ]
+        return torch.cat(clips)
+
+    def _decoded(self, latents: Tensor) -> np.ndarray:
+        """Uint8 [P, T, H, W, c], clip by clip: at Wan's size one has a hundred million pixels."""
+        clips = [self._autoencoder.decode(clip[None].float()).cpu().numpy() for clip in latents]
+        return np.concatenate([_small(clip) for clip in clips])
 
     def _show(self, trainer: Trainer, step: int, generated: np.ndarray) -> None:
-        real = self._panel.videos.cpu().numpy()
-        frames = min(real.shape[1], generated.shape[1])
-        pairs = [
-            [_strip([clip[:, frame] for clip in (real, generated)], row) for frame in range(frames)]
+        shown = [generated] if self._real is None else [self._real, generated]
+        frames = min(clips.shape[1] for clips in shown)
+        strips = [
+            [_strip([clips[:, frame] for clips in shown], row) for frame in range(frames)]
             for row in range(len(self._panel.captions))
         ]
-        moving = [self._column([row[frame] for row in pairs], widen=2) for frame in range(frames)]
+        moving = [
+            self._column([row[frame] for row in strips], widen=len(shown))
+            for frame in range(frames)
+        ]
+        chosen = np.linspace(0, frames - 1, min(frames, _SHEET)).round().astype(int)
         sheet = self._column(
             [
-                np.concatenate([_line(clip[row, :frames]) for clip in (real, generated)])
+                np.concatenate([_line(clips[row, chosen]) for clips in shown])
                 for row in range(len(self._panel.captions))
             ],
-            widen=frames,
+            widen=len(chosen),
         )
         files = {"gif": _gif(moving, self._fps), "png": _png(sheet)}
         for kind, content in files.items():
@@ -145,11 +168,23 @@ def _coloured(picture: np.ndarray) -> np.ndarray:
     return np.broadcast_to(picture, (*picture.shape[:-1], 3))
 
 
+def _small(clips: np.ndarray) -> np.ndarray:
+    """Uint8 [P, T, H, W, c], where need be shrunk by averaging squares of pixels."""
+    factor = -(-clips.shape[3] // _WIDEST)
+    if factor == 1:
+        return clips
+    count, frames, height, width, colours = clips.shape
+    high, wide = height // factor, width // factor
+    cut = clips[:, :, : high * factor, : wide * factor]
+    squares = cut.reshape(count, frames, high, factor, wide, factor, colours)
+    return squares.mean((3, 5)).round().astype(np.uint8)
+
+
 def _strip(pictures: list[np.ndarray], row: int) -> np.ndarray:
     """Row `row` of each of [P, H, W, c], side by side."""
-    left, right = (_coloured(picture[row]) for picture in pictures)
-    gap = np.full((left.shape[0], _GAP, 3), 255, np.uint8)
-    return np.concatenate([left, gap, right], 1)
+    first, *rest = (_coloured(picture[row]) for picture in pictures)
+    gap = np.full((first.shape[0], _GAP, 3), 255, np.uint8)
+    return np.concatenate([first, *(part for picture in rest for part in (gap, picture))], 1)
 
 
 def _line(clip: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from experiments.layers import nearest
 from experiments.making.codec import autoencoder_of
 from experiments.making.generation import (
     check_precision,
+    computing,
     require_autoencoder,
     require_same_encoders,
 )
@@ -105,7 +107,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     module = _build(kind, recipe, folder, data)
     _spare_memory(module, launch, training)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
-    if training.steps and not _train(module, data, folder, launch, training, ema):
+    if training.steps and not _train(module, data, folder, launch, training, ema, device):
         return  # the first process hands on
     if "held_out" in recipe["needs"]:  # a stage with a gate measures itself before handing on
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
@@ -199,6 +201,7 @@ def _train(
     launch: Launch,
     training: Training,
     ema: StudentEMA | None,
+    device: torch.device,
 ) -> bool:
     """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop.
 
@@ -209,7 +212,7 @@ def _train(
     callbacks = [Progress(folder.progress), StopOnNaN(), record]
     callbacks += [ema] if ema else []
     if launch.panel_every and "panel" in folder.recipe["needs"]:
-        callbacks.append(_panel(folder, launch, ema))
+        callbacks.append(_panel(folder, launch, training.precision, device, ema))
     trainer = Trainer(
         accelerator=launch.accelerator,
         devices=launch.devices,
@@ -237,15 +240,33 @@ def _train(
     return trainer.is_global_zero
 
 
-def _panel(folder: RunFolder, launch: Launch, ema: StudentEMA | None) -> SampleClips:
-    """The first held-out prompts, generated beside real now and then."""
+def _panel(
+    folder: RunFolder,
+    launch: Launch,
+    precision: str,
+    device: torch.device,
+    ema: StudentEMA | None,
+) -> SampleClips:
+    """The first held-out prompts, generated now and then, beside real clips if there are some."""
     shards = open_shards(folder.need("panel") / "shards")
-    samples = [shards.read(index, ["text", "video"]) for index in range(PANEL)]
-    text, videos = (
-        torch.stack([torch.from_numpy(sample[field]) for sample in samples])
-        for field in ("text", "video")
+    fields = [name for name in ("text", "video") if name in shards.fields]
+    samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]
+    stacked = {
+        field: torch.stack([torch.from_numpy(sample[field]) for sample in samples])
+        for field in fields
+    }
+    return SampleClips(
+        Panel(
+            text=stacked["text"].float(),
+            keys=[sample["key"] for sample in samples],
+            captions=[sample["caption"] for sample in samples],
+            videos=stacked.get("video"),
+        ),
+        autoencoder_of(shards.manifest, device),
+        folder.path,
+        launch.panel_every,
+        shards.manifest["fps"],
+        ema,
+        at_once=launch.batch_per_device,
+        computing=partial(computing, device, precision),
     )
-    panel = Panel(text, [s["key"] for s in samples], [s["caption"] for s in samples], videos)
-    autoencoder = autoencoder_of(shards.manifest)
-    fps = shards.manifest["fps"]
-    return SampleClips(panel, autoencoder, folder.path, launch.panel_every, fps, ema)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.folder import RunFolder
-from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.hardware import launch_of, settle
 
 SUITES = {"probe": "world", "law": "closed_form", "benchmark": "vbench"}
 """The need that decides -> the module of ``experiments.scoring``."""
@@ -27,7 +27,7 @@ def check(recipe: dict[str, Any]) -> None:
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Score as ``recipe["score"]`` says; the results lie in ``folder``."""
     check(recipe)
-    prepare(recipe)
+    settle(recipe)  # nothing is asked of a GPU
     _suite(recipe).run(recipe, folder)
 
 

@@ -14,6 +14,7 @@ import av
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from PIL import Image
 from videos import moving, openvid_folder, row
 
 from datamodules.shards import open_shards
@@ -44,7 +45,7 @@ stages:
   causal_cd: {{steps: 2, batch: 2, learning_rate: 1.0e-3}}
   causal_dmd: {{steps: 3, batch: 2, learning_rate: 1.0e-3, critic_steps: 1, ema_start: 1}}
   stage3: {{steps: 3, batch: 2, learning_rate: 1.0e-3, critic_steps: 1, ema_start: 1}}
-launch: {{threads: 1, accelerator: cpu, devices: 1, strategy: auto, workers: 0}}
+launch: {{threads: 1, accelerator: cpu, devices: 1, strategy: auto, workers: 0, panel_every: 3}}
 """
 
 
@@ -164,6 +165,15 @@ def test_samples_are_videos_beside_latents(samples):
             assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
             assert (stream.width, stream.height, stream.average_rate) == (32, 16, 16)
             assert len(list(container.decode(video=0))) == 9
+
+
+def test_panels_show_prompts_that_have_no_real_clip(runs, student):
+    """Launch settings that change no run: they are seen in TensorBoard and as files."""
+    for run in [student, only(runs, "stage1_teacher_forcing"), only(runs, "stage2_causal_dmd")]:
+        files = {path.suffix: path for path in (run / "samples").iterdir()}
+        with Image.open(files[".gif"]) as moving:
+            assert moving.n_frames == 9 and moving.size == (96, 2 * (48 + 14))
+        assert files[".png"].stat().st_size > 0
 
 
 def test_vbench_gets_its_names_and_its_command(library, runs, samples):

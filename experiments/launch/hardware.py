@@ -99,17 +99,30 @@ def _divisors(number: int) -> list[int]:
     return [part for part in range(1, number + 1) if number % part == 0]
 
 
-def prepare(recipe: dict[str, Any]) -> torch.device:
-    """Set threads, seed and attention for this run; returns the device inference verbs use.
-
-    Raises:
-        ValueError: an attention kernel that cannot run on this device, with the reason.
-    """
+def settle(recipe: dict[str, Any]) -> Launch:
+    """Set threads and seed for this run."""
     launch = launch_of(recipe)
     if launch.threads:
         torch.set_num_threads(launch.threads)
     torch.manual_seed(recipe["seed"])
+    return launch
+
+
+def prepare(recipe: dict[str, Any]) -> torch.device:
+    """Set threads, seed and attention for this run; returns the device inference verbs use.
+
+    Raises:
+        ValueError: a device that is not there, or an attention kernel that cannot run on it, with
+            the reason.
+    """
+    launch = settle(recipe)
     gpu = launch.accelerator != "cpu" and torch.cuda.is_available()
+    if not gpu and launch.accelerator not in ("auto", "cpu"):
+        raise ValueError(
+            f"launch.accelerator: {launch.accelerator} is wanted, but torch"
+            f" {torch.__version__} finds no CUDA device here; look at nvidia-smi and"
+            " CUDA_VISIBLE_DEVICES, install a torch built for CUDA, or set launch.accelerator=cpu"
+        )
     index = int(os.environ.get("LOCAL_RANK", 0))  # of a rank among those of its node
     device = torch.device("cuda", index) if gpu else torch.device("cpu")
     if gpu:
