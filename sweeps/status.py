@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -15,12 +16,14 @@ from rich.table import Table
 
 from experiments.folder import RunFolder
 from experiments.launch.place import wanted
+from experiments.recipe import Run
 from sweeps.costs import Costs, duration, forecast, remaining
 from sweeps.executors.devices import cores
 from sweeps.graph import Sweep
 from sweeps.state import STATES, State, states
 
 WATCH_EVERY_S = 2.0
+LISTED = 500  # runs up to which a plan names each; more are neither read nor drawn quickly
 _COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -32,14 +35,11 @@ _COLOURS = {
 
 
 def print_plan(sweep: Sweep, runs_dir: Path) -> None:
-    """Every run in order, with its state and expected cost."""
+    """Every run in order, with its state and expected cost; of very many, every recipe."""
     costs = Costs(runs_dir)
     states = {name: RunFolder(runs_dir / name).state() for name in sweep.runs}
-    table = Table("run", "verb", "state", "cost", "needs", box=None, header_style="bold")
-    for name, run in sweep.runs.items():
-        needs = ", ".join(sorted(need.name for need in run.needs.values()))
-        cost = "" if states[name] == "done" else duration(costs.estimate(run))
-        table.add_row(name, run.verb, _coloured(states[name]), cost, needs)
+    planned = _planned if len(sweep.runs) <= LISTED else _planned_by_recipe
+    table = planned(sweep, states, costs)
     left = [run for name, run in sweep.runs.items() if states[name] != "done"]
     unshared = sum(len(run.closure()) for cell in sweep.cells for run in cell.runs.values())
     seconds, known = remaining(left, {}, sweep.runs, costs, cores())
@@ -57,6 +57,29 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         console.print(f"on {cores()} workers: {forecast(seconds, known)}{more}")
     if spread > 1:
         console.print(f"{hours:,.0f} device-hours, on up to {spread} devices a run")
+
+
+def _planned(sweep: Sweep, states: Mapping[str, str], costs: Costs) -> Table:
+    table = Table("run", "verb", "state", "cost", "needs", box=None, header_style="bold")
+    for name, run in sweep.runs.items():
+        needs = ", ".join(sorted(need.name for need in run.needs.values()))
+        cost = "" if states[name] == "done" else duration(costs.estimate(run))
+        table.add_row(name, run.verb, _coloured(states[name]), cost, needs)
+    return table
+
+
+def _planned_by_recipe(sweep: Sweep, states: Mapping[str, str], costs: Costs) -> Table:
+    table = Table("recipe", "verb", "runs", "states", "cost", box=None, header_style="bold")
+    recipes: dict[str, list[Run]] = defaultdict(list)
+    for run in sweep.runs.values():
+        recipes[run.recipe["recipe"]].append(run)
+    for recipe, runs in recipes.items():
+        counts = Counter(states[run.name] for run in runs)
+        shown = [f"{counts[state]} {_coloured(state)}" for state in STATES if counts[state]]
+        each = [costs.estimate(run) for run in runs if states[run.name] != "done"]
+        cost = None if None in each else sum(each)
+        table.add_row(recipe, runs[0].verb, f"{len(runs)}", ", ".join(shown), duration(cost))
+    return table
 
 
 def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import __main__ as verbs
 from experiments.execute import execute
-from experiments.folder import RunFolder
+from experiments.folder import STATES, RunFolder
 from experiments.recipe import VERBS, Library, resolve
 from experiments.tools import TOOLS
 from sweeps import __main__ as sweeping
@@ -149,6 +149,18 @@ def test_plan_and_status_read_the_disk_and_start_nothing(tmp_path, capsys, monke
     assert sweeping.main(["status", *words], LIBRARY) == 0
     text = capsys.readouterr().out
     assert "1:01" in text and "ValueError: no" in text and "11 new" in text
+
+
+def test_a_plan_of_very_many_runs_counts_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sweeps.status.LISTED", 12)
+    RunFolder.create(resolve("base", "tiny", {}, LIBRARY), tmp_path).mark_done()
+    words = ["plan", str(FIXTURES / "diamond.yaml"), "--runs", str(tmp_path)]
+    assert sweeping.main(words, LIBRARY) == 0
+    text = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[2:5] for line in text.splitlines() if line.split()}
+    assert rows["base"] == ["1", "1", "done"] and "base-" not in text
+    counts = [int(row[0]) for row in rows.values() if row and row[0].isdigit() and row[2] in STATES]
+    assert sum(counts) == 13
 
 
 @pytest.mark.parametrize("what", ["table", "plan", "status"])
