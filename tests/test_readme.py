@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments import __main__ as experiments
 from experiments.recipe import VERBS, Library, parse_settings, resolve
@@ -20,8 +22,18 @@ VARIABLES = set(re.findall(r"^([A-Z]+) *\??=", MAKEFILE, re.M))
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
 LINES = [line for kind, text in FENCED if not kind for line in text.splitlines()]
+MINE = next(text for _, text in FENCED if text.startswith("# experiments/scale/mine.yaml"))
 COMMANDS = re.compile(r"(?:\S*python3? -m |make\b).*")
 PATH = re.compile(r"\.?[\w*-]+(?:[./][\w*-]+)*/?")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Ours, with the scale that README tells its reader to write."""
+    scales = tmp_path_factory.mktemp("library") / "scale"
+    shutil.copytree(Library().scales, scales)
+    (scales / "mine.yaml").write_text(MINE)
+    return Library(scales=scales)
 
 
 def commands():
@@ -48,7 +60,7 @@ def test_commands_paths_and_verbs_are_found_at_all():
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_is_one(words):
+def test_a_command_is_one(words, library):
     program, *rest = words
     if program == "make":
         settings = [word for word in rest if "=" in word]
@@ -59,18 +71,38 @@ def test_a_command_is_one(words):
     module, *arguments = rest[1:]
     if module == "sweeps":
         chosen = sweeps._parser().parse_args(arguments)
-        load_sweep(chosen.sweep, chosen.scale, chosen.seeds)
+        load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library=library)
     elif module == "experiments":
-        chosen, late = experiments.parser(Library()).parse_known_args(arguments)
+        chosen, late = experiments.parser(library).parse_known_args(arguments)
         if chosen.verb in TOOLS:
             assert not late
             return
         run = re.fullmatch(r"runs/(\w+)-[0-9a-f]{8}", chosen.what)
         settings = parse_settings([*chosen.settings, *late])
         recipe = run[1] if run else chosen.what
-        assert resolve(recipe, chosen.scale, settings).verb == chosen.verb
+        assert resolve(recipe, chosen.scale, settings, library).verb == chosen.verb
     else:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+def test_wans_commands_read_what_the_readers_scale_says_and_nothing_else(library):
+    """And by hand the same runs are made as by the sweep."""
+    said, sweep = yaml.safe_load(MINE), load_sweep("ablation", "mine", library=library)
+    found = []
+    for words in commands():
+        if words[2:3] == ["experiments"] and "mine" in words and words[3] not in TOOLS:
+            chosen, late = experiments.parser(library).parse_known_args(words[3:])
+            settings = parse_settings([*chosen.settings, *late])
+            run = resolve(chosen.what, chosen.scale, settings, library)
+            found.append(run)
+            assert run.name in sweep.runs or "needs.student" in settings
+    assert {run.verb for run in found} == set(VERBS)
+    everything = [each for run in [*found, *sweep.runs.values()] for each in run.closure().values()]
+    folders = {
+        where for run in everything for where in run.recipe["needs"].values() if "/" in where
+    }
+    wanted = {said[key] for key in ("wan", "wan_score", "openvid", "vidprom", "vbench")}
+    assert folders - {"./FOLDER"} == wanted
 
 
 @pytest.mark.parametrize("path", sorted(set(paths())))
