@@ -12,7 +12,6 @@ processes, and so the whole sweep goes on without its runner.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from sweeps.executors import Event, Executor
 from sweeps.graph import Sweep
 
 LOOK_AGAIN_S = 1.0
-GRACE_S = 60.0
+SAY_EVERY_S = 30.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,7 +74,7 @@ class Runner:
         self._given: set[str] = set()  # runs in the executor's hands
         self._since: dict[str, float] = {}  # those of them that are in work
         self._elsewhere: dict[str, float] = {}  # runs in another runner's hands: when to look again
-        self._deaths: Counter[str] = Counter()
+        self._deaths: dict[str, tuple[int, float]] = {}  # how many, and what was kept by then
 
     def run(self) -> Outcome:
         """Run everything that can be run, and report what happened."""
@@ -186,13 +185,18 @@ class Runner:
             self._died(run, event.text)
 
     def _died(self, run: Run, how: str) -> None:
-        self._deaths[run.name] += 1
-        if self._deaths[run.name] < ATTEMPTS:
+        """A run that comes further between its deaths may die as often as it likes."""
+        folder = RunFolder(self.runs_dir / run.name)
+        kept = folder.saved_at()
+        deaths, before = self._deaths.get(run.name, (0, kept))
+        deaths = deaths + 1 if kept == before else 1
+        self._deaths[run.name] = deaths, kept
+        if deaths < ATTEMPTS:
             self._again(run, how)
             return
-        folder = RunFolder(self.runs_dir / run.name)
         hint = " (SIGKILL often means that memory ran out)" if "SIGKILL" in how else ""
-        folder.mark_failed(f"{ATTEMPTS} times in a row {how}{hint}\n\n{folder.log_tail()}")
+        stuck = f"{ATTEMPTS} times in a row, without coming further, {how}{hint}"
+        folder.mark_failed(f"{stuck}\n\n{folder.log_tail()}")
         self._fail(run, f"{how}{hint}")
 
     def _again(self, run: Run, how: str) -> None:
@@ -224,15 +228,19 @@ class Runner:
         self.display.overall(len(self._done), len(self.sweep.runs), seconds, known)
 
     def _stop(self) -> list[str]:
-        """Let every run in work save; returns what each one says. A second Ctrl-C stops at once."""
-        messages = []
-        working = [job for job in self.pool.jobs if job.do == "run"]
-        if working and not self.pool.detached:
-            self.display.say("stopping: runs in work are saving (Ctrl-C again stops at once)")
+        """Let every run in work save; returns what each one says. A second Ctrl-C stops at once.
+
+        A step of a large model may take minutes, and only after it there is something to save: how
+        long that may take is for whoever waits to say.
+        """
+        messages, say_at = [], 0.0
         try:
             messages += self.pool.interrupt()
-            end = time.monotonic() + GRACE_S
-            while any(job.do == "run" for job in self.pool.jobs) and time.monotonic() < end:
+            while working := [job.run for job in self.pool.jobs if job.do == "run"]:
+                if time.monotonic() >= say_at:
+                    say_at = time.monotonic() + SAY_EVERY_S
+                    ending = f"stopping: waiting for {', '.join(working)} to save"
+                    self.display.say(f"{ending} (Ctrl-C again stops at once)")
                 for event in self.pool.poll(POLL_S):
                     if event.kind in ("interrupted", "failed", "done", "found"):
                         messages.append(event.text or f"{event.job.run}: {event.kind}")

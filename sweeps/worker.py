@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ def main() -> None:
     parser.add_argument("--package", default="experiments", help="where the verbs' modules are")
     package = parser.parse_args().package
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # listened to only while a run can save something
+    stop = _Stop()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     logging.getLogger().addHandler(logging.NullHandler())  # Lightning then adds no handler itself
@@ -51,8 +50,34 @@ def main() -> None:
         if command["do"] == "check":
             answer("checked", text=_check(command["recipe"], package))
         else:
-            event, text = _run(RunFolder(command["folder"]), package, answer)
+            event, text = _run(RunFolder(command["folder"]), package, answer, stop)
             answer(event, text=text)
+
+
+class _Stop:
+    """Signals that ask to stop: they interrupt a run, and are kept for the next one before it."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._listen(self._keep)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A run, which can save something. Raises KeyboardInterrupt."""
+        self._listen(signal.default_int_handler)
+        try:
+            if self._asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._listen(self._keep)
+
+    def _listen(self, handler: Callable[[int, Any], Any]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, frame: Any) -> None:
+        self._asked = True
 
 
 def _check(recipe: dict[str, Any], package: str) -> str:
@@ -66,7 +91,7 @@ def _check(recipe: dict[str, Any], package: str) -> str:
     return ""
 
 
-def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
+def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str, str]:
     last = 0.0
 
     def progress(done: int, total: int, note: str = "") -> None:
@@ -76,23 +101,18 @@ def _run(folder: RunFolder, package: str, answer: Any) -> tuple[str, str]:
             answer("progress", done=done, total=total, text=note)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        with output_to(folder.path / "log.txt"):
+        with stop.interrupting(), output_to(folder.path / "log.txt"):
             with contextlib.suppress(Exception):  # execute meets it again, and reports it
                 _load(folder.recipe["verb"], package)
             executed = execute(folder, progress, package)
-    except KeyboardInterrupt as stop:
-        return "interrupted", str(stop) or f"{folder.name} had not started"
+    except KeyboardInterrupt as asked:
+        return "interrupted", str(asked) or f"{folder.name} had not started"
     except Busy as busy:
         return "busy", str(busy)
     except RankLost as lost:
         return "died", str(lost)
     except BaseException as error:
         return "failed", f"{type(error).__name__}: {error}"
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
     return ("done" if executed else "found"), ""
 
 

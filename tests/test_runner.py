@@ -13,6 +13,7 @@ import pytest
 
 from experiments.folder import RunFolder
 from experiments.recipe import Library
+from sweeps import runner
 from sweeps.checks import Refused
 from sweeps.executors import executor
 from sweeps.executors.local import LocalPool
@@ -154,15 +155,21 @@ def test_bad_recipes_are_all_reported_before_anything_starts(tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
-@pytest.mark.parametrize(("act", "fails"), [("crash_once", False), ("crash_always", True)])
-def test_a_worker_that_dies_is_replaced_and_its_run_continued_once(tmp_path, act, fails):
+@pytest.mark.parametrize(
+    ("act", "starts", "fails"),
+    [("crash_once", 2, False), ("crash_stuck", 2, True), ("crash_always", 4, False)],
+)
+def test_a_worker_that_dies_is_replaced_while_its_run_comes_further(tmp_path, act, starts, fails):
+    """The last one dies after each of its three steps, which it has saved."""
     sweep = sweep_of({"a": {"recipe": "right", "act": act}}, tmp_path)
     outcome, heard = go(sweep, tmp_path / "runs")
     name = sweep.cells[0].runs["a"].name
-    assert heard.of("started").count(name) == 2 and heard.of("lost") == [name]
+    assert heard.of("started").count(name) == starts
+    assert heard.of("lost") == [name] * (starts - 1)
     assert outcome.failed == ([name] if fails else [])
     if fails:
         why = RunFolder(tmp_path / "runs" / name).failure()
+        assert "2 times in a row, without coming further" in why
         assert "SIGKILL" in why and "memory" in why
 
 
@@ -184,6 +191,48 @@ def test_interruption_saves_and_says_how_to_go_on(tmp_path, expected):
     assert any("saved" in text and "Go on" in text for text in stopped.value.messages)
     left = next(name for name in sweep.runs if name.startswith("left"))
     assert RunFolder(tmp_path / "runs" / left).state() == "interrupted"
+
+
+def stopping(sweep, tmp_path, when):
+    """What is heard of a sweep that is stopped at a moment."""
+
+    def stop(line):
+        if when(line):
+            raise KeyboardInterrupt
+
+    heard = Heard(stop)
+    with pytest.raises(Interrupted) as stopped:
+        go(sweep, tmp_path / "runs", heard)
+    return "\n".join(stopped.value.messages), [line[1] for line in heard.lines if line[0] == "say"]
+
+
+def test_a_step_that_takes_long_is_waited_for_and_a_second_ctrl_c_ends_it(tmp_path, monkeypatch):
+    """The verb saves at the end of its step, as a fit does at the end of its batch."""
+    monkeypatch.setattr(runner, "SAY_EVERY_S", 0.3)
+    slow = {"recipe": "right", "act": "slow_to_save", "step_s": 1.0}
+    sweep = sweep_of({"a": slow}, tmp_path, steps=5)
+    name = sweep.cells[0].runs["a"].name
+    told, said = stopping(sweep, tmp_path, lambda line: line[:2] == ("progress", name))
+    waits = [text for text in said if f"waiting for {name} to save" in text]
+    assert "saved" in told and len(waits) > 1
+    last = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+    assert last.read_text().startswith("2 "), "the step in work was saved too"
+    asks = iter([True, True])
+
+    def again(line):
+        mine = line[:2] == ("progress", name) or "waiting" in str(line[1])
+        return mine and next(asks, False)
+
+    told, _ = stopping(sweep, tmp_path, again)
+    assert "stopped at once" in told and last.read_text().startswith("3 ")
+
+
+def test_a_stop_is_heard_by_a_worker_whose_run_has_not_begun(tmp_path):
+    """Or it would be waited for to its end."""
+    sweep = sweep_of({"a": {"recipe": "base", "step_s": 30}}, tmp_path)
+    began = time.monotonic()
+    told, _ = stopping(sweep, tmp_path, lambda line: line[0] == "started")
+    assert time.monotonic() - began < 20, told
 
 
 def start(runs, *words, step_s=0.0):
