@@ -130,3 +130,8 @@ def _tar(folder: Path, badness: float) -> None:
                 member = tarfile.TarInfo(f"{number:06d}.{field}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+
+
+def row_of(shown, steps: int, init: str):
+    """One row of a table that was made of such a sweep."""
+    return next(r for b in shown.blocks if b.steps == steps for r in b.rows if r.id == init)
