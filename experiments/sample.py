@@ -155,6 +155,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         guided=settings.sampler != "few_steps" and settings.guidance != 1,
         half=settings.precision == "bf16-mixed",
         window=settings.window,
+        decodes=settings.save != "latents",
     )
     student = frozen(folder.need("student"), device, settings.precision)
     generate_clips(

@@ -1,5 +1,6 @@
 """Memory as it is counted, beside memory as small networks really use it."""
 
+import gc
 import logging
 
 import psutil
@@ -83,6 +84,85 @@ def test_activations_are_what_autograd_keeps(half, checkpointing, head_dim, ffn)
         return (table[3, 6] - table[1, 6]) - (table[3, 2] - table[1, 2])
 
     assert slope(counted) == pytest.approx(slope(kept), rel=0.03)
+
+
+def rolled_out(net, frames, text=6):
+    """A clip of one step a frame, with its graph."""
+    noise, sizes = torch.randn(2, frames, 16, 16, 16), [1] * frames
+    steps = FewSteps(few_step_times(sizes, 1, 1, 5.0), lambda _: noise)
+    return rollout(Past(net, torch.randn(2, text, 32)), noise, sizes, steps)
+
+
+def saved_by_rollout(net, frames, text=6):
+    """Bytes that autograd keeps of it, and what is counted for them, by items."""
+    found, alive = {}, []
+
+    def keep(tensor):
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        rolled_out(net, frames, text)
+    return sum(found.values()), of_rollout_step(net, frames, False, text)
+
+
+def of_rollout_step(net, frames, checkpointing, text=6):
+    items = of_fit("AsymmetricDMD", {"student": load_of(net, frames, text=text)}, [1] * frames,
+                   average=False, checkpointing=checkpointing)  # fmt: skip
+    return {item.what: item.bytes for item in items}
+
+
+def test_a_rollouts_graph_keeps_the_pasts_that_attention_joined():
+    """What grows with the square of the frames."""
+    kept, counted = zip(*(saved_by_rollout(small(), frames) for frames in (4, 6, 8)), strict=True)
+    pasts = [items["pasts kept by each block's graph"] for items in counted]
+    bent = [early - 2 * middle + late for early, middle, late in (kept, pasts)]
+    assert bent[1] == pytest.approx(bent[0], rel=0.01)
+
+
+def test_every_block_of_a_rollout_reads_the_prompt_anew():
+    """By the difference of two depths, two lengths of clips and two of prompts."""
+    tables = {}, {}
+    for layers in (1, 3):
+        for frames in (4, 8):
+            for text in (6, 30):
+                kept, items = saved_by_rollout(small(layers=layers), frames, text)
+                tables[0][layers, frames, text] = kept
+                tables[1][layers, frames, text] = items["activations for the backward pass"]
+
+    def longer(table, layers, frames):
+        return table[layers, frames, 30] - table[layers, frames, 6]
+
+    kept, counted = (
+        (longer(t, 3, 8) - longer(t, 1, 8)) - (longer(t, 3, 4) - longer(t, 1, 4)) for t in tables
+    )
+    assert counted == pytest.approx(kept, rel=0.05)
+
+
+def test_a_recomputed_rollouts_graph_grows_with_its_frames_not_with_their_square():
+    """All tensors that Python reaches, by their storages: checkpointing keeps arguments."""
+
+    def alive():
+        gc.collect()
+        tensors = (each for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+        return sum(storages.values())
+
+    net, held = small(), {}
+    net.gradient_checkpointing = True
+    for frames in (12, 4, 8, 12):  # the first makes the tables that are shared
+        before = alive()
+        clip = rolled_out(net, frames)
+        held[frames] = alive() - before
+        clip.sum().backward()
+        net.zero_grad()
+        del clip
+    a_frame = load_of(net, 1).keys_and_values(1)
+    assert held[12] - held[8] > 4 * a_frame
+    assert abs((held[12] - held[8]) - (held[8] - held[4])) < a_frame
+    assert "pasts kept by each block's graph" not in of_rollout_step(net, 8, True)
 
 
 def test_weights_and_caches_are_exact():

@@ -2,21 +2,26 @@
 
 What follows from shapes is exact: weights, gradients, optimizer, averages, KV caches. Marked ``~``
 is what was measured per token on small networks (tests/test_memory.py measures it again). Not
-counted: CUDA's own gigabyte, fragmentation, and encoders, which work in other verbs.
+counted: CUDA's own gigabyte, fragmentation, buffers of DDP and DeepSpeed, layers that ZeRO-3 has
+gathered, and what encoders make beside their weights.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors import safe_open
 
 from experiments.launch import cgroup
 from experiments.weights.networks import empty_network
 from lightning_modules.networks.precision import to_bfloat16
+from lightning_modules.networks.wan_folder import weight_files
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,9 @@ FULL, HALF = 4, 2  # bytes of a value in float32, in bfloat16
 SAVED = {FULL: (84.0, 8.0), HALF: (75.0, 4.0)}
 """Bytes that a layer saves for backward, per token and channel of its width and of its ffn."""
 SAVED_TEXT = 12  # and per token of the prompt and channel of its width
+ATTENDING = {FULL: (58.0, 0.0), HALF: (37.0, 0.0)}
+FEEDING = {FULL: (49.0, 8.0), HALF: (25.0, 4.0)}
+"""Bytes that a pass holds while a layer attends, or runs its ffn, likewise."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,23 @@ class Item:
     what: str
     bytes: float
     exact: bool = True
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed splits over all devices.
+
+    Args:
+        stage: ``launch.zero_stage``; 0: nothing is split.
+        devices: of all nodes.
+    """
+
+    stage: int = 0
+    devices: int = 1
+
+    def share(self, whole: float, stage: int) -> float:
+        """A device's bytes of what is split from ``stage`` on."""
+        return whole / self.devices if self.stage >= stage else whole
 
 
 @dataclass(frozen=True)
@@ -93,17 +118,24 @@ class Load:
         return 2 * self.layers * tokens * self.width * self.value
 
     def layer(self, frames: int) -> float:
-        """Bytes that one layer makes: what it saves for backward, or holds while it runs."""
-        of_width, of_ffn = SAVED[self.value]
-        per_token = of_width * self.width + of_ffn * self.config["ffn_dim"]
-        return self.tokens(frames) * per_token + self.batch * self.text * SAVED_TEXT * self.width
+        """Bytes that one layer saves for the backward pass, the prompt's keys and values aside."""
+        return self._of(SAVED, frames)
 
-    def saved(self, frames: int, checkpointing: bool) -> float:
-        """Bytes kept for the backward pass of so many frames."""
+    def working(self, frames: int) -> float:
+        """Bytes that a pass holds at most while it runs, beside what it saves."""
+        return max(self._of(ATTENDING, frames), self._of(FEEDING, frames))
+
+    def saved(self, frames: int, checkpointing: bool, passes: int = 1) -> float:
+        """Bytes kept for the backward of so many frames, in passes that all read the prompt."""
+        prompts = passes * self.batch * self.text * SAVED_TEXT * self.width
         if not checkpointing:
-            return self.layers * self.layer(frames)
-        inputs = self.tokens(frames) * self.value + self.batch * self.text * SAVED_TEXT
-        return self.layers * inputs * self.width + self.layer(frames)
+            return self.layers * (self.layer(frames) + prompts)
+        inputs = self.tokens(frames) * self.value * self.width
+        return self.layers * (inputs + prompts) + self.layer(frames) / passes
+
+    def _of(self, bytes_each: Mapping[int, tuple[float, float]], frames: int) -> float:
+        of_width, of_ffn = bytes_each[self.value]
+        return self.tokens(frames) * (of_width * self.width + of_ffn * self.config["ffn_dim"])
 
 
 def of_fit(
@@ -113,8 +145,9 @@ def of_fit(
     *,
     average: bool,
     checkpointing: bool,
+    zero: Zero = Zero(),
 ) -> list[Item]:
-    """Memory of a training step on one device, nothing sharded.
+    """Memory of a training step on one device.
 
     Args:
         stage: its class.
@@ -122,28 +155,34 @@ def of_fit(
         block_sizes: frames of each block.
         average: whether one of the student is kept for the hand-off.
         checkpointing: ``launch.gradient_checkpointing``.
+        zero: what is split, and over how many devices.
     """
     trained = {role: load for role, load in loads.items() if role != "teacher"}
     counts, student = [load.parameters for load in trained.values()], loads["student"]
     half, copies = student.value == HALF, average + (stage in FOLLOWED)
     frames = sum(block_sizes) * (2 if stage in BESIDE_CLEAN else 1)
+    weights = FULL * sum(counts)
+    own_copy = weights if zero.stage in (1, 2) else 0  # ZeRO-3 has no other weights
     items = [
-        Item(f"weights of {' and '.join(trained)}, float32", FULL * sum(counts)),
-        Item("their gradients, one network at a time", FULL * max(counts)),
-        Item("AdamW: two moments of each weight", 2 * FULL * sum(counts)),
-        Item("averages of the student, float32", copies * FULL * student.parameters),
+        Item(f"weights of {' and '.join(trained)}, float32", zero.share(weights, 3)),
+        Item("their gradients, one network at a time", zero.share(FULL * max(counts), 2)),
+        Item("AdamW: two moments of each weight", zero.share(2 * weights, 1)),
+        Item("DeepSpeed's own copy of the weights, float32", zero.share(own_copy, 1)),
+        Item("averages of the student, float32", zero.share(copies * FULL * student.parameters, 3)),
         Item("weights rounded by autocast, bfloat16", HALF * max(counts) * half),
     ]
     if teacher := loads.get("teacher"):
         dtype = "bfloat16" if half else "float32"
-        items.append(Item(f"weights of teacher, {dtype}", teacher.frozen))
+        items.append(Item(f"weights of teacher, {dtype}", zero.share(teacher.frozen, 3)))
+    saved = {role: load.saved(frames, checkpointing) for role, load in trained.items()}
     if stage in ROLLED_OUT:
         items.append(Item("KV cache", student.keys_and_values(frames, student.text)))
-        pasts = sum(sum(block_sizes[:number]) for number in range(len(block_sizes)))
-        items.append(Item("pasts kept by each block's graph", student.keys_and_values(pasts)))
-    saved = max(load.saved(frames, checkpointing) for load in trained.values())
-    running = max(load.layer(frames) for load in loads.values())
-    items.append(Item("activations for the backward pass", saved, False))
+        saved["student"] = student.saved(frames, checkpointing, passes=len(block_sizes))
+        if not checkpointing:  # attention keeps what it joined; recomputed, all share the cache
+            pasts = sum(sum(block_sizes[:number]) for number in range(len(block_sizes)))
+            items.append(Item("pasts kept by each block's graph", student.keys_and_values(pasts)))
+    running = max(load.working(frames) for load in loads.values())
+    items.append(Item("activations for the backward pass", max(saved.values()), False))
     items.append(Item("one layer at work", running, False))
     return [item for item in items if item.bytes]
 
@@ -165,28 +204,46 @@ def of_rollout(load: Load, frames: int, cached: int, guided: bool) -> list[Item]
     if cached:
         held = load.keys_and_values(cached, load.text)
         items.append(Item("KV cache", (1 + guided) * held))
-    return [*items, Item("one layer at work", load.layer(frames), False)]
+    return [*items, Item("one layer at work", load.working(frames), False)]
 
 
-def require(items: Sequence[Item], device: torch.device, enforce: bool) -> None:
+def of_encoder(part: Path, value: int) -> Item:
+    """Weights of a pipeline's VAE or text encoder, ``value`` bytes each, by its files' headers.
+
+    Raises:
+        FileNotFoundError, ValueError: files that are missing or damaged.
+    """
+    count = 0
+    for file in weight_files(part):
+        with safe_open(file, "pt") as opened:
+            names = opened.keys()
+            count += sum(prod(opened.get_slice(name).get_shape()) for name in names)
+    return Item(f"weights of {part.name}", value * count)
+
+
+def require(items: Sequence[Item], device: torch.device, enforce: bool, processes: int = 1) -> None:
     """Tell what will be needed, and refuse what cannot fit.
 
     Args:
+        items: of one process.
         enforce: ``launch.check_memory``; false only tells.
+        processes: that take as much of the same memory at the same time.
 
     Raises:
         ValueError: with every number, where less is free.
     """
     free, where = _free(device)
-    needed = sum(item.bytes for item in items)
+    needed = processes * sum(item.bytes for item in items)
     lines = [f"{i.bytes / GIB:10.2f} GiB {' ' if i.exact else '~'} {i.what}" for i in items]
-    lines.append(f"{needed / GIB:10.2f} GiB   in all; {free / GIB:.2f} GiB are free on {where}")
+    whole = "in all" if processes == 1 else f"in all {processes} processes of this machine"
+    lines.append(f"{needed / GIB:10.2f} GiB   {whole}; {free / GIB:.2f} GiB are free on {where}")
     table = "\n".join(lines)
     if enforce and needed > free:
         raise ValueError(
             f"this does not fit into memory:\n{table}\nlower the batch (launch.batch_per_device,"
-            " sample.batch, pairs.batch), set launch.gradient_checkpointing=true, or use a larger"
-            " device; launch.check_memory=false tries it all the same"
+            " sample.batch, pairs.batch), set launch.gradient_checkpointing=true, split a fit over"
+            " more devices (launch.strategy=deepspeed, launch.zero_stage=3), or use larger ones;"
+            " launch.check_memory=false tries it all the same"
         )
     log.info("memory (~ estimated):\n%s", table)
 

@@ -9,9 +9,22 @@ from datamodules.shards import ShardReader
 from datamodules.video import VideoDataModule
 from experiments.folder import RunFolder
 from experiments.launch.hardware import Launch
-from experiments.launch.memory import FULL, HALF, Load, loading, of_fit, of_rollout, require
+from experiments.launch.memory import (
+    FULL,
+    HALF,
+    Item,
+    Load,
+    Zero,
+    loading,
+    of_encoder,
+    of_fit,
+    of_rollout,
+    require,
+)
+from experiments.making.encoding import DTYPES
 from experiments.weights.networks import ROLES, network_folder, numbers_of
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.wan_folder import locate
 
 
 def before_fit(
@@ -22,7 +35,7 @@ def before_fit(
     average: bool,
     device: torch.device,
 ) -> None:
-    """Tell, or refuse, a fit. What DeepSpeed splits over devices is told whole, never refused.
+    """Tell, or refuse, a fit. The processes of a machine share its memory, and read at one time.
 
     Args:
         half: whether activations are bfloat16.
@@ -46,12 +59,19 @@ def before_fit(
         if "num_layers" in config  # a closed form has none
     }
     sizes = partition(stage["blocks"], stage["clip_shape"][0])
-    checkpointing = launch.gradient_checkpointing
-    items = of_fit(stage["class"], loads, sizes, average=average, checkpointing=checkpointing)
-    enforce = launch.check_memory and launch.strategy != "deepspeed"
-    if device.type != "cpu":
-        require(loading(loads), torch.device("cpu"), enforce)
-    require(items, device, enforce)
+    items = of_fit(
+        stage["class"],
+        loads,
+        sizes,
+        average=average,
+        checkpointing=launch.gradient_checkpointing,
+        zero=Zero(launch.zero_stage, launch.world) if launch.strategy == "deepspeed" else Zero(),
+    )
+    if device.type == "cpu":
+        require(items, device, launch.check_memory, processes=launch.devices)
+        return
+    require(loading(loads), torch.device("cpu"), launch.check_memory, processes=launch.devices)
+    require(items, device, launch.check_memory)
 
 
 def before_generation(
@@ -67,6 +87,7 @@ def before_generation(
     guided: bool,
     half: bool,
     window: int = 0,
+    decodes: bool = False,
 ) -> None:
     """Tell, or refuse, a sampler of the network at ``where``.
 
@@ -77,6 +98,7 @@ def before_generation(
         guided: with a second branch.
         half: whether activations are bfloat16.
         window: frames a block sees; 0: all.
+        decodes: what is generated, by the autoencoder of ``prompts``.
 
     Raises:
         ValueError: it cannot fit, with the numbers.
@@ -87,7 +109,30 @@ def before_generation(
     load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)
     frames = max(sizes) if cached else clip_shape[0]
     held = min(window or clip_shape[0], clip_shape[0]) if cached else 0
-    require(of_rollout(load, frames, held, guided), device, launch.check_memory)
+    items = of_rollout(load, frames, held, guided) + (_decoder(prompts) if decodes else [])
+    require(items, device, launch.check_memory)
+
+
+def before_encoding(where: Path, launch: Launch, device: torch.device, **dtypes: str) -> None:
+    """Tell, or refuse, encoders of the pipeline at ``where``.
+
+    Args:
+        dtypes: of each part that will be used, ``vae`` or ``text_encoder``.
+
+    Raises:
+        FileNotFoundError, ValueError: a part that is incomplete, or cannot fit, with the numbers.
+    """
+    home = locate(where, *dtypes)
+    items = [of_encoder(home / part, DTYPES[dtype].itemsize) for part, dtype in dtypes.items()]
+    require(items, device, launch.check_memory)
+
+
+def _decoder(shards: ShardReader) -> list[Item]:
+    """The autoencoder that a set's latents are decoded by; the tiny world's has no weights."""
+    made_by = shards.manifest["autoencoder"]
+    if made_by["class"] != "WanVAE":
+        return []
+    return [of_encoder(locate(made_by["folder"], "vae") / "vae", FULL)]
 
 
 def _text(shards: ShardReader) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 from datamodules.curation.lmdb import LatentRows
 from datamodules.curation.split import digest_of
 from experiments.folder import RunFolder
-from experiments.launch.hardware import prepare
+from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory_check import before_encoding
 from experiments.making.encoding import WanEncoders, check_dtypes
 from experiments.making.shard_work import Sample, Work
 from lightning_modules.diffusion.visibility import partition
@@ -57,7 +58,9 @@ def plan(
     Raises:
         FileNotFoundError, ValueError: a folder or LMDB that will not do, in form or statistics.
     """
-    encoders = WanEncoders(folder.need("wan"), prepare(folder.recipe), "float32", text_dtype)
+    wan, device = folder.need("wan"), prepare(folder.recipe)
+    encoders = WanEncoders(wan, device, "float32", text_dtype)
+    before_encoding(wan, launch_of(folder.recipe), device, text_encoder=text_dtype)
     rows = LatentRows(folder.need("latents"))
     states = _states(kind, trajectory)
     if list(rows.shape) != [states, *clip_shape]:

@@ -19,6 +19,7 @@ from datamodules.curation.workers import Workers
 from experiments.bind import bind
 from experiments.folder import RunFolder
 from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory_check import before_encoding
 from experiments.making.encoding import WanEncoders, check_dtypes
 from experiments.making.shard_work import Sample, Work
 
@@ -71,7 +72,9 @@ def plan(
     Raises:
         FileNotFoundError, ValueError: a folder, table, column, zip or setting that will not do.
     """
-    encoders = WanEncoders(folder.need("wan"), prepare(folder.recipe), vae_dtype, text_dtype)
+    wan, device, launch = folder.need("wan"), prepare(folder.recipe), launch_of(folder.recipe)
+    encoders = WanEncoders(wan, device, vae_dtype, text_dtype)
+    before_encoding(wan, launch, device, vae=vae_dtype, text_encoder=text_dtype)
     spec = _spec(encoders.pixels_of(clip_shape), fps, video)
     source = folder.need("videos")
     refused: list[Refusal] = []
@@ -100,7 +103,7 @@ def plan(
         "video": video,
         **encoders.about(fps),
     }
-    maker = _Maker(encoders, launch_of(folder.recipe).workers)
+    maker = _Maker(encoders, launch.workers)
     items = [Item(row, found[row.video], spec) for row in candidates]
     return Work(
         "clips", about, items, maker.samples, items_per_shard, encoders.negative, refused, count

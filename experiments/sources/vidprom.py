@@ -8,7 +8,8 @@ from datamodules.curation.split import SPLITS, digest_of, shuffled, split_of
 from datamodules.curation.vidprom import Prompt, PromptLimits, accept, read_prompts
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.launch.hardware import prepare
+from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory_check import before_encoding
 from experiments.making.encoding import WanEncoders, check_dtypes
 from experiments.making.shard_work import Sample, Work
 
@@ -53,7 +54,9 @@ def plan(
     Raises:
         FileNotFoundError, ValueError: a folder, file, column or setting that will not do.
     """
-    encoders = WanEncoders(folder.need("wan"), prepare(folder.recipe), "float32", text_dtype)
+    wan, device = folder.need("wan"), prepare(folder.recipe)
+    encoders = WanEncoders(wan, device, "float32", text_dtype)
+    before_encoding(wan, launch_of(folder.recipe), device, text_encoder=text_dtype)
     path = folder.need("prompts") / table
     refused: list[Refusal] = []
     accepted = PromptLimits(**bind(PromptLimits, limits, section="curate.limits"))
