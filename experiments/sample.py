@@ -1,7 +1,8 @@
 """``sample``: generate clips for held-out prompts and store them, ready to be scored.
 
-Image to video is the same rollout: with ``given: 1`` the first latent frame of each clip of
-``needs.prompts`` is the committed past, and generation goes on from there, without any training.
+Image to video is the same rollout: with ``given: 1`` the committed past is the picture that
+``needs.pictures`` has for a prompt, or else the first latent frame of the clip in
+``needs.prompts``, and generation goes on from there, without any training.
 Clips longer than the training's need a ``window`` (``lightning_modules/diffusion/fast_past.py``).
 """
 
@@ -28,6 +29,7 @@ from experiments.making.generation import (
     require_autoencoder,
     stack,
 )
+from experiments.making.given import Given, of_clips, of_pictures
 from experiments.making.saving import SAVED, Saver
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
@@ -56,8 +58,8 @@ class Sampling:
         batch: of them at once.
         clip_shape: ``[F, C, H, W]`` of training.
         frames: latent frames to sample; more than ``F`` are better off with a window.
-        given: latent frames that are not generated but taken from the clips of ``needs.prompts``;
-            whole blocks.
+        given: latent frames that are not generated but taken from ``needs.pictures`` (one), or from
+            the clips of ``needs.prompts``; whole blocks.
         blocks: frames that are generated together.
         window: frames a block sees, its own included; 0: all.
         sinks: first frames that never leave the window.
@@ -169,7 +171,13 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def _settings(recipe: dict[str, Any]) -> Sampling:
-    return Sampling(**bind(Sampling, recipe["sample"], section="sample"))
+    settings = Sampling(**bind(Sampling, recipe["sample"], section="sample"))
+    if "pictures" in recipe["needs"] and settings.given != 1:
+        raise ValueError(
+            f"sample.given: {settings.given}, but a picture of needs.pictures is one latent frame;"
+            " set it to 1"
+        )
+    return settings
 
 
 @torch.no_grad()
@@ -184,16 +192,18 @@ def generate_clips(
     """Write the clips as shards, each with its prompt's information; on from an interruption.
 
     Raises:
+        FileNotFoundError: a prompt has no picture.
         ValueError: the set has too few prompts, or no frames to be given.
     """
-    _require(prompts, settings)
+    numbers = _numbers(prompts, settings)
+    given = _given(prompts, settings, folder, numbers, device)
     negative = torch.from_numpy(prompts.negative).to(device)
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields = ["text", "latents"] if settings.given else ["text"]
+    fields = ["text", *given.fields]
     about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
-    numbers = range(settings.first, settings.first + settings.count)
+    about |= given.about
     writer = ShardWriter(
         folder.path / "shards",
         saver.kind,
@@ -204,12 +214,9 @@ def generate_clips(
     with writer:
         for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
-            given = None
-            if settings.given:
-                given = stack(samples, "latents", device)[:, : settings.given]
-            text = stack(samples, "text", device)
+            text, frames = stack(samples, "text", device), given.frames(samples)
             with computing(device, settings.precision):
-                clips = generate(text, Randomness(seed, 0, keys, device), given)
+                clips = generate(text, Randomness(seed, 0, keys, device), frames)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
                     writer.write(sample["key"], arrays, sample["info"])
@@ -256,20 +263,28 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
     return generate
 
 
-def _require(prompts: ShardReader, settings: Sampling) -> None:
-    """The set must hold every prompt and, where frames are given, clips to take them from."""
-    last = settings.first + settings.count
-    if last > len(prompts):
+def _given(
+    prompts: ShardReader,
+    settings: Sampling,
+    folder: RunFolder,
+    numbers: range,
+    device: torch.device,
+) -> Given:
+    """What clips begin with, as the recipe's needs say."""
+    if "pictures" in folder.recipe["needs"]:
+        where = folder.need("pictures")
+        return of_pictures(where, prompts, numbers, settings.clip_shape, device)
+    if settings.given:
+        return of_clips(prompts, settings.given, settings.clip_shape, device)
+    return Given()
+
+
+def _numbers(prompts: ShardReader, settings: Sampling) -> range:
+    """Of the prompts that are sampled; the set must hold every one."""
+    numbers = range(settings.first, settings.first + settings.count)
+    if numbers.stop > len(prompts):
         raise ValueError(
-            f"sample.count: prompts {settings.first}..{last - 1} wanted, {prompts.folder} has"
-            f" {len(prompts)}; lower it, or curate more"
+            f"sample.count: prompts {numbers.start}..{numbers.stop - 1} wanted, {prompts.folder}"
+            f" has {len(prompts)}; lower it, or curate more"
         )
-    if not settings.given:
-        return
-    stored = prompts.manifest["fields"].get("latents", {}).get("shape")
-    if stored is None or stored[1:] != settings.clip_shape[1:] or stored[0] < settings.given:
-        raise ValueError(
-            f"sample.given: {settings.given} frames of {settings.clip_shape[1:]} wanted,"
-            f" {prompts.folder / 'manifest.json'} has latents {stored}; give clips as"
-            " needs.prompts, or set it to 0"
-        )
+    return numbers

@@ -11,14 +11,17 @@ import shutil
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from PIL import Image
-from videos import moving, openvid_folder, row
+from videos import moving, openvid_folder, picture, row
 
 from datamodules.shards import open_shards
 from experiments.__main__ import main
+from experiments.making.codec import autoencoder_of
+from experiments.making.given import read_picture
 from experiments.recipe import Library
 from experiments.weights.networks import load_network
 from sweeps.graph import load_sweep
@@ -165,6 +168,23 @@ def test_samples_are_videos_beside_latents(samples):
             assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
             assert (stream.width, stream.height, stream.average_rate) == (32, 16, 16)
             assert len(list(container.decode(video=0))) == 9
+
+
+def test_a_picture_is_where_a_video_begins(library, runs, student, tmp_path):
+    """Image to video by the command line; the first frame is what the VAE keeps of the picture."""
+    Image.fromarray(picture(3, 64, 32)).save(tmp_path / "first.png")
+    words = [f"needs.student={{folder: {student}}}", "sample.given=1"]
+    words += [f"needs.pictures={{folder: {tmp_path}/first.png}}"]
+    made = verb(library, runs, "sample", "sample", *words)
+    shards = open_shards(made / "shards")
+    vae = autoencoder_of(shards.manifest)
+    image = torch.from_numpy(read_picture(tmp_path / "first.png", 16, 32, 3))
+    for sample in shards:
+        first = vae.encode(image[None, None])[0].numpy()
+        np.testing.assert_allclose(sample["latents"][:1], first, atol=1e-5)
+        with av.open(str(made / "videos" / f"{sample['key']}.mp4")) as container:
+            shown = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+        assert np.abs(shown - vae.decode(torch.from_numpy(first[None]))[0, 0].numpy()).mean() < 8
 
 
 def test_panels_show_prompts_that_have_no_real_clip(runs, student):

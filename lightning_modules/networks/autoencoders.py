@@ -50,7 +50,7 @@ class PatchTransform:
             raise ValueError(
                 f"mean/std: {self.channels} means and one positive std, got {mean}, {std}"
             )
-        self._pixel_channels = pixel_channels
+        self.pixel_channels = pixel_channels
         self._basis = _cosines(self.spatial_stride)[:side]  # [k, 8]
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self._std = float(std)
@@ -64,10 +64,10 @@ class PatchTransform:
             ValueError: if a side is no multiple of 8 or the number of channels is another.
         """
         size = self.spatial_stride
-        if video.shape[2] % size or video.shape[3] % size or video.shape[4] != self._pixel_channels:
+        if video.shape[2] % size or video.shape[3] % size or video.shape[4] != self.pixel_channels:
             raise ValueError(
                 f"video {tuple(video.shape)} needs sides divisible by {size} and "
-                f"{self._pixel_channels} channel(s)"
+                f"{self.pixel_channels} channel(s)"
             )
         patches = _to_unit(video).unflatten(3, (-1, size)).unflatten(2, (-1, size))
         basis = self._basis.to(video.device)
@@ -78,7 +78,7 @@ class PatchTransform:
         """Float32 [B, T, kept * c, h, w] -> uint8 [B, T, 8h, 8w, c]."""
         side = len(self._basis)
         raw = latents.float() * self._std + self._mean.to(latents.device)
-        raw = raw.unflatten(2, (self._pixel_channels, side, side))
+        raw = raw.unflatten(2, (self.pixel_channels, side, side))
         basis = self._basis.to(latents.device)
         patches = torch.einsum("btcuvyx,ui,vj->btyixjc", raw, basis, basis)
         return _to_bytes(patches.flatten(4, 5).flatten(2, 3))
@@ -132,6 +132,8 @@ class WanVAE:
         FileNotFoundError: if there is no VAE, or only a part of one.
         ValueError: if its config does not say how latents are normalised, or a file is damaged.
     """
+
+    pixel_channels = 3
 
     def __init__(
         self,

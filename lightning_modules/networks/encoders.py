@@ -32,6 +32,7 @@ class Autoencoder(Protocol):
     """Videos to latents and back."""
 
     channels: int
+    pixel_channels: int
     spatial_stride: int
     temporal_stride: int
     id: str
