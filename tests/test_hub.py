@@ -108,8 +108,12 @@ def test_an_exported_student_knows_its_vae(other, wan_folder, tmp_path):
         require_autoencoder("student", Path(moved), shards_of(tmp_path / "b", wan_folder))
 
 
-def test_a_transformer_folder_is_of_the_pipeline_around_it(other):
+def test_a_transformer_folder_is_of_the_pipeline_around_it_or_of_the_vae_in_it(other, tmp_path):
     assert autoencoder_id(other / "transformer") == autoencoder_id(other) == WanVAE(other).id
+    alone = Path(shutil.copytree(other / "transformer", tmp_path / "alone" / "student"))
+    assert autoencoder_id(alone) is None
+    shutil.copytree(other / "vae", alone / "vae")
+    assert autoencoder_id(alone) == WanVAE(other).id
 
 
 def test_a_silent_side_is_told(wan_folder, tmp_path, caplog):

@@ -112,7 +112,7 @@ def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
         silent = f"the {role} {where}" if own is None else f"{manifest}"
         log.warning(
             "%s does not say which autoencoder it was made with, so that nobody checked whether it"
-            " is that of %s, %s; a pipeline's vae/ beside its transformer/ says it",
+            " is that of %s, %s; the vae/ of a pipeline says it, put into a network's folder too",
             silent,
             manifest if own is None else f"the {role} {where}",
             own or found,

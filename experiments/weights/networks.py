@@ -100,8 +100,9 @@ def autoencoder_id(where: str | Path) -> str | None:
     home, network = locate(where, "transformer", "vae"), network_folder(where)
     if own := sidecar.read(network).get("autoencoder"):
         return own
-    if (network.parent / "vae" / "config.json").is_file():
-        return WanVAE(network.parent).id
+    for pipeline in (home, network.parent):
+        if (pipeline / "vae" / "config.json").is_file():
+            return WanVAE(pipeline).id
     if not (home / "recipe.yaml").is_file():
         return None
     run = RunFolder(home)
