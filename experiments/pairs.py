@@ -12,16 +12,18 @@ noise levels are read, never derived again. Several processes may make a set tog
 interrupted one is gone on with (``making/together.py``).
 """
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.shards import ShardReader, open_shards, require
 from experiments.bind import bind
 from experiments.folder import RunFolder
-from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.hardware import hurried, launch_of, prepare
 from experiments.launch.memory_check import before_generation
 from experiments.making.generation import (
     check_precision,
@@ -34,13 +36,17 @@ from experiments.making.generation import (
 )
 from experiments.making.shard_work import Sample, Work
 from experiments.making.together import help_with, make_together
+from experiments.weights.networks import network_folder, numbers_of
 from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import Solver, time_grid
+from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.rollout import Past, Solve, rollout, solve
+from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.content import digest, digest_of_weights
 
-GIVEN = {"teacher", "name", "clips", "seed", "device"}
+GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 
 
 def check(recipe: dict[str, Any]) -> None:
@@ -65,10 +71,11 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     require_autoencoder("teacher", folder.need("teacher"), clips)
     if settings["past"] == "causal":
         require(clips, latents=tuple(settings["clip_shape"]))
+    where, launch = folder.need("teacher"), launch_of(recipe)
     before_generation(
-        folder.need("teacher"),
+        where,
         clips,
-        launch_of(recipe),
+        launch,
         device,
         clip_shape=settings["clip_shape"],
         sizes=partition(settings["blocks"], settings["clip_shape"][0]),
@@ -78,8 +85,9 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
         half=settings["precision"] == "bf16-mixed",
     )
     return trajectories(
-        teacher=frozen(folder.need("teacher"), device, settings["precision"]),
-        name=folder.need("teacher").name,
+        teacher=hurried(frozen(where, device, settings["precision"]), launch, device),
+        name=where.name,
+        weights=_identity(network_folder(where)),
         clips=clips,
         seed=recipe["seed"],
         device=device,
@@ -88,8 +96,9 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
 
 
 def trajectories(
-    teacher: nn.Module,
+    teacher: Network,
     name: str,
+    weights: str,
     clips: ShardReader,
     seed: int,
     device: torch.device,
@@ -112,6 +121,7 @@ def trajectories(
     Args:
         teacher: frozen, on the device.
         name: the teacher's, for the manifest.
+        weights: hash of the teacher's: a set is not gone on with by another of the same name.
         past: ``causal`` or ``bidirectional``.
         count: how many clips (prompts), from the front of the set.
         clip_shape: ``[F, C, H, W]``.
@@ -148,10 +158,13 @@ def trajectories(
         "shift": shift,
         "blocks": list(sizes),
         "teacher": name,
+        "teacher_weights": weights,
         "source": clips.fingerprint,
         "seed": seed,
         **encoders_of(clips),
     }
+
+    beside = FastPast(teacher, negative[None], negative, guidance, frames=clip_shape[0])
 
     def solved(samples: list[dict[str, Any]]) -> Tensor:
         """Kept states [B, S, F, C, H, W]."""
@@ -162,7 +175,7 @@ def trajectories(
             v = forcing.bidirectional_ode(teacher, text, negative, guidance)
             return solve(v, noise, grid.float().to(device), kept, solver)[1]
         sampler, truth = Solve(grid, kept, solver), stack(samples, "latents", device)
-        rollout(Past(teacher, text, negative, guidance), noise, sizes, sampler, truth=truth)
+        rollout(beside.restart(text), noise, sizes, sampler, truth=truth)
         return torch.cat(sampler.states, dim=2)
 
     def make(numbers: Sequence[int]) -> Iterator[Sample]:
@@ -187,6 +200,14 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
             " few-step times are not on the grid; choose a multiple"
         )
     return range(0, intervals + 1, intervals // few_steps)
+
+
+def _identity(network: Path) -> str:
+    """Hash of a network: of its settings and, unless it is a closed form, its weights."""
+    numbers = numbers_of(network)
+    if "num_layers" in numbers:
+        return digest_of_weights(network)
+    return digest(json.dumps(numbers, sort_keys=True).encode())
 
 
 if __name__ == "__main__":

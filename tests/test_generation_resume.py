@@ -110,7 +110,8 @@ def test_a_helper_makes_pairs_and_the_verb_completes_them(tmp_path, monkeypatch)
     monkeypatch.setattr(pairs, "stack", None)  # nothing is left to make here
     assert main(words("pairs", two, "launch.devices=2")) == 0
     made = finished(two, "causal_pairs")
-    assert started == [[sys.executable, "-m", "experiments.pairs", str(made)]]
+    own = ["--of", str(os.getpid())]
+    assert started == [[sys.executable, "-m", "experiments.pairs", str(made), *own]]
     assert contents(made) == expected
     record = RunFolder(made).read_record()
     assert record["devices"] == 2 and record["device_s"] == pytest.approx(2 * record["wall_s"])

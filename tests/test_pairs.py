@@ -1,15 +1,26 @@
 """Stored trajectories are the teacher's Euler steps, and its calls are counted as they happen."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, network, together
+from omegaconf import OmegaConf
+from test_replay import Recorder
+from tiny_networks import LAW
 
 from datamodules.shards import ShardWriter, open_shards
+from experiments import pairs
 from experiments.folder import RunFolder
 from experiments.making.shard_work import ShardMaker
 from experiments.pairs import trajectories
+from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Past, Solve, rollout
+from lightning_modules.networks import ClosedForm
+from lightning_modules.networks.content import digest_of_weights
+from lightning_modules.networks.replay import Replay
 
 COUNT, BATCH, INTERVALS = 3, 2, 4
 
@@ -35,9 +46,9 @@ def made(clips, tmp_path, teacher, past, blocks="framewise", guidance=1.0):
     calls, forward = [], teacher.forward
     teacher.forward = lambda *a, **k: calls.append(None) or forward(*a, **k)
     work = trajectories(
-        teacher, "base", clips, 7, torch.device("cpu"), past=past, count=COUNT, batch=BATCH,
-        clip_shape=list(SHAPE), blocks=blocks, intervals=INTERVALS, solver="euler", few_steps=2,
-        shift=SHIFT, guidance=guidance, stored="float16",
+        teacher, "base", "0123", clips, 7, torch.device("cpu"), past=past, count=COUNT,
+        batch=BATCH, clip_shape=list(SHAPE), blocks=blocks, intervals=INTERVALS, solver="euler",
+        few_steps=2, shift=SHIFT, guidance=guidance, stored="float16",
     )  # fmt: skip
     maker = ShardMaker(work, RunFolder(run))
     maker.make_all()
@@ -95,3 +106,98 @@ def test_causal_trajectories_go_beside_the_true_past(clips, tmp_path, blocks):
             with torch.no_grad():
                 expected = torch.stack(euler(v, noise[block])).numpy()
             np.testing.assert_allclose(found[:, block], expected, rtol=2e-3, atol=5e-3)
+
+
+def stored(teacher, clips, guidance):
+    """Trajectories in float32, two batches of them."""
+    work = trajectories(
+        teacher, "base", "0123", clips, 7, torch.device("cpu"), past="causal", count=COUNT,
+        batch=BATCH, clip_shape=list(SHAPE), blocks=[1, 3], intervals=INTERVALS, solver="euler",
+        few_steps=2, shift=SHIFT, guidance=guidance, stored="float32",
+    )  # fmt: skip
+    return [torch.from_numpy(arrays["trajectory"]) for _, arrays, _ in work.make(range(COUNT))]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@torch.no_grad()
+def test_fixed_buffers_serve_all_batches_and_change_no_bit(clips, guidance):
+    teacher, kept = network(3), []
+    make = teacher.new_cache
+    teacher.new_cache = lambda frames=None: kept.append(frames) or make(frames)
+    found = stored(teacher, clips, guidance)
+    assert kept == [SHAPE[0]] * (1 if guidance == 1 else 2), "a buffer a branch, of a clip's length"
+    negative = torch.from_numpy(clips.negative)
+    for start in range(0, COUNT, BATCH):
+        samples = [clips.read(n, ["latents", "text"]) for n in range(COUNT)][start : start + BATCH]
+        text, truth = (
+            torch.stack([torch.from_numpy(sample[f]) for sample in samples]).float()
+            for f in ("text", "latents")
+        )
+        noise = Randomness(7, 0, [sample["key"] for sample in samples]).normal("noise", SHAPE)
+        solver = Solve(time_grid(INTERVALS, SHIFT), range(0, INTERVALS + 1, 2))
+        rollout(Past(teacher, text, negative, guidance), noise, [1, 3], solver, truth=truth)
+        expected = torch.cat(solver.states, dim=2)
+        assert torch.equal(torch.stack(found[start : start + BATCH]), expected)
+
+
+def test_a_teacher_whose_calls_are_recorded_gives_the_same(clips):
+    recorder, teacher = Recorder(), network(3)
+    for own, plain in zip(
+        stored(Replay(teacher, recorder), clips, 3.0), stored(teacher, clips, 3.0), strict=True
+    ):
+        assert torch.equal(own, plain)
+    assert recorder.replayed > recorder.recorded > 0
+
+
+@pytest.fixture
+def run(clips, tmp_path):
+    """The verb's run of a teacher in a folder of its own."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "shards").symlink_to(clips.folder)
+    network(3).save_pretrained(tmp_path / "teacher")
+    needs = {"data": f"{tmp_path / 'clips'}", "teacher": f"{tmp_path / 'teacher'}"}
+    section = {"past": "causal", "count": COUNT, "batch": BATCH, "clip_shape": list(SHAPE)}
+    section |= {"blocks": [1, 3], "intervals": INTERVALS, "solver": "euler", "few_steps": 2}
+    section |= {"shift": SHIFT, "guidance": 3.0, "stored": "float16", "precision": "32-true"}
+    recipe = {"recipe": "causal_pairs", "verb": "pairs", "seed": 7, "needs": needs}
+    recipe |= {"pairs": section, "launch": {"accelerator": "cpu", "cuda_graphs": True}}
+    folder = tmp_path / "causal_pairs-00000000"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
+    return RunFolder(folder)
+
+
+def test_the_verb_hurries_its_teacher(run, monkeypatch):
+    """As ``launch`` wants it; what it is given is what is asked."""
+    recorder = Recorder()
+
+    def hurried(net, launch, _):
+        return Replay(net, recorder) if launch.cuda_graphs else net
+
+    monkeypatch.setattr(pairs, "hurried", hurried)
+    pairs.run(run.recipe, run)
+    assert recorder.replayed > 0
+
+
+def test_a_set_is_not_gone_on_with_by_another_teacher(run):
+    """One that was trained anew in the same place, after the first tar was made."""
+    teacher = run.need("teacher")
+    assert ShardMaker(pairs.plan(run.recipe, run), run).help() == 1
+    work = pairs.plan(run.recipe, run)
+    ShardMaker(work, run)
+    assert work.about["teacher_weights"] == digest_of_weights(teacher)
+    other = network(3)
+    with torch.no_grad():
+        other.proj_out.bias += 1e-3
+    other.save_pretrained(teacher)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        ShardMaker(pairs.plan(run.recipe, run), run)
+
+
+def test_a_closed_form_is_known_by_its_numbers(tmp_path):
+    law = asdict(LAW)
+    ClosedForm(law, 2, 2, 2).save_pretrained(tmp_path / "one")
+    ClosedForm(law, 2, 2, 2).save_pretrained(tmp_path / "same")
+    ClosedForm(law | {"noise": 0.5}, 2, 2, 2).save_pretrained(tmp_path / "other")
+    one, same, other = (pairs._identity(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same != other
