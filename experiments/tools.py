@@ -62,8 +62,28 @@ def _export(chosen: argparse.Namespace) -> None:
     export_network(chosen.what, chosen.folder, chosen.original)
 
 
+def _declare_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a finished score run whose videos VBench judged")
+    parser.add_argument(
+        "--motion",
+        type=Path,
+        metavar="RUN",
+        help="a score run of the same student on other prompts (the paper: 100 of actions):"
+        " Dynamic Degree and VisionReward are of these",
+    )
+
+
+def _results(chosen: argparse.Namespace) -> None:
+    from experiments.scoring.results import add_results
+
+    add_results(chosen.run, chosen.motion)
+
+
 TOOLS = {
     "import": Tool("turn a published checkpoint into a diffusers folder", _declare_import, _import),
     "export": Tool("write a network where stock diffusers loads it", _declare_export, _export),
+    "results": Tool(
+        "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
+    ),
     "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
 }

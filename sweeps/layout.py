@@ -18,7 +18,7 @@ from sweeps.evidence import Margin
 
 NOT_RUN, SKIPPED, NONE = "not run", "skipped", "-"
 ELSEWHERE = ("vbench.", "vision_reward.")
-"""Metrics of programs that run in environments of their own, so never in a score run."""
+"""Metrics of programs with environments of their own; `experiments results` reads them back."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What can be said of videos of real scenes without any weights; and what cannot, by name.
 
 VBench and VisionReward need networks that are downloaded and environments of their own, so their
-columns stand here as not run: the score run lays the videos out for them (`scoring/vbench.py`).
+columns stand here as not run: the score run lays the videos out for them (`scoring/vbench.py`), and
+`python -m experiments results` reads what they wrote (`scoring/results.py`).
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.metrics import motion
+from experiments.metrics.benchmarks import DIMENSIONS
 from experiments.metrics.quality import per_clip
 from experiments.metrics.registry import Measurement, NotApplicable, metric
 
@@ -56,5 +58,6 @@ for _id, _name, _unit, _tool in (
     ("vbench.dynamic", "Dynamic Degree", "%", "VBench"),
     ("vision_reward.score", "VisionReward", "x100", "VisionReward"),
     ("vision_reward.instruct", "Instruct", "x100", "VisionReward"),
+    *((f"vbench.{id}", f"VBench {id.replace('_', ' ')}", "x100", "VBench") for id in DIMENSIONS),
 ):
     _elsewhere(_id, _name, _unit, _tool)

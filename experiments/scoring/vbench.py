@@ -6,6 +6,7 @@ Needs: `samples` (a sample run that saved mp4) and `benchmark` (a folder with VB
     vbench/videos/<prompt>-<i>.mp4   links; the prompt in full, as VBench's file names have it
     vbench/manifest.jsonl            per video: prompt as VBench has it, as it was used, key, size
     vbench/evaluate.sh               VBench's own commands, for an environment of its own
+    vbench/results/                  what they write; `python -m experiments results` reads it
 
 Published code cuts file names at 100 characters: 72 of VBench's prompts are longer, so they are not
 found, and 19 videos overwrite others.
@@ -28,6 +29,7 @@ from experiments.bind import bind
 from experiments.folder import RunFolder, write_text
 from experiments.making.clip_files import clip_file
 from experiments.metrics import motion, records, videos
+from experiments.metrics.benchmarks import DIMENSIONS
 from experiments.metrics.registry import measure, selected
 
 log = logging.getLogger(__name__)
@@ -35,20 +37,28 @@ OFFERS = ("videos",)
 GIVEN = {"samples", "benchmark", "folder", "seed"}
 PROMPTS = "all_dimension.txt"
 LONGEST = 255  # bytes of a file name
-DIMENSIONS = (
-    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness",
-    "dynamic_degree", "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects",
-    "human_action", "color", "spatial_relationship", "scene", "appearance_style",
-    "temporal_style", "overall_consistency",
-)  # fmt: skip
 _SCRIPT = """#!/bin/sh
-# VBench's own measurements, one dimension at a time; vbench 0.1.5 wants Python 3.11, torch 2.5.1,
-# setuptools 69.5.1, numpy 1.26.4 and, for four dimensions, detectron2: an environment of its own.
+#   sh evaluate.sh           VBench's dimensions, on its own prompts
+#   sh evaluate.sh motion    its dynamic degree alone, on any others (the paper: 100 of actions)
+# What has results is not judged again. vbench 0.1.5 wants Python 3.11, torch 2.5.1, setuptools
+# 69.5.1, numpy 1.26.4 and, for four dimensions, detectron2: an environment of its own, active here.
 # temporal_flickering wants 25 samples a prompt and `vbench static_filter` first.
-cd "$(dirname "$0")"
-for dimension in {dimensions}; do
-  vbench evaluate --videos_path videos --dimension $dimension --output_path results
+cd "$(dirname "$0")" || exit 1
+wanted="{dimensions}"
+mode=vbench_standard
+if [ "$1" = motion ]; then wanted=dynamic_degree mode=custom_input; fi
+mkdir -p results
+python -c 'from importlib.metadata import version; print(version("vbench"))' \\
+  > results/version.txt || exit 1
+missing=0
+for dimension in $wanted; do
+  to=results/$dimension
+  ls $to/*_eval_results.json > /dev/null 2>&1 && continue
+  vbench evaluate --videos_path videos --dimension $dimension --mode $mode --output_path $to
+  # It ends with 0 whatever happens.
+  ls $to/*_eval_results.json > /dev/null 2>&1 || {{ echo "no results: $dimension"; missing=1; }}
 done
+exit $missing
 """
 
 
