@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vbench_files import ACTIONS, PROMPTS, judge, score_run
+from vbench_files import ACTIONS, PROMPTS, SUITE, judge, score_run
 
 from datamodules.shards import ShardWriter, open_shards
 from experiments.__main__ import main
@@ -146,6 +146,12 @@ def run(laid_out, tmp_path):
     return tmp_path / "runs" / laid_out.name
 
 
+def test_a_student_is_sampled_for_every_line_of_vbenchs_prompts(sweep):
+    """Its 944 prompts are 946 lines; fewer would be drawn of them, and leave prompts out."""
+    sampled = {run.recipe["sample"]["count"] for run in sweep.runs.values() if run.verb == "sample"}
+    assert sampled == {len(SUITE)} == {946} and len(PROMPTS) == 944
+
+
 def scores(run):
     lines = (run / "scores.jsonl").read_text().splitlines()
     return {record["metric"]: record for record in map(json.loads, lines)}
@@ -269,6 +275,11 @@ def _other_dimension_video(found):
     found["scene"][1][0]["video_path"] = f"videos/{PROMPTS[0]}-0.mp4"
 
 
+def _one_more(found):
+    more = {"video_path": f"videos/{PROMPTS[0]}-0.mp4", "video_results": found["scene"][0]}
+    found["scene"][1].append(more)
+
+
 def _twice(found):
     found["scene"][1].append(found["scene"][1][0])
 
@@ -301,6 +312,7 @@ def _null(found):
         (_null, "scene: None is no score"),
         (_other_video, "'a cat-0.mp4' .* is none of this run's videos"),
         (_other_dimension_video, "86 videos were judged, the manifest has 86 for it, also"),
+        (_one_more, "-0.mp4' .* is of none of its prompts"),
         (_twice, "a video is there twice"),
         (_fewer, "85 videos were judged, the manifest has 86 for it"),
         (_other_mean, "is not the mean of its videos.*--ngpus 1"),

@@ -24,7 +24,8 @@ SUITE = [
     for dimensions in TOGETHER
     for number in range(DIMENSIONS[dimensions[0]]["prompts"])
 ]
-SUITE[-1]["prompt_en"] = SUITE[0]["prompt_en"]  # two of VBench's prompts serve two lists
+for _number in (-1, -2):  # two of VBench's prompts stand in two lists
+    SUITE[_number]["prompt_en"] = SUITE[_number - 100]["prompt_en"]
 PROMPTS = list(dict.fromkeys(entry["prompt_en"] for entry in SUITE))
 ACTIONS = [f"somebody does thing {number}" for number in range(100)]
 TIME = "2026-11-21-18:22:33"
