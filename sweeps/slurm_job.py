@@ -5,11 +5,16 @@ sends TERM at a preemption, a ``scancel`` and a ``scontrol requeue``. Each becom
 a fit saves at the end of the batch, all ranks together, and stops. After a USR2 submitit, and
 nobody else, queues the job again (Lightning's own requeueing is off). After a mere TERM it is not
 ours to say what comes next: Slurm ends the job or starts it again.
+
+When a rank is lost and nobody has signalled anything, the first task that knows queues the job
+again, from the last checkpoint, and the others wait for Slurm to end them. A job that loses ranks
+again and again without coming further fails instead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -20,9 +25,14 @@ from submitit.helpers import DelayedSubmission
 
 from experiments.execute import execute
 from experiments.folder import RunFolder
+from experiments.launch.team import RankLost
+from sweeps.executors.squeue import requeue
 from sweeps.worker import output_to
 
 END_WITHIN_S = 900.0
+SETTLE_S = 5.0  # what has ended the rank, such as a scancel, reaches all tasks by then
+LOSSES = 3  # of one job, without a checkpoint in between
+log = logging.getLogger(__name__)
 
 
 class SlurmRun:
@@ -35,8 +45,8 @@ class SlurmRun:
     def __call__(self) -> None:
         """Execute the run; returns when it is done. Raises what `execute` raises."""
         folder, first = RunFolder(self.folder), os.environ["SLURM_PROCID"] == "0"
-        requeue = signal.getsignal(signal.SIGUSR2)
-        asked = _Asked()
+        preempted = signal.getsignal(signal.SIGUSR2)
+        asked, lost = _Asked(), None
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with output_to(folder.path / "log.txt") if first else contextlib.nullcontext():
@@ -44,12 +54,18 @@ class SlurmRun:
         except KeyboardInterrupt:
             if folder.done:
                 return
+        except RankLost as error:
+            lost = error
         else:
             return
-        end = time.monotonic() + END_WITHIN_S
-        while time.monotonic() < end:
+        asked.interrupts = False  # nothing is in work any more
+        began = time.monotonic()
+        while time.monotonic() - began < END_WITHIN_S:
             if asked.to_requeue and first:
-                requeue(signal.SIGUSR2, None)  # submitit's; does not come back
+                preempted(signal.SIGUSR2, None)  # submitit's; does not come back
+            if lost and time.monotonic() - began > SETTLE_S:
+                _queue_again(folder, lost)
+                lost = None
             time.sleep(0.2)
         raise TimeoutError(f"stopped {END_WITHIN_S:.0f} s ago, and Slurm has not ended this job")
 
@@ -58,12 +74,27 @@ class SlurmRun:
         return DelayedSubmission(self)
 
 
+def _queue_again(folder: RunFolder, lost: RankLost) -> None:
+    """Queue this job again, unless another node's task does. Raises what it has lost."""
+    job, slurm = os.environ["SLURM_JOB_ID"], folder.path / "slurm"
+    slurm.mkdir(exist_ok=True)
+    try:  # the one who makes the file is the one who asks
+        (slurm / f"lost.{job}.{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    times = [mark.stat().st_mtime for mark in slurm.glob(f"lost.{job}.*")]
+    if sum(time > folder.saved_at() for time in times) > LOSSES or not requeue(job):
+        raise lost
+    log.warning("%s; job %s is queued again", lost, job)
+
+
 class _Asked:
     """Hears Slurm's signals and passes the first one on as an interruption (SIGINT)."""
 
     def __init__(self) -> None:
         self.to_requeue = False
-        self._heard = False
+        self.heard = False
+        self.interrupts = True
         self._process = os.getpid()
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._hear)
@@ -72,6 +103,6 @@ class _Asked:
         if os.getpid() != self._process:
             return  # a loader of data, forked from here: Slurm signals every process of a job
         self.to_requeue |= number == signal.SIGUSR2
-        if not self._heard:
-            self._heard = True
+        first, self.heard = not self.heard, True
+        if first and self.interrupts:
             signal.raise_signal(signal.SIGINT)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from test_callbacks import Do
 from test_callbacks import fit as fit_toy
+from test_team import group  # noqa: F401
 
 from callbacks.checkpointing import Checkpoint
 from datamodules.shards import ShardWriter
 from datamodules.video import VideoDataModule
 from experiments.folder import RunFolder
+from experiments.launch import team
+from experiments.launch.team import RankLost
 from experiments.recipe import Library, resolve
 
 pytest.importorskip("submitit")
@@ -59,7 +62,14 @@ def send(numbers):
             os.kill(os.getpid(), number)
             time.sleep(0.05)
 
-    threading.Thread(target=send_all).start()
+    threading.Thread(target=send_all, name="sender").start()
+
+
+def all_sent():
+    """Wait until the last signal of this test has been sent."""
+    for thread in threading.enumerate():
+        if thread.name == "sender":
+            thread.join()
 
 
 def job(tmp_path, monkeypatch, after_step, *sent):
@@ -81,6 +91,7 @@ def test_a_warning_saves_and_queues_again_once(tmp_path, monkeypatch, requeued, 
     run, folder = job(tmp_path, monkeypatch, 2, *sent)
     with pytest.raises(Requeued):
         run()
+    all_sent()
     assert requeued == [USR2] and folder.state() == "interrupted"
     assert (folder.path / "checkpoints" / "last.ckpt").read_text().startswith("2 ")
     monkeypatch.setattr(RunFolder, "progress", lambda *_: None)
@@ -104,6 +115,63 @@ def test_only_the_first_node_asks_for_the_requeue(tmp_path, monkeypatch, requeue
     with pytest.raises(TimeoutError):
         run()
     assert not requeued
+
+
+@pytest.fixture
+def losing(group, tmp_path, monkeypatch):  # noqa: F811
+    """A job of two ranks, one of which is killed, and the jobs that are queued again."""
+    program, asked = tmp_path / "bin" / "scontrol", tmp_path / "asked"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $* >> {asked}\n")
+    program.chmod(0o755)
+    asked.touch()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(team, "GRACE_S", 0.2)
+    monkeypatch.setattr(slurm_job, "SETTLE_S", 0.1)
+    monkeypatch.setattr(slurm_job, "END_WITHIN_S", 1.0)
+    folder = group("die")
+
+    def lose(task=0, restart=0):
+        monkeypatch.setenv("SLURM_PROCID", str(task))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        with pytest.raises(TimeoutError):  # Slurm would have ended it
+            SlurmRun(folder.path, "light")()
+        return asked.read_text().splitlines()
+
+    return folder, lose
+
+
+def test_a_lost_rank_queues_the_job_again_once(losing):
+    folder, lose = losing
+    assert lose(task=1) == ["requeue 12"], "the first one that knows, also if it is not the first"
+    assert lose(task=0) == ["requeue 12"], "the other one waits for Slurm"
+    assert folder.state() == "interrupted" and not folder.failure()
+
+
+def test_a_job_that_is_lost_again_and_again_fails_unless_it_comes_further(losing):
+    folder, lose = losing
+    for restart in range(slurm_job.LOSSES):
+        assert len(lose(restart=restart)) == restart + 1
+    with pytest.raises(RankLost, match="rank 1 of 2.*SIGKILL"):
+        lose(restart=slurm_job.LOSSES)
+    (folder.path / "checkpoints").mkdir()
+    (folder.path / "checkpoints" / "last.ckpt").touch()
+    assert len(lose(restart=9)) == slurm_job.LOSSES + 1
+
+
+@pytest.mark.parametrize("number", [TERM, USR2])
+def test_a_rank_that_is_lost_to_a_signal_of_slurms_is_left_to_it(losing, monkeypatch, number):
+    folder, lose = losing
+    monkeypatch.setattr(slurm_job, "SETTLE_S", 0.5)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+
+    def killed(*_, **__):
+        send([number])
+        raise RankLost("rank 1 of 2 was ended by SIGKILL")
+
+    monkeypatch.setattr(slurm_job, "execute", killed)
+    assert lose(task=1) == []
 
 
 @pytest.mark.parametrize("sent", [[USR2], [TERM, USR2], [USR2, TERM], [TERM, USR2, TERM]])

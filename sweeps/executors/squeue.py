@@ -89,6 +89,11 @@ def release(job: str) -> None:
     _ask(["scontrol", "release", job])
 
 
+def requeue(job: str) -> bool:
+    """End a job and let it wait for its next turn; whether Slurm does."""
+    return _ask(["scontrol", "requeue", job]) is not None
+
+
 def forget_dependencies(job: str) -> None:
     """Let a job start without waiting for others any longer."""
     _ask(["scontrol", "update", f"jobid={job}", "dependency="])
