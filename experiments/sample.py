@@ -157,7 +157,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         guided=settings.sampler != "few_steps" and settings.guidance != 1,
         half=settings.precision == "bf16-mixed",
         window=settings.window,
-        decodes=settings.save != "latents",
+        pixels=settings.save != "latents" or "pictures" in recipe["needs"],
     )
     student = frozen(folder.need("student"), device, settings.precision)
     generate_clips(

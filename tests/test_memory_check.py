@@ -117,8 +117,8 @@ def test_curation_is_refused_before_an_encoder_is_loaded(tmp_path, wan_folder, f
         curate.run(folder.recipe, folder)
 
 
-@pytest.mark.parametrize("decodes", [True, False])
-def test_a_sampler_counts_the_vae_that_decodes(wan_folder, free, caplog, decodes):
+@pytest.mark.parametrize("pixels", [True, False])
+def test_a_sampler_counts_the_vae_of_its_pixels(wan_folder, free, caplog, pixels):
     caplog.set_level(logging.INFO)
     manifest = {
         "autoencoder": {"class": "WanVAE", "folder": f"{wan_folder}"},
@@ -126,9 +126,9 @@ def test_a_sampler_counts_the_vae_that_decodes(wan_folder, free, caplog, decodes
     }
     before_generation(
         wan_folder, SimpleNamespace(manifest=manifest), Launch(), CPU, clip_shape=(3, 16, 2, 4),
-        sizes=(1, 1, 1), batch=1, cached=True, guided=False, half=False, decodes=decodes,
+        sizes=(1, 1, 1), batch=1, cached=True, guided=False, half=False, pixels=pixels,
     )  # fmt: skip
-    assert ("weights of vae" in caplog.text) == decodes
+    assert ("weights of vae" in caplog.text) == pixels
 
 
 # -- README ----------------------------------------------------------------------------------

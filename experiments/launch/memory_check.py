@@ -87,7 +87,7 @@ def before_generation(
     guided: bool,
     half: bool,
     window: int = 0,
-    decodes: bool = False,
+    pixels: bool = False,
 ) -> None:
     """Tell, or refuse, a sampler of the network at ``where``.
 
@@ -98,7 +98,7 @@ def before_generation(
         guided: with a second branch.
         half: whether activations are bfloat16.
         window: frames a block sees; 0: all.
-        decodes: what is generated, by the autoencoder of ``prompts``.
+        pixels: whether they are read or made, by the autoencoder of ``prompts``.
 
     Raises:
         ValueError: it cannot fit, with the numbers.
@@ -109,7 +109,7 @@ def before_generation(
     load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)
     frames = max(sizes) if cached else clip_shape[0]
     held = min(window or clip_shape[0], clip_shape[0]) if cached else 0
-    items = of_rollout(load, frames, held, guided) + (_decoder(prompts) if decodes else [])
+    items = of_rollout(load, frames, held, guided) + (_autoencoder(prompts) if pixels else [])
     require(items, device, launch.check_memory)
 
 
@@ -127,8 +127,8 @@ def before_encoding(where: Path, launch: Launch, device: torch.device, **dtypes:
     require(items, device, launch.check_memory)
 
 
-def _decoder(shards: ShardReader) -> list[Item]:
-    """The autoencoder that a set's latents are decoded by; the tiny world's has no weights."""
+def _autoencoder(shards: ShardReader) -> list[Item]:
+    """The autoencoder of a set's latents, for its weights; the tiny world's has none."""
     made_by = shards.manifest["autoencoder"]
     if made_by["class"] != "WanVAE":
         return []
