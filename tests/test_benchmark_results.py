@@ -219,10 +219,11 @@ def test_a_prompt_without_a_video_is_no_result_of_its_dimensions(sweep, tmp_path
     assert after["vbench.color"]["value"] is not None
 
 
-def test_five_samples_and_the_static_filter(sweep, tmp_path):
+def test_five_of_six_samples_and_the_static_filter(sweep, tmp_path):
     """VBench looks at five videos of a prompt; the filter copies those that stand still."""
-    folder = score_run(sweep.cells[0].runs["stage3"], tmp_path, PROMPTS, samples=5)
-    judge(folder.path, "color", MEANS["color"])
+    folder = score_run(sweep.cells[0].runs["stage3"], tmp_path, PROMPTS, samples=6)
+    for name in ("color", "scene"):
+        judge(folder.path, name, MEANS[name])
     path = judge(folder.path, "temporal_flickering", 0.98, folder="filter_results/filtered_videos")
     result = json.loads(path.read_text())
     kept = result["temporal_flickering"][1][:80]
@@ -232,6 +233,7 @@ def test_five_samples_and_the_static_filter(sweep, tmp_path):
     found = scores(folder.path)["vbench.temporal_flickering"]
     assert found["n"] == 80 and found["extra"]["static_filter"] == 1.0
     assert scores(folder.path)["vbench.color"]["n"] == 5 * 85 - 3
+    assert scores(folder.path)["vbench.scene"]["n"] == 5 * 86
 
 
 def test_the_table_shows_them(run, sweep, capsys):
