@@ -32,7 +32,12 @@ FLOORS = {
         "experiments.launch.parent",
         "experiments.launch.team",
     ],  # fmt: skip
-    "sweeps/slurm_job.py": ["experiments.execute", "experiments.folder", "sweeps.worker"],
+    "sweeps/slurm_job.py": [
+        "experiments.execute",
+        "experiments.folder",
+        "experiments.launch.team",
+        "sweeps.worker",
+    ],  # fmt: skip
     "sweeps": [
         "sweeps",
         "experiments.recipe",
