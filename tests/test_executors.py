@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_runner import FIXTURES, ROOT, Heard
 
-from experiments.recipe import Library
+from experiments.recipe import Library, Resolver, recipes
 from sweeps.checks import Refused, job_of
 from sweeps.executors import devices, executor
 from sweeps.executors.local import LocalPool
@@ -219,6 +219,20 @@ def test_a_scale_on_top_of_another_says_what_single_recipes_ask_for(tmp_path):
     (tmp_path / "mine.yaml").write_text(mine % "juge")
     with pytest.raises(ValueError, match="launch.slurm.juge: there is no such recipe; did you"):
         load_sweep(here / "sweep.yaml", "mine", [0], library)
+
+
+@pytest.mark.parametrize("scale", sorted(path.stem for path in Library().scales.glob("*.yaml")))
+def test_a_job_may_be_started_again_as_often_as_its_run_takes(scale):
+    """Twice as often as by the scale's own costs: those are estimates."""
+    resolver = Resolver(scale)
+    for name in recipes():
+        try:
+            run = resolver.resolve(name)
+        except (ValueError, FileNotFoundError):
+            continue  # not a recipe of this scale
+        asks = Resources.of(run.slurm)
+        segment_s = 60 * asks.timeout_min - asks.signal_s
+        assert asks.restarts >= 2 * (run.expected_s or 0) / segment_s, name
 
 
 def test_sweeps_do_not_import_torch_to_submit():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from experiments import __main__ as experiments
+from experiments.execute import verb_module
 from experiments.recipe import VERBS, Library, parse_settings, resolve
 from experiments.tools import TOOLS
 from sweeps import __main__ as sweeps
@@ -24,6 +25,7 @@ INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M 
 LINES = [line for kind, text in FENCED if not kind for line in text.splitlines()]
 MINE = next(text for _, text in FENCED if text.startswith("# experiments/scale/mine.yaml"))
 COMMANDS = re.compile(r"(?:\S*python3? -m |make\b).*")
+LAUNCHED = re.compile(r"(?:srun|torchrun) .*-m (experiments .*)")
 PATH = re.compile(r"\.?[\w*-]+(?:[./][\w*-]+)*/?")
 
 
@@ -103,6 +105,29 @@ def test_wans_commands_read_what_the_readers_scale_says_and_nothing_else(library
     }
     wanted = {said[key] for key in ("wan", "wan_score", "openvid", "vidprom", "vbench")}
     assert {where for where in folders if not re.fullmatch(r"\./[A-Z]+", where)} == wanted
+
+
+def fits():
+    """What is trained, also when another program starts it, as the words behind the module."""
+    for words in commands():
+        if words[2:4] == ["experiments", "fit"]:
+            yield words[3:]
+    for line in LINES:
+        if launched := LAUNCHED.fullmatch(line):
+            yield shlex.split(launched[1])[1:]
+
+
+@pytest.mark.parametrize("words", fits(), ids=" ".join)
+def test_a_fit_would_begin(words, library):
+    """Its settings go together, as far as that can be said without files and devices."""
+    chosen, late = experiments.parser(Library()).parse_known_args(words)
+    if not chosen.what.startswith("runs/"):
+        settings = parse_settings([*chosen.settings, *late])
+        verb_module("fit").check(resolve(chosen.what, chosen.scale, settings, library).recipe)
+
+
+def test_both_launchers_are_shown():
+    assert sum(bool(LAUNCHED.fullmatch(line)) for line in LINES) == 2
 
 
 @pytest.mark.parametrize("path", sorted(set(paths())))
