@@ -36,6 +36,7 @@ FLOORS = {
         "experiments.execute",
         "experiments.folder",
         "experiments.launch.team",
+        "sweeps.executors.squeue",
         "sweeps.worker",
     ],  # fmt: skip
     "sweeps": [
