@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+LAST_S = 5.0  # what training has taken less than this to make is made again, not saved
 
 
 def _unfinished(path: Path) -> Path:
@@ -84,11 +85,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(Callback):
-    """Saves `path` every so often, and once more when the process is asked to stop.
+    """Saves `path` every so often, after the last step, and when the process is asked to stop.
 
     SIGINT or SIGTERM lets the running step finish, saves and ends `fit` normally with `interrupted`
-    set: a resumed run continues exactly there. A second SIGINT stops at once, with the last
-    periodic checkpoint to resume from; a second SIGTERM changes nothing: a cluster sends several.
+    set: a resumed run continues exactly there. Before the first step nothing is saved, after the
+    last one nothing interrupted. A second SIGINT stops at once, with the last periodic
+    checkpoint to resume from; a second SIGTERM changes nothing: a cluster sends several.
 
     Args:
         path: of the one checkpoint that is kept.
@@ -107,19 +109,28 @@ class Checkpoint(Callback):
         self._asked = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move behind all other callbacks: their state of this step belongs into the checkpoint."""
+        """Listen for signals. Move behind all other callbacks: their state of this step belongs
+        into the checkpoint.
+        """
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
+        self.interrupted = self._asked = False
+        # Lightning's own answer to SIGTERM is a broadcast inside the handler, which meets whatever
+        # the other ranks are just doing.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and listen for signals."""
-        self.interrupted = self._asked = False
+        """Start the clock, or do not even begin."""
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         if trainer.is_global_zero:
             _unfinished(self.path).unlink(missing_ok=True)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+        asked, _ = self._agreed(trainer)
+        if asked:
+            log.info("stopped before the first step")
+            self.interrupted = trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,8 +147,8 @@ class Checkpoint(Callback):
             log.info("stopped at step %d; saved %s", trainer.global_step, self.path)
             self.interrupted = trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back, when the strategy has put its networks together."""
         self._listen_no_more()
 
     def on_exception(
@@ -151,7 +162,9 @@ class Checkpoint(Callback):
 
         To stop is what any rank was asked; to save is due by the first rank's clock.
         """
-        late = self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s
+        age = time.monotonic() - self._saved_at
+        late = self.every_s is not None and age >= self.every_s
+        late |= trainer.global_step == trainer.max_steps and age >= LAST_S
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
         answer = torch.tensor(
             [self._asked, trainer.is_global_zero and (late or far)],
@@ -203,6 +216,12 @@ class StopOnNaN(Callback):
             norm = torch.stack(torch._foreach_norm(grads)).norm()
             if not torch.isfinite(norm):
                 raise ValueError(diverged(trainer, f"the gradient's norm is {norm.item()}"))
+
+
+def stopped(trainer: Trainer) -> bool:
+    """Whether training ends before its time, so that nothing is handed on."""
+    asked = (c.interrupted for c in trainer.callbacks if isinstance(c, Checkpoint))
+    return trainer.interrupted or any(asked)
 
 
 def diverged(trainer: Trainer, what: str) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from callbacks import checkpointing
 from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
@@ -96,7 +97,7 @@ class Do(Callback):
             self.action()
 
 
-def fit(folder: Path, callbacks, module=None, steps=10, resume=False, **settings):
+def fit(folder: Path, callbacks, module=None, steps=10, resume=False, data=None, **settings):
     module = module or Toy()
     trainer = Trainer(
         accelerator="cpu",
@@ -114,7 +115,7 @@ def fit(folder: Path, callbacks, module=None, steps=10, resume=False, **settings
         **{"logger": False} | settings,
     )
     last = folder / "last.ckpt" if resume else None
-    trainer.fit(module, datamodule=Batches(steps), ckpt_path=last)
+    trainer.fit(module, datamodule=data or Batches(steps), ckpt_path=last)
     return module, trainer
 
 
@@ -203,6 +204,53 @@ def test_periodic_checkpoints(tmp_path):
     never = Checkpoint(tmp_path / "never.ckpt", every_s=3600)
     fit(tmp_path, [never])
     assert never.saved_step is None and not never.path.exists()
+
+
+def test_the_last_step_is_saved_if_it_took_long_to_get_there(tmp_path, monkeypatch):
+    """What then fails, such as handing on to a full disk, costs no training."""
+    monkeypatch.setattr(checkpointing, "LAST_S", 0.0)
+    last = Checkpoint(tmp_path / "last.ckpt", every_s=3600)
+    fit(tmp_path, [last])
+    assert last.saved_step == 10
+    assert torch.load(last.path, weights_only=True)["global_step"] == 10
+
+
+class SignalsIn(Callback):
+    """Sends SIGTERM in one of Lightning's hooks."""
+
+    def __init__(self, hook):
+        setattr(self, hook, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start"])
+def test_asked_before_the_first_step_it_takes_none(tmp_path, hook):
+    checkpoint, before = Checkpoint(tmp_path / "last.ckpt"), signal.getsignal(signal.SIGTERM)
+    module, trainer = fit(tmp_path, [checkpoint, SignalsIn(hook)])
+    assert checkpoint.interrupted and not module.losses and not checkpoint.path.exists()
+    assert checkpointing.stopped(trainer), "so that nobody puts networks together for nothing"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("hook", ["on_train_end", "on_fit_end"])
+def test_asked_after_the_last_step_it_ends(tmp_path, hook):
+    """What is handed on is put together then, by all ranks."""
+    checkpoint, before = Checkpoint(tmp_path / "last.ckpt"), signal.getsignal(signal.SIGTERM)
+    module, trainer = fit(tmp_path, [checkpoint, SignalsIn(hook)])
+    assert len(module.losses) == 10 and not checkpointing.stopped(trainer)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_lightnings_own_answer_to_a_signal_is_off(tmp_path):
+    """It is a broadcast, while the other ranks do something else; here between the callbacks."""
+
+    class Asks(Batches):
+        def train_dataloader(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().train_dataloader()
+
+    checkpoint = Checkpoint(tmp_path / "last.ckpt")
+    module, trainer = fit(tmp_path, [checkpoint], data=Asks(10))
+    assert checkpoint.interrupted and not module.losses and not trainer.received_sigterm
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from callbacks.checkpoint_folder import replaced
-from callbacks.checkpointing import diverged
+from callbacks.checkpointing import diverged, stopped
 from experiments.launch.zero_files import SafeFiles
 
 SHAPE = "shape.json"
@@ -145,17 +145,16 @@ class Zero(DeepSpeedStrategy):
         self._asked.append(engine)
 
     def on_train_end(self) -> None:
-        """What is needed from here on is whole again, on the first rank's CPU."""
+        """What is handed on is whole again, on the first rank's CPU."""
         self._make_whole()
 
     def teardown(self) -> None:
         """Make it whole also after a fit that had no step left, whose training never ends."""
-        if not self.lightning_module.trainer.interrupted:
-            self._make_whole()
+        self._make_whole()
         super().teardown()
 
     def _make_whole(self) -> None:
-        if self.zero_stage_3:
+        if self.zero_stage_3 and not stopped(self.lightning_module.trainer):
             for network in self._kept:
                 _gather(network, self.is_global_zero)
         self._kept = []
