@@ -1,4 +1,4 @@
-"""Signals around training: before the first step, after the last one, and Lightning's own answer."""
+"""Signals around training: before the first step, after the last one, and Lightning's answer."""
 
 import os
 import signal
