@@ -1,5 +1,6 @@
 """Several makers of one set: who makes what, what is left behind, what is told."""
 
+import errno
 import fcntl
 
 import numpy as np
@@ -195,3 +196,18 @@ def test_work_without_items_is_refused():
         work(0, refused=[Refusal("a", "odd")])
     with pytest.raises(ValueError, match="items_per_shard is 0; at least 1"):
         work(3, 0)
+
+
+def test_where_there_are_no_locks_all_make_all(tmp_path, monkeypatch):
+    """Two makers may make one tar twice; it is the same tar."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    whole = completed(tmp_path / "whole")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    helper = ShardMaker(work(), folder(tmp_path / "shared"))
+    with helper._claimed(0) as mine:
+        assert mine and completed(tmp_path / "shared") == whole
+    assert helper.help() == 0
+    assert contents(tmp_path / "shared") == whole

@@ -32,6 +32,7 @@ from datamodules.curation.refusal import Refusal, counted
 from datamodules.shard_file import Note, tar_path
 from datamodules.shard_set import ShardSet
 from experiments.folder import RunFolder, write_text
+from experiments.lease import flock
 from experiments.making.shorten import shortened
 
 log = logging.getLogger(__name__)
@@ -225,11 +226,11 @@ class ShardMaker:
 
     @contextmanager
     def _claimed(self, number: int) -> Iterator[bool]:
-        """Whether this process may make tar `number`."""
+        """Whether this process may make tar `number`; any may where the disk has no locks."""
         self._set.folder.mkdir(parents=True, exist_ok=True)
         with open(self._set.folder / f"{number:06d}.claim", "wb") as claim:
             try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
