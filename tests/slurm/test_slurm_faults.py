@@ -4,13 +4,18 @@ import random
 import time
 
 import pytest
-from faults import SUBJECTS, disturb
+from cluster import missing
+from faults import PATH, SUBJECTS, disturb
 from test_slurm_sweeps import job, saved, start, wait
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-def test_kills_at_random_change_nothing(tmp_path):
+def test_kills_at_random_change_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    if reason := missing():
+        pytest.skip(reason)
+    monkeypatch.setenv("PYTHONPATH", PATH)
     assert disturb(SUBJECTS["counting"], tmp_path, 4, random.Random(3)).total() == 4
 
 
