@@ -63,7 +63,7 @@ class SlurmRun:
         while time.monotonic() - began < END_WITHIN_S:
             if asked.to_requeue and first:
                 preempted(signal.SIGUSR2, None)  # submitit's; does not come back
-            if lost and time.monotonic() - began > SETTLE_S:
+            if lost and not asked.heard and time.monotonic() - began > SETTLE_S:
                 _queue_again(folder, lost)
                 lost = None
             time.sleep(0.2)

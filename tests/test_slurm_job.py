@@ -161,13 +161,19 @@ def test_a_job_that_is_lost_again_and_again_fails_unless_it_comes_further(losing
 
 
 @pytest.mark.parametrize("number", [TERM, USR2])
-def test_a_rank_that_is_lost_to_a_signal_of_slurms_is_left_to_it(losing, monkeypatch, number):
-    folder, lose = losing
+@pytest.mark.parametrize("after_s", [0.0, 0.2])
+def test_a_rank_that_is_lost_to_a_signal_of_slurms_is_left_to_it(
+    losing, monkeypatch, number, after_s
+):
+    """Whether this task hears of it before it knows of the rank, or after."""
+    _, lose = losing
     monkeypatch.setattr(slurm_job, "SETTLE_S", 0.5)
-    monkeypatch.setenv("SLURM_PROCID", "1")
 
     def killed(*_, **__):
-        send([number])
+        if after_s:
+            threading.Timer(after_s, os.kill, (os.getpid(), number)).start()
+        else:
+            send([number])
         raise RankLost("rank 1 of 2 was ended by SIGKILL")
 
     monkeypatch.setattr(slurm_job, "execute", killed)
