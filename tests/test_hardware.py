@@ -5,7 +5,8 @@ import torch
 
 from experiments import curate, pairs, sample
 from experiments.folder import RunFolder
-from experiments.launch.hardware import prepare, settle
+from experiments.launch.hardware import Launch, hurried, prepare, settle
+from experiments.making.together import _devices
 from experiments.recipe import resolve
 
 NONE_HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -38,3 +39,19 @@ def test_what_needs_no_device_asks_for_none():
     recipe = {"seed": 3, "launch": {"accelerator": "gpu", "threads": 1}}
     assert settle(recipe).accelerator == "gpu"
     assert torch.initial_seed() == 3 and torch.get_num_threads() == 1
+
+
+def test_fewer_gpus_than_wanted_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert _devices(Launch(devices=2)) == ["4", "6"]
+    with pytest.raises(ValueError, match=r"launch.devices: 3 are wanted, 2 are there \(4, 6\)"):
+        _devices(Launch(devices=3))
+
+
+@pytest.mark.parametrize("wish", ["compile", "cuda_graphs"])
+def test_a_wish_that_this_device_cannot_fulfil_is_told(wish, caplog):
+    network, cpu = torch.nn.Linear(1, 1), torch.device("cpu")
+    assert hurried(network, Launch(), cpu) is network and not caplog.text
+    assert hurried(network, Launch(**{wish: True}), cpu) is network
+    assert "do nothing here" in caplog.text and "Linear on cpu" in caplog.text

@@ -144,10 +144,16 @@ def test_every_block_of_a_rollout_reads_the_prompt_anew():
 def test_a_recomputed_rollouts_graph_grows_with_its_frames_not_with_their_square():
     """All tensors that Python reaches, by their storages: checkpointing keeps arguments."""
 
-    def alive():
+    def tensors():
         gc.collect()
-        tensors = (each for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
-        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+        return [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+
+    others = tensors()  # of earlier tests, some of them without a storage; held, so ids stay theirs
+    theirs = set(map(id, others))
+
+    def alive():
+        ours = (each for each in tensors() if id(each) not in theirs)
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in ours)}
         return sum(storages.values())
 
     net, held = small(), {}
