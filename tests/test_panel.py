@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from test_callbacks import Toy, fit
 from torch import Tensor
+from toy_training import Toy, fit
 
 from callbacks.sample_clips import Panel, SampleClips
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from experiments.folder import RunFolder
@@ -291,12 +292,8 @@ def test_an_unknown_cluster_is_refused_with_those_that_exist():
 
 
 def children(pid):
-    import psutil
-
     return [child.pid for child in psutil.Process(pid).children()]
 
 
 def alive(pid):
-    import psutil
-
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

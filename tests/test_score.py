@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments import calibrate, score
 from experiments.folder import RunFolder
 from experiments.metrics import calibration
 from experiments.metrics.registry import METRICS
+from experiments.scoring import world
 from lightning_modules.networks.autoencoders import PatchTransform
 
 SCORE = {"metrics": "all", "first": 256, "clips": 128, "reference_clips": 256, "corrupt": "none"}
@@ -99,6 +101,22 @@ def test_scores_are_written_as_the_schema_says_and_repeat_bit_for_bit(runs):
                 assert values.shape == (128,)
     curves = json.loads((first / "curves.json").read_text())
     assert len(curves["world.fd_by_frame"]) == 8
+
+
+def test_another_reference_at_the_same_place_is_read_again(runs, tmp_path):
+    """A sweep's worker may live longer than a run folder."""
+    here = shutil.copytree(runs, tmp_path / "runs")
+
+    def scored(name):
+        score.run(*prepare(here, name, samples="sample-00000000"))
+        return (here / name / "scores.jsonl").read_bytes()
+
+    scored("score-0000000a")
+    shutil.rmtree(here / "heldout-00000000")
+    write_run(here / "heldout-00000000", "clips", clips("heldout", 448, 448), "latents")
+    found = scored("score-0000000b")
+    world._reference.cache_clear()
+    assert scored("score-0000000c") == found
 
 
 def test_pixels_and_latents_of_the_same_clips_score_alike(runs):

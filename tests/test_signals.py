@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from lightning.pytorch.callbacks import Callback
-from test_callbacks import Batches, fit
+from toy_training import Batches, fit
 
 from callbacks.checkpointing import Checkpoint, stopped
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_callbacks import Do
-from test_callbacks import fit as fit_toy
 from test_team import group  # noqa: F401
+from toy_training import Do
+from toy_training import fit as fit_toy
 
 from callbacks.checkpointing import Checkpoint
 from datamodules.shards import ShardWriter
