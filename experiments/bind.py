@@ -47,7 +47,7 @@ def bind(
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in settings:
             raise ValueError(f"{where}{name} is missing: {title} needs it and has no default")
-    return {key: _convert(target, given, key, value, where) for key, value in settings.items()}
+    return {key: _convert(target, key, value, where) for key, value in settings.items()}
 
 
 def parameters_of(target: type | Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -68,12 +68,10 @@ def parameters_of(target: type | Callable[..., Any]) -> dict[str, inspect.Parame
     return parameters
 
 
-def _convert(target: Any, given: Collection[str], key: str, value: Any, where: str) -> Any:
+def _convert(target: Any, key: str, value: Any, where: str) -> Any:
     """One value at a time, so that the message can name its key."""
     try:
-        namespace = _parser(target, frozenset(given), key).parse_object(
-            {key: value}, defaults=False
-        )
+        namespace = _parser(target, key).parse_object({key: value}, defaults=False)
     except (ArgumentError, TypeError, ValueError) as error:
         annotation = parameters_of(target)[key].annotation
         wanted = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
@@ -82,10 +80,10 @@ def _convert(target: Any, given: Collection[str], key: str, value: Any, where: s
 
 
 @lru_cache(maxsize=1024)
-def _parser(target: Any, given: frozenset[str], key: str) -> ArgumentParser:
+def _parser(target: Any, key: str) -> ArgumentParser:
     """Of one parameter; made in milliseconds, and a sweep's worker asks for the same ones often."""
     parser = ArgumentParser(exit_on_error=False)
-    others = {name for name in parameters_of(target) if name != key} | given
+    others = {name for name in parameters_of(target) if name != key}
     add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
     add(target, skip=others, fail_untyped=False)
     return parser
