@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities import distributed
 
 from experiments import curate, pairs, sample
 from experiments.folder import RunFolder
@@ -39,6 +40,18 @@ def test_what_needs_no_device_asks_for_none():
     recipe = {"seed": 3, "launch": {"accelerator": "gpu", "threads": 1}}
     assert settle(recipe).accelerator == "gpu"
     assert torch.initial_seed() == 3 and torch.get_num_threads() == 1
+
+
+def test_lightning_leaves_the_recipes_threads(monkeypatch):
+    """It gives each process its share of a node's cores, where nothing in the environment says so;
+    sums on more threads differ by rounding.
+    """
+    monkeypatch.setattr(distributed, "_suggested_max_num_threads", lambda _: 2)
+    for threads, expected in ((1, 1), (0, 2)):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        settle({"seed": 0, "launch": {"threads": threads}})
+        distributed._set_num_threads_if_needed()
+        assert torch.get_num_threads() == expected
 
 
 def test_fewer_gpus_than_wanted_are_refused(monkeypatch):

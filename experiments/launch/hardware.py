@@ -104,6 +104,8 @@ def settle(recipe: dict[str, Any]) -> Launch:
     launch = launch_of(recipe)
     if launch.threads:
         torch.set_num_threads(launch.threads)
+        # Without it Lightning divides the cores among the processes of a node when they meet.
+        os.environ["OMP_NUM_THREADS"] = str(launch.threads)
     torch.manual_seed(recipe["seed"])
     return launch
 
