@@ -1,5 +1,7 @@
 """Image to video from picture files: what a clip begins with, and pictures that will not do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from test_sample import SETTINGS
 from videos import picture
 
 from datamodules.shards import ShardReader, ShardWriter, open_shards
+from experiments import sample
 from experiments.folder import RunFolder
 from experiments.making.given import of_clips, of_pictures, read_picture
 from experiments.recipe import resolve
@@ -154,3 +157,22 @@ def test_a_recipe_names_them_and_says_that_they_are_given():
         check(recipe)
     recipe["sample"]["given"] = 1
     check(recipe)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given):
+    """Also where latents are kept, so that nothing is decoded."""
+    told = []
+
+    def count(*_, pixels, **__):
+        told.append(pixels)
+        raise MemoryError
+
+    for name in ("open_shards", "require_autoencoder"):
+        monkeypatch.setattr(sample, name, lambda *_: None)
+    monkeypatch.setattr(sample, "before_generation", count)
+    recipe = resolve("sample", "tiny", {"sample.save": "latents"}).recipe
+    recipe["needs"] |= {"pictures": "pictures"} if given else {}
+    with pytest.raises(MemoryError):
+        sample.run(recipe, SimpleNamespace(need=lambda _: tmp_path))
+    assert told == [given]
