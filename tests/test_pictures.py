@@ -11,7 +11,7 @@ from test_sample import SETTINGS
 from videos import picture
 
 from datamodules.shards import ShardReader, ShardWriter, open_shards
-from experiments import sample
+from experiments import sample as verb
 from experiments.folder import RunFolder
 from experiments.making.given import of_clips, of_pictures, read_picture
 from experiments.recipe import resolve
@@ -169,10 +169,12 @@ def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given
         raise MemoryError
 
     for name in ("open_shards", "require_autoencoder"):
-        monkeypatch.setattr(sample, name, lambda *_: None)
-    monkeypatch.setattr(sample, "before_generation", count)
-    recipe = resolve("sample", "tiny", {"sample.save": "latents"}).recipe
+        monkeypatch.setattr(verb, name, lambda *_: None)
+    monkeypatch.setattr(verb, "before_generation", count)
+    recipe = resolve(
+        "sample", "tiny", {"sample.save": "latents", "sample.given": int(given)}
+    ).recipe
     recipe["needs"] |= {"pictures": "pictures"} if given else {}
     with pytest.raises(MemoryError):
-        sample.run(recipe, SimpleNamespace(need=lambda _: tmp_path))
+        verb.run(recipe, SimpleNamespace(need=lambda _: tmp_path))
     assert told == [given]
