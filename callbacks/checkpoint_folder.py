@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.atomic import sync
+
 
 @contextmanager
 def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[Path]:
@@ -36,12 +38,12 @@ def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[P
     if first:
         with _or_nothing(path, folder, first, bool(used)):
             for each in (*folder.rglob("*"), folder):
-                _sync(each)
+                sync(each)
         link = path.with_name(f".{path.name}.link")
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
         os.replace(link, path)
-        _sync(path.parent)  # until then the disk may still have the old link
+        sync(path.parent)  # until then the disk may still have the old link
         if used:
             shutil.rmtree(path.with_name(used), ignore_errors=True)
 
@@ -59,12 +61,3 @@ def _or_nothing(path: Path, folder: Path, first: bool, used: bool) -> Iterator[N
             f"{path}: checkpoint not written, {kept} ({error}); free disk space and start the same"
             " command again"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

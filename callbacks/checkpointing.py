@@ -6,12 +6,10 @@ with `weights_only=True`, so nothing is ever unpickled.
 """
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from datamodules.atomic import growing, replacing
+
 log = logging.getLogger(__name__)
 LAST_S = 5.0  # what training has taken less than this to make is made again, not saved
-
-
-def _unfinished(path: Path) -> Path:
-    """Where a checkpoint grows. One name, so that what a killed process leaves is found again."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -43,17 +38,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 was there before is untouched.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = _unfinished(path)
         try:
-            with unfinished.open("wb") as file:
+            with replacing(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
             kept = "the previous one is kept" if path.exists() else "there is no earlier one"
             raise OSError(
                 f"{path}: checkpoint not written, {kept} ({error}); free disk space and start the "
@@ -126,7 +114,7 @@ class Checkpoint(Callback):
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         if trainer.is_global_zero:
-            _unfinished(self.path).unlink(missing_ok=True)
+            growing(self.path).unlink(missing_ok=True)
         asked, _ = self._agreed(trainer)
         if asked:
             log.info("stopped before the first step")

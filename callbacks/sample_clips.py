@@ -6,7 +6,6 @@ image and a contact sheet) and, as files, into the run's folder.
 """
 
 import io
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from callbacks.student_ema import StudentEMA
+from datamodules.atomic import write_bytes
 
 _CAPTION = 14  # pixels of height
 _GAP = 4
@@ -143,7 +143,7 @@ class SampleClips(Callback):
         )
         files = {"gif": _gif(moving, self._fps), "png": _png(sheet)}
         for kind, content in files.items():
-            _write(self._folder / f"step-{step:07d}.{kind}", content)
+            write_bytes(self._folder / f"step-{step:07d}.{kind}", content)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 _to_tensorboard(logger, "samples/clips", files["gif"], moving[0].size, step)
@@ -209,13 +209,6 @@ def _png(page: Image.Image) -> bytes:
     stream = io.BytesIO()
     page.save(stream, format="PNG")
     return stream.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def _to_tensorboard(

@@ -12,8 +12,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_modules.diffusion.ema import EMA
-from lightning_modules.diffusion.sharding import fill, place, share
+from lightning_modules.training.ema import EMA
+from lightning_modules.training.sharding import fill, place, share
 
 
 class StudentEMA(Callback):

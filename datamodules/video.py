@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.order import StepBatches
-from datamodules.shards import ShardReader, open_shards, require
+from datamodules.shards.reader import ShardReader, open_shards, require
 
 Batch = dict[str, Any]
 

@@ -1,5 +1,5 @@
 """The command line: ``python -m experiments {curate,fit,pairs,sample,score} ...``, and the tools
-of ``experiments/tools.py``.
+of ``experiments/verbs/tools.py``.
 
 Only argparse and OmegaConf are imported before a verb starts, so help and mistakes are answered at
 once.
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.execute import execute
-from experiments.folder import Busy, RunFolder, runs_dir
-from experiments.recipe import Library, Resolver, Run, load, parse_settings, recipes
-from experiments.tools import TOOLS
+from experiments.launch.execute import execute
+from experiments.runs.folder import Busy, RunFolder, runs_dir
+from experiments.runs.recipe import Library, Resolver, Run, load, parse_settings, recipes
+from experiments.verbs.tools import TOOLS
 
 WHAT = {
     "curate": "make shards: accept, encode and store clips or prompts with a manifest",

@@ -10,7 +10,7 @@ STAGES = {
     "CausalDMD": "lightning_modules.causal_dmd",
     "CausalCD": "lightning_modules.causal_cd",
     "AsymmetricDMD": "lightning_modules.asymmetric_dmd",
-    "WorldProbe": "lightning_modules.world_probe",
+    "WorldProbe": "experiments.worlds.digits.probe",
 }
 """Class name -> the module that holds it."""
 

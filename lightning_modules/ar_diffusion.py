@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_modules.stage import Stage
+from lightning_modules.training.stage import Stage
 
 
 class ARDiffusion(Stage):

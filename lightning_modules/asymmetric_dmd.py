@@ -9,7 +9,7 @@ from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
-from lightning_modules.distribution_matching import DistributionMatching
+from lightning_modules.training.distribution_matching import DistributionMatching
 
 
 class AsymmetricDMD(DistributionMatching):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import add_noise, time_grid, to_x0
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.distribution_matching import DistributionMatching
+from lightning_modules.training.distribution_matching import DistributionMatching
 
 
 class CausalDMD(DistributionMatching):

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import to_x0
 from lightning_modules.diffusion.losses import per_frame_regression, regression
-from lightning_modules.stage import Stage
+from lightning_modules.training.stage import Stage
 
 
 class ODERegression(Stage):

@@ -9,7 +9,7 @@ from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
-from lightning_modules.flow_matching import FlowMatching
+from lightning_modules.training.flow_matching import FlowMatching
 
 
 class TeacherForcing(FlowMatching):

@@ -1,5 +1,9 @@
-"""Sweeps: which cells are wanted, the graph of runs behind them, and running it.
+"""Sweeps: which cells are wanted, the runs behind them, running those, and the report.
 
-Imports ``experiments.recipe`` and ``experiments.folder`` only, hence no torch: planning starts in a
-blink and works on a login node. Workers (``sweeps.worker``) are processes of their own.
+    plan/       the cells of a sweep's YAML, the graph of runs, costs
+    executors/  where runs are executed: this machine's processes, or a Slurm cluster
+    run/        the runner, and the state of every run
+    report/     results, tables, claims, figures, the page
+
+Planning imports no torch: it starts in a blink and works on a login node.
 """

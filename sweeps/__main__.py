@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.folder import runs_dir
-from experiments.recipe import Library
+from experiments.runs.folder import runs_dir
+from experiments.runs.recipe import Library
 from sweeps.executors import CLUSTERS, executor
-from sweeps.graph import Sweep, load_sweep, sweeps
+from sweeps.plan.graph import Sweep, load_sweep, sweeps
 
 WHAT = {
     "plan": "what would run, what is done already, what it will cost; starts nothing",
@@ -47,22 +47,22 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
 
 def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
     if chosen.what == "theory":
-        from sweeps.theory import report
+        from sweeps.report.theory import report
 
         report.main(chosen.seeds, runs)
         return
     if chosen.what == "table":
-        from sweeps import table
+        from sweeps.report import table
 
         table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
         return
     if chosen.what == "status" and chosen.why:
-        from sweeps.why import explain, find
+        from sweeps.run.why import explain, find
 
         again = f"python -m sweeps run {_choice(chosen, runs)}"
         print(explain(find(runs, chosen.why), again))
         return
-    from sweeps import status
+    from sweeps.run import status
 
     sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
     if chosen.what == "plan":
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--gpus", type=_words, help="local: GPUs to use, such as 0,1 (all)")
             sub.add_argument("--retry", action="store_true", help="try failed runs again")
             sub.add_argument("--measure", action="store_true", help="report time, memory, disk")
-            sub.add_argument("--package", default="experiments", help=argparse.SUPPRESS)
+            sub.add_argument("--package", default="experiments.verbs", help=argparse.SUPPRESS)
         elif name == "status":
             sub.add_argument("--watch", action="store_true", help="until all is done, or Ctrl-C")
             sub.add_argument("--why", metavar="RUN", help="why this run stands where it stands")
@@ -128,9 +128,9 @@ def _seeds(text: str) -> list[int]:
 
 
 def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
-    from sweeps.checks import Refused
-    from sweeps.display import display
-    from sweeps.runner import Interrupted, Outcome, Runner
+    from sweeps.run.checks import Refused
+    from sweeps.run.display import display
+    from sweeps.run.runner import Interrupted, Outcome, Runner
 
     pool = executor(chosen.cluster, chosen.workers, chosen.package, chosen.gpus)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in a background
@@ -143,7 +143,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
 
     try:
         if chosen.measure:
-            from sweeps.measure import Measurement
+            from sweeps.run.resource_monitor import Measurement
 
             with Measurement(runs) as measurement:
                 outcome = execute()

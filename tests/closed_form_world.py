@@ -1,6 +1,6 @@
 """Closed-form worlds for tests, and their mathematics once more: one big Gaussian per outcome.
 
-Nothing here shares a formula with `lightning_modules/networks/gaussian_world.py` but the law: the
+Nothing here shares a formula with `networks/closed_form/gaussian_world.py` but the law: the
 joint of all frames is written down densely for every component and every sequence of signs, and
 conditioned on by linear algebra.
 """
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.networks.closed_form import ClosedForm
-from lightning_modules.networks.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.network import ClosedForm
 
 SWITCHING = GaussianWorld(
     means=((1.2, 0.0), (-0.6, 1.0)), weights=(0.7, 0.3), spread=0.4, decay=0.9, noise=0.3,

@@ -31,11 +31,11 @@ from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.causal_dmd import CausalDMD
-from lightning_modules.diffusion.sharding import share
 from lightning_modules.diffusion_forcing import DiffusionForcing
-from lightning_modules.networks.precision import to_bfloat16
+from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
 from lightning_modules.teacher_forcing import TeacherForcing
+from lightning_modules.training.sharding import share
 
 STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.1, 4, 4
 FLOW = {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0}

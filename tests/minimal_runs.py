@@ -63,7 +63,12 @@ def _verb(arguments: list[str], output: Path, file_limit: int | None) -> None:
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["experiments.__main__", "experiments.fit", "experiments.curate", "experiments.pairs"]
+        [
+            "experiments.__main__",
+            "experiments.verbs.fit",
+            "experiments.verbs.curate",
+            "experiments.verbs.pairs",
+        ]
     )
     return context
 
@@ -138,7 +143,7 @@ def rewritten(source: Path, folder: Path, change=None, **about) -> str:
     """The setting for a copy of a run's shards in `folder`, other in what `change(sample)` does to
     a sample and in its manifest's entries `about`.
     """
-    from datamodules.shards import ShardWriter, open_shards
+    from datamodules.shards.reader import ShardWriter, open_shards
 
     shards = open_shards(source / "shards")
     made = {"kind", "version", "count", "fields", "shards", "index_sha256"}

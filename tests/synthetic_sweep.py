@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.recipe import Run
-from sweeps.graph import Cell, Sweep
-from sweeps.layout import load_yaml
+from experiments.runs.recipe import Run
+from sweeps.plan.graph import Cell, Sweep
+from sweeps.report.layout import load_yaml
 
 PAPER_TO_OURS = {
     "total": "world.total", "quality": "world.quality", "semantic": "world.semantic",

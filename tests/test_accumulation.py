@@ -11,7 +11,7 @@ from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
 from callbacks.run_record import RunRecord
 from callbacks.student_ema import StudentEMA
 from datamodules.order import StepBatches, rank_batch
-from datamodules.shards import ShardWriter
+from datamodules.shards.reader import ShardWriter
 from datamodules.video import VideoDataModule
 from experiments.launch.hardware import Launch, parts_of
 from lightning_modules.asymmetric_dmd import AsymmetricDMD

@@ -13,8 +13,8 @@ from tiny_rollouts import make_net
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lightning_modules.diffusion import visibility
-from lightning_modules.networks import attention, masks
-from lightning_modules.networks.attention import attend, choose, spread, use
+from lightning_modules.networks.wan import attention, masks
+from lightning_modules.networks.wan.attention import attend, choose, spread, use
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATRICES = {

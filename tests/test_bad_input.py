@@ -14,9 +14,9 @@ import torch
 from minimal_runs import SETTINGS, copied, finished, rewritten, weights
 from safetensors.torch import load_file, save_file
 
-import lightning_modules.networks.wan  # noqa: F401 - diffusers logs where stderr is at its import
-from datamodules.members import locate_members
-from datamodules.shards import open_shards
+import lightning_modules.networks.wan.transformer  # noqa: F401 - diffusers logs where stderr is at its import
+from datamodules.shards.npy_tar import locate_members
+from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
 
 STAGE1 = "stage1_teacher_forcing"

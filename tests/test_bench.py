@@ -12,9 +12,9 @@ import torch
 
 from experiments.__main__ import main
 from experiments.bench import rollout, stage_work, train
-from experiments.bench.built import Subject
+from experiments.bench.random_models import Subject
 from experiments.bench.sizes import scale_tree
-from experiments.recipe import Library, resolve
+from experiments.runs.recipe import Library, resolve
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bind import bind
+from experiments.runs.signature import bind
 
 
 class Stage:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments.launch import memory
-from experiments.launch.cgroup import free_memory
-from experiments.launch.memory import GIB, Item, require
+from experiments.launch.memory import count as memory
+from experiments.launch.memory.cgroup import free_memory
+from experiments.launch.memory.count import GIB, Item, require
 
 
 def group(path, version=2, limit="max", used=0, **stat):

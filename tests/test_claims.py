@@ -9,15 +9,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 from synthetic_sweep import make_sweep
 
-from sweeps.assemble import our_table, paper_table
-from sweeps.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, answer, combine, judge, load_claims
-from sweeps.collect import collect
-from sweeps.evidence import Margin, OurNumbers, PaperNumbers, exact
-from sweeps.layout import load_yaml
-from sweeps.page import page
-from sweeps.relations import RELATIONS, Comparison, compare
-from sweeps.render import MARK, badge, margin_text, markdown_claims, rich_claims
-from sweeps.results import Results
+from sweeps.report.assemble import our_table, paper_table
+from sweeps.report.claims import (
+    FAILS,
+    HOLDS,
+    NOT_RUN,
+    UNDECIDED,
+    answer,
+    combine,
+    judge,
+    load_claims,
+)
+from sweeps.report.collect import collect
+from sweeps.report.intervals import Margin, OurNumbers, PaperNumbers, exact
+from sweeps.report.layout import load_yaml
+from sweeps.report.page import page
+from sweeps.report.relations import RELATIONS, Comparison, compare
+from sweeps.report.render import MARK, badge, margin_text, markdown_claims, rich_claims
+from sweeps.report.results import Results
 
 LAYOUT = load_yaml("columns.yaml")
 CLAIMS = {claim["id"]: claim for claim in load_claims()}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as verbs
-from experiments.execute import execute
-from experiments.folder import STATES, RunFolder
-from experiments.recipe import VERBS, Library, resolve
-from experiments.tools import TOOLS
+from experiments.launch.execute import execute
+from experiments.runs.folder import STATES, RunFolder
+from experiments.runs.recipe import VERBS, Library, resolve
+from experiments.verbs.tools import TOOLS
 from sweeps import __main__ as sweeping
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -48,7 +48,7 @@ def test_planning_imports_nothing_heavy():
         words=["plan", str(FIXTURES / "diamond.yaml")], module="sweeps", heavy=HEAVY
     )
     code = (
-        "import experiments.recipe as r; from pathlib import Path\n"
+        "import experiments.runs.recipe as r; from pathlib import Path\n"
         f"r.Library.__init__.__defaults__ = (Path({str(LIBRARY.recipes)!r}),"
         f" Path({str(LIBRARY.scales)!r}))\n{code}"
     )
@@ -152,7 +152,7 @@ def test_plan_and_status_read_the_disk_and_start_nothing(tmp_path, capsys, monke
 
 
 def test_a_plan_of_very_many_runs_counts_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sweeps.status.LISTED", 12)
+    monkeypatch.setattr("sweeps.run.status.LISTED", 12)
     RunFolder.create(resolve("base", "tiny", {}, LIBRARY), tmp_path).mark_done()
     words = ["plan", str(FIXTURES / "diamond.yaml"), "--runs", str(tmp_path)]
     assert sweeping.main(words, LIBRARY) == 0

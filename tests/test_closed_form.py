@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import add_noise
 from lightning_modules.diffusion.visibility import teacher_forcing
-from lightning_modules.networks.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
 F = 4
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.execute import execute
-from experiments.folder import RunFolder
-from experiments.recipe import Resolver
-from experiments.weights.networks import load_network
+from datamodules.shards.reader import open_shards
+from experiments.checkpoints.networks import load_network
+from experiments.launch.execute import execute
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Resolver
+from experiments.verbs import curate
 from lightning_modules.networks import ClosedForm
 
 LAW = {

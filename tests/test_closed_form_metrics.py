@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.metrics.closed_form import facts, history
-from experiments.metrics.closed_form.distances import conditional_energy, energy_distance
-from experiments.metrics.closed_form.view import Clips, View
 from experiments.metrics.registry import METRICS, Measurement, NotApplicable, selected
 from experiments.metrics.statistics import resample_weights
-from experiments.scoring import closed_form  # noqa: F401  it registers all metrics
-from lightning_modules.networks.closed_form import ClosedForm
-from lightning_modules.networks.gaussian_world import GaussianWorld
+from experiments.worlds.closed_form import facts, history
+from experiments.worlds.closed_form import score as closed_form  # noqa: F401  it registers all metrics
+from experiments.worlds.closed_form.context import Clips, View
+from experiments.worlds.closed_form.distances import conditional_energy, energy_distance
+from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.network import ClosedForm
 
 COUNT = 512
 SWITCHING = GaussianWorld(

@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 from test_closed_form_metrics import SWITCHING, drawn
 
-from datamodules.shards import ShardWriter
-from experiments import score
-from experiments.folder import RunFolder
-from experiments.scoring import closed_form
-from lightning_modules.networks.closed_form import ClosedForm
+from datamodules.shards.reader import ShardWriter
+from experiments.runs.folder import RunFolder
+from experiments.verbs import score
+from experiments.worlds.closed_form import score as closed_form
+from lightning_modules.networks.closed_form.network import ClosedForm
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.flow import SOLVERS, time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
-from lightning_modules.networks.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.ode_regression import CausalODE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")

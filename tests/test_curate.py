@@ -7,11 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from datamodules.curation.moving_digits import World, attributes_of, words
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.folder import RunFolder
-from experiments.making.codec import autoencoder_of
+from datamodules.shards.reader import open_shards
+from experiments.generation.codec import autoencoder_of
+from experiments.runs.folder import RunFolder
+from experiments.verbs import curate
+from experiments.worlds.digits.moving_digits import World, attributes_of, words
 
 LAW = {"size": 32, "frames": 8, "fps": 8, "sprite": 16, "slow": 1.25, "fast": 3.0}
 LAW |= {"turn": 0.25, "still": 0.1, "spread": 8.0}

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from videos import moving, openvid_folder
 
-from datamodules.shards import open_shards
-from experiments import curate
+from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
-from experiments.folder import RunFolder
-from experiments.making.together import help_with
+from experiments.launch.shard_workers import join
+from experiments.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -71,7 +70,7 @@ def test_a_killed_run_is_finished_by_others(tmp_path, wan_folder):
     killed.communicate()
     (run,) = tmp_path.glob("there/openvid_clips-*")
     assert 2 <= len(list(run.glob("shards/*.tar"))) < COUNT // 2, "it was killed too late"
-    helper = start("experiments.curate", f"{run}")
+    helper = start("experiments", "join", f"{run}")
     said, _ = helper.communicate(timeout=200)
     assert helper.returncode == 0 and "going on after" in said, said
     assert not (run / "shards" / "manifest.json").exists(), "a helper completes nothing"
@@ -81,4 +80,4 @@ def test_a_killed_run_is_finished_by_others(tmp_path, wan_folder):
     shards = open_shards(run / "shards")
     shards.verify()
     assert len(shards) == COUNT - 2 and shards.manifest["refused"] == {"too short": 2}
-    assert RunFolder(run).done and help_with(curate.plan, [f"{run}"]) is None
+    assert RunFolder(run).done and join(RunFolder(run)) is None

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.order import rank_batch
-from datamodules.shards import ShardWriter
+from datamodules.shards.reader import ShardWriter
 from datamodules.video import VideoDataModule
 
 COUNT, BATCH, STEPS, SEED = 22, 4, 13, 5  # 2.4 epochs; no batch divides an epoch

@@ -13,7 +13,7 @@ import torch
 from ddp_program import STAGES, STEPS
 from minimal import batch, network
 
-from datamodules.shards import ShardWriter
+from datamodules.shards.reader import ShardWriter
 
 HERE = Path(__file__).parent
 

@@ -18,9 +18,9 @@ from deepspeed_program import BATCH, CLIP, CRITIC_STEPS, STAGES, STATES, STEPS
 from minimal import batch, network
 from safetensors.torch import load_file
 
-from datamodules.shards import ShardWriter
-from experiments.launch.place import Place, free_port
-from experiments.weights.networks import load_network
+from datamodules.shards.reader import ShardWriter
+from experiments.checkpoints.networks import load_network
+from experiments.launch.ranks.topology import Place, free_port
 
 pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
 pytestmark = pytest.mark.slow

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from synthetic_sweep import CLIPS, make_sweep, row_of
 
-from sweeps.assemble import our_table
-from sweeps.collect import collect
-from sweeps.evidence import OurNumbers, Quantity, Term, bootstrap_interval, t_interval
-from sweeps.layout import load_yaml
-from sweeps.results import read_scores
+from sweeps.report.assemble import our_table
+from sweeps.report.collect import collect
+from sweeps.report.intervals import OurNumbers, Quantity, Term, bootstrap_interval, t_interval
+from sweeps.report.layout import load_yaml
+from sweeps.report.results import read_scores
 
 
 def test_null_and_nan_values_count_as_not_measured(tmp_path):

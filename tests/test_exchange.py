@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import STUDENT, transformer_of
 
 from experiments.__main__ import main
-from experiments.weights.networks import load_network
-from experiments.weights.wan_names import (
+from experiments.checkpoints.networks import load_network
+from experiments.checkpoints.wan_keys import (
     PUBLISHED,
     config_of,
     to_diffusers,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from test_runner import FIXTURES, ROOT, Heard
 
-from experiments.recipe import Library, Resolver, recipes
-from sweeps.checks import Refused, job_of
+from experiments.runs.recipe import Library, Resolver, recipes
 from sweeps.executors import devices, executor
 from sweeps.executors.local import LocalPool
 from sweeps.executors.resources import Resources
-from sweeps.graph import load_sweep
-from sweeps.runner import Runner
+from sweeps.plan.graph import load_sweep
+from sweeps.run.checks import Refused, job_of
+from sweeps.run.runner import Runner
 
 VERBS = """
 import json, os, time
@@ -236,6 +236,7 @@ def test_a_job_may_be_started_again_as_often_as_its_run_takes(scale):
 
 
 def test_sweeps_do_not_import_torch_to_submit():
-    code = "import sys, sweeps.executors.slurm, sweeps.slurm_job; print('torch' in sys.modules)"
+    modules = "sweeps.executors.slurm, sweeps.executors.slurm_job"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -18,7 +18,7 @@ from lightning_modules.diffusion.rollout import (
     rollout,
     stream,
 )
-from lightning_modules.networks.static_cache import StaticKVCache
+from lightning_modules.networks.wan.static_cache import StaticKVCache
 
 PARTITIONS = [(1,) * 6, (3, 3), (1, 2, 3)]
 FUSED = {"rtol": 1e-5, "atol": 1e-6}  # rounding of sums that are split differently

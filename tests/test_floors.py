@@ -4,88 +4,77 @@ import ast
 from pathlib import Path
 
 import pytest
+from import_graph import PACKAGES, circles, files, imports, rooms, upward
 
 ROOT = Path(__file__).parent.parent
-OURS = ("lightning_modules", "datamodules", "callbacks", "experiments", "sweeps")
-# The first pattern that matches a file says what of ours it may import, beside its own package.
+# The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
-    "lightning_modules/diffusion/": ["lightning_modules.diffusion"],
-    "lightning_modules/networks/": ["lightning_modules.networks"],
-    "lightning_modules": ["lightning_modules"],
-    "datamodules": ["datamodules"],
-    "callbacks": ["callbacks", "lightning_modules.diffusion"],
-    "experiments/recipe.py": ["experiments.layers"],
-    "experiments/layers.py": ["experiments.references"],
-    "experiments/references.py": [],
-    "experiments/folder.py": ["experiments.recipe", "experiments.lease"],
-    "experiments/lease.py": [],
-    "experiments/metrics": [
-        "experiments.metrics",
-        "experiments.folder",
-        "lightning_modules",
-        "datamodules",
-    ],  # fmt: skip
-    "experiments": ["experiments", "lightning_modules", "datamodules", "callbacks"],
-    "sweeps/worker.py": [
-        "experiments.execute",
-        "experiments.folder",
-        "experiments.launch.parent",
-        "experiments.launch.team",
-    ],  # fmt: skip
-    "sweeps/slurm_job.py": [
-        "experiments.execute",
-        "experiments.folder",
-        "experiments.launch.team",
-        "sweeps.executors.squeue",
-        "sweeps.worker",
-    ],  # fmt: skip
-    "sweeps": [
-        "sweeps",
-        "experiments.recipe",
-        "experiments.layers",
-        "experiments.references",
-        "experiments.folder",
-        "experiments.lease",
-        "experiments.launch.place",
+    "lightning_modules": [["diffusion", "networks"], ["training"]],  # stages: on top of these
+    "datamodules": [["atomic", "order", "curation"], ["shards"], ["video"]],
+    "experiments": [
+        ["runs"],
+        ["checkpoints", "metrics"],
+        ["launch", "generation"],
+        ["worlds", "bench"],
+        ["verbs"],
     ],
+    "sweeps": [["plan"], ["executors"], ["run"], ["report"]],
 }
-LIGHT = ("experiments/recipe.py", "experiments/layers.py", "experiments/references.py",
-         "experiments/folder.py", "experiments/lease.py", "experiments/__main__.py",
-         "experiments/execute.py", "experiments/tools.py", "experiments/launch/place.py",
-         "experiments/launch/team.py", "experiments/launch/rank.py", "experiments/provenance.py",
-         "experiments/launch/parent.py", "experiments/launch/cgroup.py",
-         "sweeps/graph.py", "sweeps/runner.py", "sweeps/checks.py", "sweeps/worker.py",
-         "sweeps/__main__.py", "sweeps/costs.py", "sweeps/state.py", "sweeps/status.py",
-         "sweeps/why.py", "sweeps/slurm_job.py", "sweeps/executors/__init__.py",
-         "sweeps/executors/devices.py", "sweeps/executors/local.py",
-         "sweeps/executors/resources.py", "sweeps/executors/slurm.py", "sweeps/executors/squeue.py",
-         "sweeps/executors/submission.py")  # fmt: skip
+# The first pattern that matches a file says what of the other houses it may import.
+BELOW = {
+    "lightning_modules": [],
+    "datamodules": [],
+    "callbacks": ["lightning_modules.training", "datamodules.atomic"],
+    "experiments/runs": ["datamodules.atomic"],
+    "experiments": ["lightning_modules", "datamodules", "callbacks"],
+    "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs"],
+    "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
+    "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
+}
+LIGHT = ("datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
+         "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
+         "experiments/launch/__init__.py", "experiments/launch/execute.py",
+         "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",
+         "experiments/worlds/__init__.py", "experiments/worlds/closed_form/__init__.py",
+         "experiments/worlds/digits/__init__.py", "experiments/worlds/wan/__init__.py",
+         "sweeps/__main__.py", "sweeps/plan", "sweeps/executors", "sweeps/run")  # fmt: skip
 HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "scipy")
-FILES = sorted(str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*.py"))
+FILES = files(ROOT)
 
 
-def imports(file):
-    """Dotted names that a file imports, wherever in it."""
-    package = file.split("/")[:-1]
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+def _floor(package, room):
+    """Of the rooms that are not named (stages, say), the top one."""
+    floors = FLOORS.get(package, [])
+    return next((n for n, names in enumerate(floors) if room in names), len(floors))
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_arrow_points_upwards(file):
-    allowed = next(floor for prefix, floor in FLOORS.items() if file.startswith(prefix))
-    for name in imports(file):
-        if name.split(".")[0] in OURS:
+    house, room = file.removesuffix(".py").split("/")[:2]
+    allowed = next(names for start, names in BELOW.items() if file.startswith(start))
+    for name in imports(ROOT, file):
+        package, *inner = name.split(".")
+        if package not in PACKAGES:
+            continue
+        if package != house:
             fits = any(name == floor or name.startswith(f"{floor}.") for floor in allowed)
             assert fits, f"{file} imports {name}; it may import {allowed}"
+        elif inner and inner[0] != room and not room.startswith("__"):
+            below = _floor(house, inner[0]) < _floor(house, room) or house == "callbacks"
+            below |= house == "lightning_modules" and _floor(house, room) == 2  # stages inherit
+            assert below, f"{file} imports {name}, which lies on the same floor or above"
 
 
-@pytest.mark.parametrize("file", LIGHT)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_circle_of_folders(package):
+    graph = rooms(ROOT, package)
+    assert graph.nodes and not circles(graph) and not upward(graph)
+
+
+LIGHT_FILES = [file for file in FILES if file.startswith(LIGHT)]
+
+
+@pytest.mark.parametrize("file", LIGHT_FILES)
 def test_planning_and_help_stay_light(file):
     tree = ast.parse((ROOT / file).read_text())
     for node in tree.body:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments import execute as executing
-from experiments.execute import execute
-from experiments.folder import Busy, RunFolder, write_text
-from experiments.recipe import Library, resolve
+from datamodules.atomic import write_text
+from experiments.launch import execute as executing
+from experiments.launch.execute import execute
+from experiments.runs.folder import Busy, RunFolder
+from experiments.runs.recipe import Library, resolve
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
 HOLD = """
 import sys, time
-from experiments.folder import RunFolder
+from experiments.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from minimal_runs import SETTINGS, copied, finished, only
 
-from experiments import pairs
 from experiments.__main__ import main
-from experiments.folder import RunFolder
-from experiments.making import generation, together
+from experiments.generation import generation
+from experiments.launch import shard_workers as together
+from experiments.runs.folder import RunFolder
+from experiments.verbs import pairs
 
 TAR_BYTES = {"pairs": 14_000, "sample": 4_400}  # two and three samples of the smallest size
 TARS = {"pairs": 4, "sample": 3}
@@ -35,7 +36,7 @@ def words(kind: str, runs: Path, *more: str) -> list[str]:
 def slowly(kind: str, runs: Path) -> None:
     """The body of a process that is killed: the verb, waiting before every batch."""
     generation.TAR_BYTES = TAR_BYTES[kind]
-    module = importlib.import_module(f"experiments.{kind}")
+    module = importlib.import_module(f"experiments.verbs.{kind}")
     stack = module.stack
     module.stack = lambda *given: time.sleep(0.3) or stack(*given)
     main(words(kind, runs))
@@ -44,7 +45,7 @@ def slowly(kind: str, runs: Path) -> None:
 def killed(kind: str, runs: Path) -> tuple[Path, set[str]]:
     """Kill the verb when it has finished a tar and noted it; its folder, and what is in tars."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.__main__", "experiments.pairs"])
+    context.set_forkserver_preload(["experiments.__main__", "experiments.verbs.pairs"])
     process = context.Process(target=slowly, args=(kind, runs))
     process.start()
     limit = time.monotonic() + 60
@@ -72,7 +73,7 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_killed_and_gone_on_with(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(generation, "TAR_BYTES", TAR_BYTES[kind])
     whole, runs = (copied(tmp_path / name) for name in ("whole", "killed"))
-    module, batches = importlib.import_module(f"experiments.{kind}"), []
+    module, batches = importlib.import_module(f"experiments.verbs.{kind}"), []
 
     def stack(samples, *rest):
         batches.append(tuple(sample["key"] for sample in samples))
@@ -111,7 +112,7 @@ def test_a_helper_makes_pairs_and_the_verb_completes_them(tmp_path, monkeypatch)
     assert main(words("pairs", two, "launch.devices=2")) == 0
     made = finished(two, "causal_pairs")
     own = ["--of", str(os.getpid())]
-    assert started == [[sys.executable, "-m", "experiments.pairs", str(made), *own]]
+    assert started == [[sys.executable, "-m", "experiments", "join", str(made), *own]]
     assert contents(made) == expected
     record = RunFolder(made).read_record()
     assert record["devices"] == 2 and record["device_s"] == pytest.approx(2 * record["wall_s"])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.recipe import Library
-from sweeps.costs import Costs, duration, forecast, remaining, urgency
-from sweeps.graph import load_sweep, sweeps
+from experiments.runs.recipe import Library
+from sweeps.plan.costs import Costs, duration, forecast, remaining, urgency
+from sweeps.plan.graph import load_sweep, sweeps
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from lightning.fabric.utilities import distributed
 
-from experiments import curate, pairs, sample
-from experiments.folder import RunFolder
 from experiments.launch.hardware import Launch, hurried, prepare, settle
-from experiments.making.together import _devices
-from experiments.recipe import resolve
+from experiments.launch.shard_workers import _devices
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import resolve
+from experiments.verbs import curate, pairs, sample
 
 NONE_HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 VERBS = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.shards import ShardReader, ShardWriter, open_shards
+from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
 from experiments.__main__ import main
-from experiments.making.generation import require_autoencoder
-from experiments.weights.networks import autoencoder_id, load_network
+from experiments.checkpoints.networks import autoencoder_id, load_network
+from experiments.generation.generation import require_autoencoder
 from lightning_modules.networks.encoders import WanText, WanVAE
 
 HUB_ID = "tiny/wan"

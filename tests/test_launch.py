@@ -16,8 +16,8 @@ import torch
 from minimal_runs import SETTINGS, Verb, copied, only, prepared
 from safetensors.torch import load_file
 
-from experiments.folder import RunFolder
-from experiments.launch.place import free_port
+from experiments.launch.ranks.topology import free_port
+from experiments.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 STAGE = "stage3_asymmetric_dmd"

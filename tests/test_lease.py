@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from experiments import lease
-from experiments.lease import Busy, Lease
+from experiments.runs import lock as lease
+from experiments.runs.lock import Busy, Lease
 
 ELSEWHERE = {"process": 7, "host": "another", "job": "", "since": "noon"}
 

@@ -7,12 +7,12 @@ import torch
 from omegaconf import OmegaConf
 
 from datamodules.curation.lmdb import LatentRows
-from datamodules.shards import open_shards
+from datamodules.shards.reader import open_shards
+from datamodules.shards.work import ShardMaker
 from datamodules.video import VideoDataModule
-from experiments import curate
-from experiments.folder import RunFolder
-from experiments.making.shard_work import ShardMaker
-from experiments.recipe import resolve
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import resolve
+from experiments.verbs import curate
 
 SHAPE = (3, 16, 2, 4)
 TIMES = [1.0, 0.9375, 0.8333333333333334, 0.625]

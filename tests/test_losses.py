@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.losses import (
     distribution_matching,
     distribution_matching_gradient,
     regression,
 )
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.training.ema import EMA
 
 SHAPE = (3, 2, 4, 2, 2)
 

@@ -10,9 +10,9 @@ from minimal import SHAPE, TEXT, batch, network, stage, train
 from minimal_runs import SETTINGS, copied
 
 from experiments.__main__ import main
-from experiments.launch import memory
-from experiments.launch.memory import FULL, GIB, HALF, Load, of_fit, of_rollout, require
-from experiments.weights.wan_names import PUBLISHED
+from experiments.checkpoints.wan_keys import PUBLISHED
+from experiments.launch.memory import count as memory
+from experiments.launch.memory.count import FULL, GIB, HALF, Load, of_fit, of_rollout, require
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks import Wan
@@ -265,7 +265,7 @@ def test_what_cannot_fit_is_refused_with_its_numbers(monkeypatch, caplog):
 def test_verbs_ask_before_they_load(recipe, tmp_path, monkeypatch, capsys):
     """With no memory at all, every verb that loads a network refuses first."""
     runs = copied(tmp_path, recipe)
-    for loader in ("fit.load_network", "sample.frozen"):
+    for loader in ("verbs.fit.load_network", "verbs.sample.frozen"):
         monkeypatch.setattr(f"experiments.{loader}", lambda *_: pytest.fail("loaded"))
     memory_info = type("Memory", (), {"available": 0})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory_info)

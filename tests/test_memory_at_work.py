@@ -8,7 +8,7 @@ from test_memory import load_of, small
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from experiments.launch.memory import FULL, HALF
+from experiments.launch.memory.count import FULL, HALF
 
 
 class Peak(TorchDispatchMode):

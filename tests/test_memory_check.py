@@ -10,15 +10,15 @@ import torch
 from minimal_runs import copied, only
 from test_vidprom import run_folder
 
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.folder import RunFolder
-from experiments.launch import memory
+from datamodules.shards.reader import open_shards
+from experiments.checkpoints.wan_keys import PUBLISHED
 from experiments.launch.hardware import Launch
-from experiments.launch.memory import FULL, GIB, HALF, Load, Zero, of_fit, of_rollout
-from experiments.launch.memory_check import before_encoding, before_fit, before_generation
-from experiments.making.encoding import WanEncoders
-from experiments.weights.wan_names import PUBLISHED
+from experiments.launch.memory import count as memory
+from experiments.launch.memory.check import before_encoding, before_fit, before_generation
+from experiments.launch.memory.count import FULL, GIB, HALF, Load, Zero, of_fit, of_rollout
+from experiments.runs.folder import RunFolder
+from experiments.verbs import curate
+from experiments.worlds.wan.encoders import WanEncoders
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -91,7 +91,7 @@ def test_the_processes_of_a_machine_read_their_networks_together(tmp_path, free,
 
 def networks(runs):
     """Student, critic and teacher of Stage 3."""
-    from experiments.weights.networks import ROLES, load_network
+    from experiments.checkpoints.networks import ROLES, load_network
 
     folder = RunFolder(only(runs, "stage3_asymmetric_dmd"))
     return [load_network(folder.need(role)) for role in ROLES]
@@ -100,7 +100,7 @@ def networks(runs):
 def test_encoders_are_told_by_their_headers(wan_folder, free, caplog):
     """As much as the loaded ones hold, and nothing is loaded for it."""
     caplog.set_level(logging.INFO)
-    before_encoding(wan_folder, Launch(), CPU, vae="float32", text_encoder="bfloat16")
+    before_encoding(wan_folder, Launch(), CPU, vae=torch.float32, text_encoder=torch.bfloat16)
     encoders = WanEncoders(wan_folder, CPU, "float32", "bfloat16")
     assert not {"_vae", "_model"} & {*vars(encoders.vae), *vars(encoders.text)}
     for part, network in (("vae", encoders.vae._vae), ("text_encoder", encoders.text._model)):

@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_probe import WORLD, clips, probe
 
-from experiments.metrics import adherence, appearance, calibration, quality, truth
-from experiments.metrics.corruption import corrupt
 from experiments.metrics.distances import (
     Gaussian,
     Manifold,
@@ -15,11 +13,14 @@ from experiments.metrics.distances import (
     frechet_distances,
     precision_recall,
 )
-from experiments.metrics.reference import Reference
 from experiments.metrics.registry import METRICS, NotApplicable, selected
 from experiments.metrics.statistics import resample_weights
-from experiments.metrics.view import View
-from experiments.scoring.world import OFFERS
+from experiments.worlds.digits import adherence, appearance, calibration, quality
+from experiments.worlds.digits import distribution as truth
+from experiments.worlds.digits.context import View
+from experiments.worlds.digits.corruption import corrupt
+from experiments.worlds.digits.reference import Reference
+from experiments.worlds.digits.score import OFFERS
 
 SUITE = [metric for metric in METRICS.values() if metric.id.startswith("world.")]
 

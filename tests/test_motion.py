@@ -5,7 +5,7 @@ import pytest
 from tiny_probe import WORLD, clips
 
 from experiments.metrics import motion
-from experiments.metrics.law import HEADINGS, SPEEDS, follow
+from experiments.worlds.digits.trajectory import HEADINGS, SPEEDS, follow
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn, idctn
 
-from datamodules.curation.moving_digits import (
+from experiments.worlds.digits.moving_digits import (
     DIGITS,
     HEADINGS,
     Attributes,

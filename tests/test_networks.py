@@ -13,7 +13,7 @@ from tiny_networks import (
     teacher_forced_matrix,
 )
 
-from experiments.weights.networks import load_network
+from experiments.checkpoints.networks import load_network
 from lightning_modules.networks import KVCache, Network
 
 

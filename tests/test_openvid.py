@@ -14,13 +14,13 @@ from videos import moving, openvid_folder, row, write_table
 
 from datamodules.curation.openvid import Item, decode_item
 from datamodules.curation.split import number_of, split_of
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.folder import RunFolder
-from experiments.making.codec import autoencoder_of
-from experiments.making.shard_work import ShardMaker
-from experiments.recipe import resolve
-from experiments.sources import openvid
+from datamodules.shards.reader import open_shards
+from datamodules.shards.work import ShardMaker
+from experiments.generation.codec import autoencoder_of
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import resolve
+from experiments.verbs import curate
+from experiments.worlds.wan import openvid
 
 SHAPE = [3, 16, 2, 4]  # 9 frames of 16 x 32 pixels
 SECTION = {

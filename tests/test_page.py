@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from synthetic_sweep import CLIPS, FRAMES, SIDE, make_sweep
 
-from sweeps import table
-from sweeps.collect import collect
-from sweeps.frames import read_clips, strip_png
+from sweeps.report import table
+from sweeps.report.collect import collect
+from sweeps.report.frames import read_clips, strip_png
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
 

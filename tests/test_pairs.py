@@ -10,17 +10,17 @@ from omegaconf import OmegaConf
 from test_replay import Recorder
 from tiny_networks import LAW
 
-from datamodules.shards import ShardWriter, open_shards
-from experiments import pairs
-from experiments.folder import RunFolder
-from experiments.making.shard_work import ShardMaker
-from experiments.pairs import trajectories
+from datamodules.shards.reader import ShardWriter, open_shards
+from datamodules.shards.work import ShardMaker
+from experiments.runs.folder import RunFolder
+from experiments.verbs import pairs
+from experiments.verbs.pairs import trajectories
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.networks import ClosedForm
-from lightning_modules.networks.content import digest_of_weights
-from lightning_modules.networks.replay import Replay
+from lightning_modules.networks.fingerprint import digest_of_weights
+from lightning_modules.networks.wan.cuda_graphs import Replay
 
 COUNT, BATCH, INTERVALS = 3, 2, 4
 

@@ -10,12 +10,12 @@ from PIL import Image
 from test_sample import SETTINGS
 from videos import picture
 
-from datamodules.shards import ShardReader, ShardWriter, open_shards
-from experiments import sample as verb
-from experiments.folder import RunFolder
-from experiments.making.given import of_clips, of_pictures, read_picture
-from experiments.recipe import resolve
-from experiments.sample import Sampling, check, generate_clips
+from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
+from experiments.generation.conditioning import of_clips, of_pictures, read_picture
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import resolve
+from experiments.verbs import sample as verb
+from experiments.verbs.sample import Sampling, check, generate_clips
 from lightning_modules.networks.encoders import PatchTransform, WanVAE
 
 COUNT = 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.launch.place import first_host, place_of, ranks_here
+from experiments.launch.ranks.topology import first_host, place_of, ranks_here
 
 
 def fit(nodes=1, devices=1, **launch) -> dict:

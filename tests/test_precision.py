@@ -8,8 +8,8 @@ from callbacks.student_ema import StudentEMA
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.networks import Wan
-from lightning_modules.networks.precision import to_bfloat16
-from lightning_modules.networks.rotary import rotate, rotation
+from lightning_modules.networks.wan.precision import to_bfloat16
+from lightning_modules.networks.wan.rotary import rotate, rotation
 from lightning_modules.teacher_forcing import TeacherForcing
 
 RATE = 2e-6  # the published one: three bits below the resolution of a bfloat16 weight of 0.02
@@ -138,7 +138,7 @@ def test_a_frozen_network_in_bfloat16_answers_the_same_bit_for_bit():
 
 
 def test_a_precision_that_rounds_weights_is_refused():
-    from experiments.fit import Training
+    from experiments.verbs.fit import Training
 
     for precision in ("bf16-true", "16-true", "16-mixed", "bf16"):
         with pytest.raises(ValueError, match="fit.precision"):

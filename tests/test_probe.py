@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_probe import clips, probe, samples, train
 
-from lightning_modules.networks.probe import SIDE, ProbeNetwork, centred
-from lightning_modules.world_probe import handwriting, not_a_digit, worn
+from experiments.worlds.digits.probe import handwriting, not_a_digit, worn
+from experiments.worlds.digits.probe_network import SIDE, ProbeNetwork, centred
 
 
 def test_reads_unseen_handwriting_after_seconds_of_training():

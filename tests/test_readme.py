@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from experiments import __main__ as experiments
-from experiments.execute import verb_module
-from experiments.recipe import VERBS, Library, parse_settings, resolve
-from experiments.tools import TOOLS
+from experiments.launch.execute import verb_module
+from experiments.runs.recipe import VERBS, Library, parse_settings, resolve
+from experiments.verbs.tools import TOOLS
 from sweeps import __main__ as sweeps
-from sweeps.graph import load_sweep
+from sweeps.plan.graph import load_sweep
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

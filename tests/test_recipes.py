@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.folder import RunFolder, read_resolved
-from experiments.layers import flatten
-from experiments.recipe import Library, parse_settings, recipes, resolve
+from experiments.runs.config import flatten
+from experiments.runs.folder import RunFolder, read_resolved
+from experiments.runs.recipe import Library, parse_settings, recipes, resolve
 from lightning_modules import STAGES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -168,7 +168,7 @@ and Wan's weights are given; what lies between is for all of them."""
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", recipes(OURS))
 def test_every_recipe_of_ours_resolves_at_every_scale_and_passes_its_check(name, scale):
-    from experiments.execute import verb_module
+    from experiments.launch.execute import verb_module
 
     try:
         run = resolve(name, scale)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import layers
-from experiments.references import Intricate, follow
-from sweeps.graph import load_sweep
+from experiments.runs import config as layers
+from experiments.runs.interpolation import Intricate, follow
+from sweeps.plan.graph import load_sweep
 
 PATHS = st.sampled_from(["a", "b", "a.b", "b.a", "a.b.a", "c", "c.0", "c.1", "c.7", "no"])
 TEXTS = st.one_of(

@@ -12,8 +12,8 @@ from tiny_rollouts import few_steps, make_net, setting
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, rollout
-from lightning_modules.networks.replay import Replay
-from lightning_modules.networks.rotary import _rotate_real, rotate, rotation
+from lightning_modules.networks.wan.cuda_graphs import Replay
+from lightning_modules.networks.wan.rotary import _rotate_real, rotate, rotation
 
 
 class Recorder:

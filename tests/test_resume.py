@@ -11,7 +11,7 @@ import torch
 from minimal_runs import Verb, copied, only, prepared, rewritten, run, weights
 
 from datamodules.order import rank_batch
-from datamodules.shards import open_shards
+from datamodules.shards.reader import open_shards
 
 STAGES = ["stage1_teacher_forcing", "stage2_causal_cd", "stage3_asymmetric_dmd"]
 

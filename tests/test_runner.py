@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.folder import RunFolder
-from experiments.recipe import Library
-from sweeps import runner
-from sweeps.checks import Refused
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Library
 from sweeps.executors import executor
 from sweeps.executors.local import LocalPool
-from sweeps.graph import load_sweep
-from sweeps.runner import Interrupted, Runner
+from sweeps.plan.graph import load_sweep
+from sweeps.run import runner
+from sweeps.run.checks import Refused
+from sweeps.run.runner import Interrupted, Runner
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = FIXTURES.parent.parent
@@ -27,8 +27,8 @@ LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
 SWEEP = """
 import sys
 from pathlib import Path
-from experiments.recipe import Library
-from sweeps.graph import load_sweep
+from experiments.runs.recipe import Library
+from sweeps.plan.graph import load_sweep
 import sweeps.__main__ as cli
 fixtures = Path(sys.argv.pop(1))
 library = Library(fixtures / "recipes", fixtures / "scale")

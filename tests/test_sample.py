@@ -5,10 +5,10 @@ import pytest
 import torch
 from minimal import SHAPE, SHIFT, TEXT, draw, network
 
-from datamodules.shards import ShardWriter, open_shards
-from experiments.folder import RunFolder
-from experiments.recipe import resolve
-from experiments.sample import Sampling, check, generate_clips
+from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import resolve
+from experiments.verbs.sample import Sampling, check, generate_clips
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 

@@ -8,13 +8,13 @@ import yaml
 from omegaconf import OmegaConf
 from tiny_probe import WORLD, clips, probe
 
-from datamodules.shards import ShardWriter
-from experiments import calibrate, score
-from experiments.folder import RunFolder
-from experiments.metrics import calibration
+from datamodules.shards.reader import ShardWriter
 from experiments.metrics.registry import METRICS
-from experiments.scoring import world
-from lightning_modules.networks.autoencoders import PatchTransform
+from experiments.runs.folder import RunFolder
+from experiments.verbs import score
+from experiments.worlds.digits import calibrate, calibration
+from experiments.worlds.digits import score as world
+from lightning_modules.networks.encoders.autoencoders import PatchTransform
 
 SCORE = {"metrics": "all", "first": 256, "clips": 128, "reference_clips": 256, "corrupt": "none"}
 SCORE["calibration"] = calibration.load()["hash"]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.members import with_padding, without_padding
-from datamodules.shard_set import ShardSet
-from datamodules.shards import ShardWriter, open_shards
+from datamodules.shards.npy_tar import with_padding, without_padding
+from datamodules.shards.reader import ShardWriter, open_shards
+from datamodules.shards.shard_set import ShardSet
 
 ABOUT = {"fps": 8, "betas": (0, 1)}
 

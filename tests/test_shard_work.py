@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.curation.refusal import Refusal, Refused, counted
-from datamodules.shards import open_shards
-from experiments.folder import RunFolder
-from experiments.making import shard_work
-from experiments.making.shard_work import ShardMaker, Work
+from datamodules.shards import work as shard_work
+from datamodules.shards.reader import open_shards
+from datamodules.shards.work import ShardMaker, Work
+from experiments.runs.folder import RunFolder
 
 
 def sample(number):

@@ -12,7 +12,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.shards import ShardReader, ShardWriter, open_shards, require
+from datamodules.shards.reader import ShardReader, ShardWriter, open_shards, require
 
 ABOUT = {"fps": 8, "seed": 3, "normalisation": {"mean": [0.0, 1.0], "std": 2.0}}
 

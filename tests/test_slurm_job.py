@@ -14,16 +14,16 @@ from toy_training import Do
 from toy_training import fit as fit_toy
 
 from callbacks.checkpointing import Checkpoint
-from datamodules.shards import ShardWriter
+from datamodules.shards.reader import ShardWriter
 from datamodules.video import VideoDataModule
-from experiments.folder import RunFolder
-from experiments.launch import team
-from experiments.launch.team import RankLost
-from experiments.recipe import Library, resolve
+from experiments.launch.ranks import launcher as team
+from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Library, resolve
 
 pytest.importorskip("submitit")
-from sweeps import slurm_job  # noqa: E402
-from sweeps.slurm_job import SlurmRun, _Asked  # noqa: E402
+from sweeps.executors import slurm_job  # noqa: E402
+from sweeps.executors.slurm_job import SlurmRun, _Asked  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TERM, USR2 = signal.SIGTERM, signal.SIGUSR2

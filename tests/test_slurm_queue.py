@@ -5,11 +5,11 @@ import time
 import pytest
 from test_runner import FIXTURES, LIBRARY
 
-from experiments.folder import RunFolder
-from sweeps.checks import job_of
+from experiments.runs.folder import RunFolder
 from sweeps.executors import slurm
 from sweeps.executors.squeue import Listed
-from sweeps.graph import load_sweep
+from sweeps.plan.graph import load_sweep
+from sweeps.run.checks import job_of
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.folder import RunFolder
-from experiments.recipe import Library
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Library
 from sweeps import __main__ as sweeping
-from sweeps.graph import load_sweep
-from sweeps.state import states
-from sweeps.why import find
+from sweeps.plan.graph import load_sweep
+from sweeps.run.state import states
+from sweeps.run.why import find
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
@@ -126,7 +126,7 @@ def test_a_run_is_meant_by_the_beginning_of_its_name(tmp_path, runs):
 
 
 def test_watching_ends_when_all_is_done(tmp_path, runs, capsys, monkeypatch):
-    from sweeps import status
+    from sweeps.run import status
 
     monkeypatch.setattr(status, "WATCH_EVERY_S", 0.01)
     sweep = load_sweep(FIXTURES / "diamond.yaml", "tiny", [0], LIBRARY)

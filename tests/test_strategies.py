@@ -10,11 +10,11 @@ import torch.distributed
 
 from callbacks.checkpoint_folder import replaced
 from experiments.launch.hardware import Launch
-from experiments.launch.place import free_port
+from experiments.launch.ranks.launcher import lost_peer
+from experiments.launch.ranks.topology import free_port
 from experiments.launch.strategies import STRATEGIES, check_strategy, resumable, spread
-from experiments.launch.team import lost_peer
+from experiments.worlds.digits.probe import WorldProbe
 from lightning_modules.causal_cd import CausalCD
-from lightning_modules.world_probe import WorldProbe
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_sweep import CLIPS, make_sweep, row_of
 
-from sweeps import render, table
-from sweeps.assemble import our_table, paper_table
-from sweeps.collect import collect
-from sweeps.evidence import t_interval
-from sweeps.graph import load_sweep
-from sweeps.layout import Column, human_bytes, load_yaml
-from sweeps.results import read_scores
+from sweeps.plan.graph import load_sweep
+from sweeps.report import render, table
+from sweeps.report.assemble import our_table, paper_table
+from sweeps.report.collect import collect
+from sweeps.report.intervals import t_interval
+from sweeps.report.layout import Column, human_bytes, load_yaml
+from sweeps.report.results import read_scores
 
 PAPER = load_yaml("paper.yaml")
 RANKED = {"total": "total", "quality": "quality", "semantic": "semantic",
@@ -248,7 +248,8 @@ def test_records_of_costs_may_be_absent(tmp_path):
 
 def test_help_and_planning_import_no_drawing_library():
     code = (
-        "import sys, sweeps.__main__, sweeps.table, sweeps.page, sweeps.collect\n"
+        "import sys, sweeps.__main__, sweeps.report.table, sweeps.report.page\n"
+        "import sweeps.report.collect\n"
         "print([m for m in ('matplotlib', 'torch', 'jinja2', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,10 +12,10 @@ import time
 import pytest
 import yaml
 
-from experiments.execute import execute
-from experiments.folder import RunFolder
-from experiments.launch.team import RankLost
-from experiments.lease import Busy
+from experiments.launch.execute import execute
+from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.folder import RunFolder
+from experiments.runs.lock import Busy
 
 VERB = """
 import logging, os, signal, sys, time
@@ -146,7 +146,8 @@ def test_an_abort_or_a_warning_of_slurms_is_a_loss_and_no_failure(group, what, r
 
 def started(folder: RunFolder, until: str = "here", count: int = 2) -> subprocess.Popen:
     """The command line, once there are so many files of a kind: its ranks are all at work."""
-    code = f"from experiments.execute import execute; from experiments.folder import RunFolder;\
+    code = f"from experiments.launch.execute import execute;\
+from experiments.runs.folder import RunFolder;\
 from signal import SIGINT, SIGTERM, default_int_handler, signal;\
 [signal(number, default_int_handler) for number in (SIGINT, SIGTERM)];\
 execute(RunFolder({str(folder.path)!r}), package='light')"
@@ -213,7 +214,7 @@ def test_every_process_says_where_it_stands(group):
 
 def test_a_rank_whose_parent_is_gone_already_does_nothing(group):
     folder = group("done", devices=1)
-    words = [sys.executable, "-m", "experiments.launch.rank", str(folder.path), "2", "light"]
+    words = [sys.executable, "-m", "experiments.launch.ranks", str(folder.path), "2", "light"]
     orphan = subprocess.run([*words, str(os.getpid() + (1 << 22))], timeout=20)
     assert orphan.returncode == 1 and not names(folder, "here")
     child = subprocess.run([*words, str(os.getpid())], timeout=20, stderr=subprocess.PIPE)

@@ -7,12 +7,12 @@ import pytest
 from test_page import Reader
 
 from sweeps import __main__ as command
-from sweeps.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED
-from sweeps.graph import load_sweep
-from sweeps.theory import report
-from sweeps.theory.figures import FIGURES
-from sweeps.theory.numbers import TheoryNumbers, number
-from sweeps.theory.statements import comparisons, judge, load_statements
+from sweeps.plan.graph import load_sweep
+from sweeps.report.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED
+from sweeps.report.theory import report
+from sweeps.report.theory.figures import FIGURES
+from sweeps.report.theory.numbers import TheoryNumbers, number
+from sweeps.report.theory.statements import comparisons, judge, load_statements
 
 SEEDS = [0, 1, 2]
 FACTS = "switching/law/facts/law.injectivity.bidirectional"

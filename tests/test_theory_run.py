@@ -5,8 +5,8 @@ import json
 import pytest
 
 from sweeps import __main__ as command
-from sweeps.graph import load_sweep
-from sweeps.theory.numbers import TheoryNumbers
+from sweeps.plan.graph import load_sweep
+from sweeps.report.theory.numbers import TheoryNumbers
 
 SWEEP = """
 title: Three students of the Gaussian world, hardly trained

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.gated_adamw import GatedAdamW
+from lightning_modules.training.gated_adamw import GatedAdamW
 
 DMD = {
     "few_steps": 2,

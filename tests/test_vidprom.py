@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from datamodules.curation.split import split_of
 from datamodules.curation.vidprom import UNSAFE, Prompt, PromptLimits, accept, read_prompts
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.folder import RunFolder
-from experiments.making.shard_work import ShardMaker
+from datamodules.shards.reader import open_shards
+from datamodules.shards.work import ShardMaker
+from experiments.runs.folder import RunFolder
+from experiments.verbs import curate
 from lightning_modules.networks.encoders import WanText
 
 SCENES = [f"a {animal} walks over {place}" for animal in ("cat", "fox", "hen", "ox") for place in

@@ -8,9 +8,9 @@ from diffusers import AutoModel, WanTransformer3DModel
 from tiny_networks import TINY, C, F, H, L, W, asked, causal_matrix, shake, tiny_wan
 
 from lightning_modules.networks import Wan
-from lightning_modules.networks.attention import attend, spread
-from lightning_modules.networks.rms_norm import rms_norm
-from lightning_modules.networks.rotary import rotation
+from lightning_modules.networks.wan.attention import attend, spread
+from lightning_modules.networks.wan.rms_norm import rms_norm
+from lightning_modules.networks.wan.rotary import rotation
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from PIL import Image
 from videos import moving, openvid_folder, picture, row
 
-from datamodules.shards import open_shards
+from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
-from experiments.making.codec import autoencoder_of
-from experiments.making.given import read_picture
-from experiments.recipe import Library
-from experiments.weights.networks import load_network
-from sweeps.graph import load_sweep
+from experiments.checkpoints.networks import load_network
+from experiments.generation.codec import autoencoder_of
+from experiments.generation.conditioning import read_picture
+from experiments.runs.recipe import Library
+from sweeps.plan.graph import load_sweep
 
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
 PROMPTS = ["a cat walks on the grass", "still water at night", "a cat walks on the grass"]
@@ -251,7 +251,7 @@ def test_refused_before_anything_is_loaded(
     config = json.loads((other / "vae" / "config.json").read_text())
     config["latents_mean"][0] += 0.5
     (other / "vae" / "config.json").write_text(json.dumps(config))
-    for module in ("experiments.fit", "experiments.making.generation"):
+    for module in ("experiments.verbs.fit", "experiments.generation.generation"):
         monkeypatch.setattr(f"{module}.load_network", lambda where: pytest.fail("loaded"))
     words = [word.format(other=other) for word in words]
     assert main([*words, "--scale", "test", "--runs", str(runs)], library) == 1

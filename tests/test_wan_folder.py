@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.making.codec import autoencoder_of
-from experiments.weights.networks import load_network
+from experiments.checkpoints.networks import load_network
+from experiments.generation.codec import autoencoder_of
 from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
 
 

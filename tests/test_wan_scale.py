@@ -12,17 +12,17 @@ import torch
 import yaml
 from minimal import network
 
-from datamodules.shards import ShardWriter, open_shards
-from experiments.layers import flatten
-from experiments.making import generation
-from experiments.making.clip_files import clip_file, write_mp4
-from experiments.recipe import Library, load_scale, resolve
-from experiments.scoring import vbench
-from experiments.weights.networks import autoencoder_id
-from sweeps.assemble import our_table
-from sweeps.graph import load_sweep
-from sweeps.layout import ELSEWHERE, columns
-from sweeps.results import Cell, Results
+from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.checkpoints.networks import autoencoder_id
+from experiments.generation import generation
+from experiments.generation.mp4 import clip_file, write_mp4
+from experiments.runs.config import flatten
+from experiments.runs.recipe import Library, load_scale, resolve
+from experiments.worlds.wan import vbench
+from sweeps.plan.graph import load_sweep
+from sweeps.report.assemble import our_table
+from sweeps.report.layout import ELSEWHERE, columns
+from sweeps.report.results import Cell, Results
 
 ROOT = Path(__file__).parent.parent
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")

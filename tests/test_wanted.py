@@ -13,10 +13,10 @@ from videos import moving, openvid_folder
 from datamodules.curation.decoding import ClipSpec, decode
 from datamodules.curation.openvid import Limits, Row
 from datamodules.curation.refusal import Refused
-from datamodules.shards import open_shards
-from experiments import curate
-from experiments.making.shard_work import ShardMaker
-from experiments.recipe import resolve
+from datamodules.shards.reader import open_shards
+from datamodules.shards.work import ShardMaker
+from experiments.runs.recipe import resolve
+from experiments.verbs import curate
 
 # -- any source ------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ def test_a_cut_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / "run"
     maker = ShardMaker(job, folder(path))
     maker.make_all()
-    monkeypatch.setattr("datamodules.shard_file.write_note", lambda *_: 1 / 0)
+    monkeypatch.setattr("datamodules.shards.shard_file.write_note", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # the shorter tar is in place, its note is not
         maker.complete()
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from tiny_rollouts import few_steps, make_net, setting
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks import KVCache
-from lightning_modules.networks.static_cache import StaticKVCache
+from lightning_modules.networks.wan.static_cache import StaticKVCache
 
 FRAMES = 9
 PARTITIONS = {"framewise": (1,) * 9, "chunkwise": (3, 3, 3), "ragged": (1, 2, 3, 1, 2)}

@@ -3,7 +3,7 @@
 import torch
 
 from lightning_modules.networks import ClosedForm, Wan
-from lightning_modules.networks.gaussian_world import GaussianWorld
+from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
 TINY = {
     "num_attention_heads": 2,

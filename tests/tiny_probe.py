@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from datamodules.curation.moving_digits import World, caption
-from lightning_modules.networks.autoencoders import PatchTransform
-from lightning_modules.world_probe import WorldProbe
+from experiments.worlds.digits.moving_digits import World, caption
+from experiments.worlds.digits.probe import WorldProbe
+from lightning_modules.networks.encoders.autoencoders import PatchTransform
 
 WORLD = World(
     size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0

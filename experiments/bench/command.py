@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.folder import write_text
-from experiments.recipe import Library, Resolver, parse_settings
+from datamodules.atomic import write_text
+from experiments.runs.recipe import Library, Resolver, parse_settings
 
 if TYPE_CHECKING:
     import torch
 
-    from experiments.bench.built import Subject
     from experiments.bench.clock import Protocol
     from experiments.bench.device import Peak
-    from experiments.bench.rows import Task
+    from experiments.bench.random_models import Subject
+    from experiments.bench.report import Task
 
 WHAT = ("rollout", "train", "pairs", "vae", "all")
 log = logging.getLogger(__name__)
@@ -48,10 +48,10 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
         ValueError: a wrong setting, a device that is not there, or nothing could be measured.
     """
     from experiments.bench import device as devices
-    from experiments.bench.built import Subject
     from experiments.bench.clock import Protocol
+    from experiments.bench.random_models import Subject
     from experiments.bench.sizes import scale_tree
-    from lightning_modules.networks import attention
+    from lightning_modules.networks.wan import attention
 
     for chatty in ("lightning.pytorch", "diffusers"):  # devices, tips, casts
         logging.getLogger(chatty).setLevel(logging.ERROR)

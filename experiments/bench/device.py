@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from experiments import provenance
 from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
+from experiments.runs import provenance
 
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "flash-attn", "numpy")
 _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from experiments.bench import count
-from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, measure, now, quantiles
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row, Task
+from experiments.bench.random_models import Subject
+from experiments.bench.report import Row, Task
 from experiments.bench.vae import decode
 from experiments.launch.hardware import Launch, hurried
 from lightning_modules.diffusion.fast_past import FastPast

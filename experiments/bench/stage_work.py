@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.bench import count
-from experiments.bench.built import Subject
 from experiments.bench.count import CHECKPOINTED, PLAIN, Pass, Work
+from experiments.bench.random_models import Subject
 from experiments.bench.sizes import NetworkSize
 
 _ADAMW_BYTES = 28  # a weight, its two moments in and out, its gradient in: seven times float32

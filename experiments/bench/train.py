@@ -20,13 +20,13 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from experiments.bench import stage_work
-from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_memory
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row, Task
-from experiments.bind import bind, parameters_of
-from experiments.recipe import Resolver
+from experiments.bench.random_models import Subject
+from experiments.bench.report import Row, Task
+from experiments.runs.recipe import Resolver
+from experiments.runs.signature import bind, parameters_of
 from lightning_modules import STAGES
 from lightning_modules.diffusion.flow import time_grid
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.bench.built import Subject
 from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.rows import Row, Task
+from experiments.bench.random_models import Subject
+from experiments.bench.report import Row, Task
 
 Action = Callable[[nn.Module, Tensor], Tensor]
 

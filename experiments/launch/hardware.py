@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.bind import bind
-from lightning_modules.networks import attention as kernels
+from experiments.runs.signature import bind
+from lightning_modules.networks.wan import attention as kernels
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ class Launch:
             instead of keeping what it made: a third more work, a fraction of the memory.
         check_memory: refuse to load what cannot fit (``memory.py``); false only tells.
         attention: the kernel where frames see frames: ``auto``, ``dense``, ``flex``, ``flash``
-            (``lightning_modules/networks/attention.py``).
+            (``lightning_modules/networks/wan/attention.py``).
         compile: generate with layers whose pieces between the attention kernels the compiler has
             fused; CUDA only.
         cuda_graphs: generate by replaying recorded calls; CUDA only
-            (``lightning_modules/networks/replay.py``).
+            (``lightning_modules/networks/wan/cuda_graphs.py``).
         workers: of the data loader.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between video panels in TensorBoard; 0 for none.
@@ -150,6 +150,6 @@ def hurried(network: nn.Module, launch: Launch, device: torch.device) -> Any:
         network.compile_blocks()
     if not launch.cuda_graphs:
         return network
-    from lightning_modules.networks.replay import Replay
+    from lightning_modules.networks.wan.cuda_graphs import Replay
 
     return Replay(network)

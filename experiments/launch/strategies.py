@@ -11,7 +11,7 @@ from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 
 from experiments.launch.hardware import Launch
-from experiments.layers import nearest
+from experiments.runs.config import nearest
 from lightning_modules import ALONE
 
 STRATEGIES = {
@@ -65,7 +65,7 @@ def parallel(module: LightningModule, launch: Launch, precision: str) -> dict[st
     if launch.strategy == "deepspeed":
         if launch.accelerator == "cpu" or not torch.cuda.is_available():
             _deepspeed_on_cpu()
-        from experiments.launch.zero import Zero
+        from experiments.launch.deepspeed_strategy import Zero
 
         zero = Zero(launch.zero_stage, autocast=precision == "bf16-mixed", timeout=timeout)
         return {"strategy": zero, "precision": "32-true"}

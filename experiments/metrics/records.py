@@ -7,13 +7,12 @@ A record never holds a time or a path of this machine, so equal inputs give equa
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.folder import write_text
+from datamodules.atomic import write_bytes, write_text
 from experiments.metrics.registry import Measurement, Metric
 
 
@@ -67,9 +66,4 @@ def _finite(value: float | None) -> float | None:
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(content.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, content.getvalue(), many=True)

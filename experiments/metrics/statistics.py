@@ -1,6 +1,6 @@
 """Intervals over prompts and trends over frames, for the scores of one set of clips.
 
-Differences between arms that share prompts and seeds are the table's: `sweeps/evidence.py`.
+Differences between arms that share prompts and seeds are the table's: `sweeps/report/intervals.py`.
 
 Convention: `values` is one number per clip [N]; the resampled unit is the clip (its prompt), never
     the frame.

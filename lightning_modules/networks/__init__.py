@@ -28,13 +28,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-    from .closed_form import ClosedForm
-    from .kv_cache import KVCache
-    from .wan import Wan
+    from lightning_modules.networks.closed_form.network import ClosedForm
+    from lightning_modules.networks.wan.kv_cache import KVCache
+    from lightning_modules.networks.wan.transformer import Wan
 
 __all__ = ["ClosedForm", "KVCache", "Network", "Wan"]
 
-_HOMES = {"Wan": "wan", "ClosedForm": "closed_form", "KVCache": "kv_cache"}
+_HOMES = {
+    "Wan": "wan.transformer",
+    "ClosedForm": "closed_form.network",
+    "KVCache": "wan.kv_cache",
+}
 
 
 @runtime_checkable

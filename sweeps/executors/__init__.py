@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.layers import nearest
+from experiments.runs.config import nearest
 
 CLUSTERS = ("local", "slurm")
 
@@ -99,7 +99,7 @@ class Executor(Protocol):
 def executor(
     cluster: str,
     workers: int | None = None,
-    package: str = "experiments",
+    package: str = "experiments.verbs",
     gpus: Sequence[str] | None = None,
 ) -> Executor:
     """The executor of a cluster by name.

@@ -3,7 +3,7 @@
 A run takes a place: a core, or as many GPUs as it has ranks (``launch.devices``), where there are
 GPUs and it is not meant for a CPU. It is executed by a worker that sees these GPUs alone and stays
 for the next run, because starting one costs more than a tiny run; several ranks are processes of
-their own below the worker (``experiments.launch.team``).
+their own below the worker (``experiments.launch.ranks.launcher``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from experiments.launch.place import wanted
+from experiments.launch.ranks.topology import wanted
 from sweeps.executors import Event, Job
 from sweeps.executors.devices import wants_gpu
 
@@ -33,7 +33,9 @@ class LocalPool:
 
     detached = False
 
-    def __init__(self, cores: int, package: str = "experiments", gpus: Sequence[str] = ()) -> None:
+    def __init__(
+        self, cores: int, package: str = "experiments.verbs", gpus: Sequence[str] = ()
+    ) -> None:
         self.size = len(gpus) or cores
         self._cores = cores
         self._gpus = list(gpus)
@@ -157,7 +159,7 @@ class _Worker:
         if gpus is not None:
             more["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sweeps.worker", "--package", package],
+            [sys.executable, "-m", "sweeps.executors.worker", "--package", package],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._last_words,

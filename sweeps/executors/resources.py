@@ -1,6 +1,6 @@
 """What a job asks Slurm for: ``launch.slurm`` of the scale file, and what follows from the recipe.
 
-A job is one task per node, which starts the ranks of its node (``experiments.launch.team``).
+A job is one task per node, which starts the ranks of its node (``launch/ranks/launcher.py``).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from experiments.launch.place import wanted
-from experiments.layers import nearest
+from experiments.launch.ranks.topology import wanted
+from experiments.runs.config import nearest
 from sweeps.executors.devices import wants_gpu
 
 

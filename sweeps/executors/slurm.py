@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from experiments.folder import RunFolder
+from experiments.runs.folder import RunFolder
 from sweeps.executors import Event, Job
 from sweeps.executors.devices import cores
 from sweeps.executors.local import LocalPool
@@ -66,7 +66,7 @@ class SlurmQueue:
 
     detached = True
 
-    def __init__(self, package: str = "experiments", limit: int | None = None) -> None:
+    def __init__(self, package: str = "experiments.verbs", limit: int | None = None) -> None:
         if shutil.which("sbatch") is None:
             raise ValueError("cluster slurm: there is no sbatch here; start this on a login node")
         if find_spec("submitit") is None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.folder import RunFolder, write_text
-from experiments.lease import flock
+from datamodules.atomic import write_text
+from experiments.runs.folder import RunFolder
+from experiments.runs.lock import flock
 from sweeps.executors import Job
 from sweeps.executors.resources import Resources
 from sweeps.executors.squeue import cancel, listed
@@ -84,7 +85,7 @@ def _sbatch(job: Job, after: Sequence[str], package: str) -> str:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from sweeps.slurm_job import SlurmRun
+    from sweeps.executors.slurm_job import SlurmRun
 
     asks = Resources.of(job.slurm)
     more = {"comment": str(job.folder), "requeue": True, **asks.more}

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from vbench_files import MEANS, PROMPTS, judge, score_run
 
-from sweeps.graph import load_sweep
+from sweeps.plan.graph import load_sweep
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 
 from vbench_files import MEANS, PROMPTS, add, judge, score_run, scores
 
-from experiments.scoring import vbench
+from experiments.worlds.wan import vbench
 
 FAKE = """#!/bin/sh
 # evaluate --videos_path videos --dimension D --mode M --output_path TO

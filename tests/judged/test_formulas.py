@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vbench_files import PUBLISHED
 
-from experiments.metrics.benchmarks import (
+from experiments.worlds.wan.benchmarks import (
     DIMENSIONS,
     WEIGHTS,
     composites,

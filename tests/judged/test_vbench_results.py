@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from vbench_files import MEANS, PROMPTS, SUITE, add, judge, score_run, scores
 
-from datamodules.shards import ShardWriter, open_shards
-from experiments.metrics.benchmarks import DIMENSIONS, composites, normalised
-from experiments.scoring import vbench
-from experiments.scoring.vbench_results import Video, read_manifest
-from sweeps import table
+from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.worlds.wan import vbench
+from experiments.worlds.wan.benchmarks import DIMENSIONS, composites, normalised
+from experiments.worlds.wan.vbench_results import Video, read_manifest
+from sweeps.report import table
 
 
 def test_the_manifest_is_the_one_that_is_laid_out(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from vbench_files import ACTIONS, add, judge, score_run, scores
 
-from experiments.metrics.benchmarks import WEIGHTS, reward
-from experiments.recipe import resolve
-from sweeps import table
+from experiments.runs.recipe import resolve
+from experiments.worlds.wan.benchmarks import WEIGHTS, reward
+from sweeps.report import table
 
 
 def answers(run, yes=0.8, **changes):

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.__main__ import main
-from experiments.folder import RunFolder
-from experiments.metrics import motion, records, videos
-from experiments.metrics.benchmarks import DIMENSIONS
+from experiments.metrics import motion, records
 from experiments.metrics.registry import measure, selected
-from experiments.recipe import Run
-from experiments.scoring.vbench import OFFERS
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Run
+from experiments.worlds.wan import videos
+from experiments.worlds.wan.benchmarks import DIMENSIONS
+from experiments.worlds.wan.vbench import OFFERS
 
 TOGETHER = (  # dimensions that share a list of prompts, as in VBench_full_info.json
     ("subject_consistency", "dynamic_degree", "motion_smoothness"),

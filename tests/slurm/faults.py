@@ -29,10 +29,10 @@ from pathlib import Path
 import psutil
 from cluster import NODES, Cluster, missing
 
-from sweeps.display import Lines
 from sweeps.executors.local import LocalPool
-from sweeps.graph import Sweep, load_sweep
-from sweeps.runner import Runner
+from sweeps.plan.graph import Sweep, load_sweep
+from sweeps.run.display import Lines
+from sweeps.run.runner import Runner
 
 HERE = Path(__file__).parent
 VICTIMS = ("runner", "job", "slurmctld", *NODES)
@@ -129,7 +129,7 @@ class Disturbed:
             except psutil.Error:
                 continue
             ours = any(word.startswith(str(self._runs)) for word in words)
-            at_work = {"submitit.core._submit", "experiments.launch.rank"} & set(words)
+            at_work = {"submitit.core._submit", "experiments.launch.ranks"} & set(words)
             if ours and at_work and "srun" not in words[0]:
                 found.append(process)
         return found
@@ -159,7 +159,7 @@ def count_here(runs: Path) -> None:
 def train_here(runs: Path) -> None:
     """The sweep that trains, likewise."""
     one_node = {"base.launch.nodes": 1, "base.launch.devices": 2}
-    _run_here(load_sweep(str(DEEPSPEED), "tiny", settings=one_node), runs, "experiments")
+    _run_here(load_sweep(str(DEEPSPEED), "tiny", settings=one_node), runs, "experiments.verbs")
 
 
 def _run_here(sweep: Sweep, runs: Path, package: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.recipe import Library
+from experiments.runs.recipe import Library
 from sweeps import __main__ as command_line
 from sweeps.executors import slurm
-from sweeps.graph import Sweep, load_sweep
+from sweeps.plan.graph import Sweep, load_sweep
 
 HERE = Path(__file__).parent / "library"
 LIBRARY = Library(HERE / "recipes", HERE / "scale")

@@ -9,11 +9,11 @@ import pytest
 from faults import HERE, PATH
 from test_slurm_sweeps import job, starts, wait
 
-from experiments.folder import RunFolder
-from sweeps.display import Lines
+from experiments.runs.folder import RunFolder
 from sweeps.executors.local import LocalPool
-from sweeps.graph import load_sweep
-from sweeps.runner import Runner
+from sweeps.plan.graph import load_sweep
+from sweeps.run.display import Lines
+from sweeps.run.runner import Runner
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SWEEP = HERE / "two_nodes.yaml"
@@ -44,7 +44,7 @@ def expected(cluster, tmp_path_factory):
     runs = tmp_path_factory.mktemp("local")
     here = {"launch.nodes": 1, "launch.devices": 2}
     sweep = load_sweep(str(SWEEP), "switching", [0], settings=here)
-    Runner(sweep, runs, LocalPool(2, "experiments"), Lines()).run()
+    Runner(sweep, runs, LocalPool(2, "experiments.verbs"), Lines()).run()
     (base,) = runs.glob("base-*")
     return base
 

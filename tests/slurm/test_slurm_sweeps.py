@@ -12,10 +12,10 @@ from cluster import Cluster, missing
 from program import sweep
 from test_runner import Heard, results
 
-from experiments.folder import RunFolder
+from experiments.runs.folder import RunFolder
 from sweeps.executors.local import LocalPool
 from sweeps.executors.slurm import SlurmQueue
-from sweeps.runner import Interrupted, Runner
+from sweeps.run.runner import Interrupted, Runner
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 PROGRAM = Path(__file__).parent / "program.py"

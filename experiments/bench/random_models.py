@@ -1,0 +1,108 @@
+"""Random networks, encoders and prompts of a scale's sizes, on the device, ready to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.bench.sizes import BYTES, NetworkSize
+from experiments.checkpoints.networks import check_network
+from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.wan.precision import to_bfloat16
+
+_PATCH = 2  # pixels of a latent frame along each side of a token
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a scale's numbers and the device.
+
+    Args:
+        tree: the scale, resolved.
+        device: where it runs.
+    """
+
+    tree: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[F, C, H, W]`` of a clip's latents."""
+        return tuple(self.tree["clip_shape"])
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return partition(self.tree["blocks"], self.shape[0])
+
+    @property
+    def tokens(self) -> int:
+        """Of a frame."""
+        return (self.shape[2] // _PATCH) * (self.shape[3] // _PATCH)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.tree["bench"]["text_tokens"]
+
+    @property
+    def half(self) -> bool:
+        return self.tree["precision"].startswith("bf16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a matrix product."""
+        return torch.bfloat16 if self.half else torch.float32
+
+    @property
+    def value_bytes(self) -> int:
+        return BYTES[self.tree["precision"]]
+
+    def size(self, role: str = "student") -> NetworkSize:
+        """Of the student's network, or of the real score's."""
+        return NetworkSize.of(self.tree["score_network" if role == "teacher" else "network"])
+
+    def autocast(self) -> torch.autocast:
+        """What Lightning's precision plugin does around a pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def prompt(self, batch: int = 1) -> Tensor:
+        """Random embeddings ``[B, L, D]``."""
+        width = self.tree["network"]["text_dim"]
+        return torch.randn(batch, self.text_tokens, width, device=self.device)
+
+    def pixel_frames(self) -> int:
+        """Of a decoded clip: the first latent frame is one, every other as many as the stride."""
+        stride = 2 ** sum(self._vae_config()["temperal_downsample"])
+        return 1 + stride * (self.shape[0] - 1)
+
+    def network(self, numbers: Mapping[str, Any], frozen: bool = True) -> nn.Module:
+        """Random weights, drawn where they will be used; frozen ones rounded as autocast would."""
+        from lightning_modules.networks import Wan
+
+        with torch.device(self.device):
+            network = Wan(**check_network(numbers))
+        network.requires_grad_(not frozen).train(not frozen)
+        return to_bfloat16(network) if frozen and self.half else network
+
+    def vae(self) -> nn.Module:
+        """Wan's, of the scale's size."""
+        from diffusers import AutoencoderKLWan
+
+        with torch.device(self.device):
+            vae = AutoencoderKLWan(**self._vae_config())
+        return vae.to(self.dtype).eval().requires_grad_(False)
+
+    def text_encoder(self) -> nn.Module:
+        """A umT5 of the scale's size."""
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        config = UMT5Config(**self.tree["bench"]["text_encoder"])
+        with torch.device(self.device):
+            encoder = UMT5EncoderModel(config)
+        return encoder.to(self.dtype).eval().requires_grad_(False)
+
+    def _vae_config(self) -> dict[str, Any]:
+        return {"temperal_downsample": [False, True, True], **self.tree["bench"]["vae"]}

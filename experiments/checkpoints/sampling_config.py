@@ -1,0 +1,71 @@
+"""``causal.json``: how a network is sampled, beside its weights.
+
+It is a file of its own because an unknown key of config.json would make stock diffusers warn, and a
+private one would be carried, silently, into whatever is trained from the folder.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.folder import RunFolder
+from lightning_modules import STAGES
+from lightning_modules.bidirectional import Bidirectional
+from lightning_modules.diffusion.rollout import few_step_times
+from lightning_modules.diffusion.visibility import partition
+from lightning_modules.training.flow_matching import FlowMatching
+
+NAME = "causal.json"
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write ``folder/causal.json``; the folder is a new one."""
+    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What ``folder/causal.json`` says; nothing where there is none."""
+    path = folder / NAME
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def settings_of(where: Path, network: Path) -> dict[str, Any]:
+    """What is known of a network: from the run that trained it, or from what lies beside it.
+
+    Args:
+        where: a run folder, or another.
+        network: where in it the weights lie.
+    """
+    if (where / "recipe.yaml").is_file():
+        run = RunFolder(where)
+        return {"source": {"run": run.name}, "sampling": sampling_of(run.recipe["stage"])}
+    return read(network)
+
+
+def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler of a stage's result, with every number it needs; guidance 1 is none."""
+    kind = getattr(importlib.import_module(STAGES[stage["class"]]), stage["class"])
+    sizes, shift = partition(stage["blocks"], stage["clip_shape"][0]), stage["shift"]
+    shared = {
+        "stage": stage["class"],
+        "clip_shape": list(stage["clip_shape"]),
+        "blocks": list(sizes),
+        "shift": shift,
+    }
+    if issubclass(kind, FlowMatching):
+        sampler = "bidirectional_ode" if issubclass(kind, Bidirectional) else "autoregressive_ode"
+        steps = {"intervals": stage["intervals"], "guidance": stage["guidance"]}
+        return shared | {"sampler": sampler} | steps
+    few = stage.get("few_steps", kind.few_steps)
+    first = stage.get("first_few_steps", kind.first_few_steps)
+    times = few_step_times([1, 1], few, first, shift)
+    return shared | {
+        "sampler": "few_steps",
+        "few_steps": few,
+        "first_few_steps": first,
+        "first_times": times[0].tolist(),
+        "times": times[1].tolist(),
+        "guidance": 1.0,
+    }

@@ -1,0 +1,145 @@
+"""What clips begin with instead of generating it: curated clips, or pictures (image to video).
+
+A picture becomes the first latent frame, which Wan's VAE, like the tiny world's, makes of the first
+frame of a video alone. It is scaled to cover the clip and cut around its centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from datamodules.curation.split import digest_of
+from datamodules.shards.npy_tar import sha256
+from datamodules.shards.reader import ShardReader
+from experiments.generation.codec import autoencoder_of
+from experiments.generation.generation import stack
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+Samples = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What clips begin with.
+
+    Args:
+        fields: of the prompts' set that must be read for it.
+        about: manifest entries.
+        frames: of a batch of samples, ``[B, given, C, h, w]``; None where nothing is given.
+    """
+
+    fields: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    frames: Callable[[Samples], Tensor | None] = lambda samples: None
+
+
+def of_clips(
+    clips: ShardReader, count: int, clip_shape: Sequence[int], device: torch.device
+) -> Given:
+    """The first ``count`` latent frames of each clip of a set.
+
+    Raises:
+        ValueError: the set has no clips, shorter ones, or of another shape.
+    """
+    stored = clips.manifest["fields"].get("latents", {}).get("shape")
+    if stored is None or stored[1:] != list(clip_shape[1:]) or stored[0] < count:
+        raise ValueError(
+            f"sample.given: {count} frames of {clip_shape[1:]} wanted,"
+            f" {clips.folder / 'manifest.json'} has latents {stored}; give clips as needs.prompts,"
+            " pictures as needs.pictures, or set it to 0"
+        )
+    return Given(["latents"], frames=lambda samples: stack(samples, "latents", device)[:, :count])
+
+
+def of_pictures(
+    where: Path,
+    prompts: ShardReader,
+    numbers: range,
+    clip_shape: Sequence[int],
+    device: torch.device,
+) -> Given:
+    """The latent frame of each prompt's picture, by the autoencoder of the prompts' set.
+
+    Args:
+        where: a picture for all prompts, or a folder with one for each, named after the prompt's
+            key, or after its name in the set (``line-17.png``).
+        prompts: the set.
+        numbers: of the prompts that will be asked for.
+        clip_shape: ``[F, C, h, w]``.
+        device: where pictures are encoded, and latents wanted.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture for some prompt.
+        ValueError: a file that is no picture; an autoencoder of other channels.
+    """
+    files = _files(where, [prompts.read(number, []) for number in numbers])
+    vae = autoencoder_of(prompts.manifest, device)
+    if vae.channels != clip_shape[1]:
+        raise ValueError(
+            f"sample.clip_shape: {clip_shape[1]} channels, the autoencoder of"
+            f" {prompts.folder / 'manifest.json'} has {vae.channels}"
+        )
+    height, width = (side * vae.spatial_stride for side in clip_shape[2:])
+
+    @lru_cache(maxsize=1)  # the picture of all prompts is encoded once
+    def frame(file: Path) -> Tensor:
+        picture = torch.from_numpy(read_picture(file, height, width, vae.pixel_channels))
+        return vae.encode(picture[None, None].to(device))[0].float()
+
+    def frames(samples: Samples) -> Tensor:
+        return torch.stack([frame(files[sample["key"]]) for sample in samples])
+
+    hashes = {file: sha256(file) for file in set(files.values())}
+    about = {"pictures": digest_of(hashes[file] for file in files.values())}
+    return Given(about=about, frames=frames)
+
+
+def read_picture(file: Path, height: int, width: int, colours: int) -> np.ndarray:
+    """Uint8 ``[H, W, 1 or 3]`` of a file, upright.
+
+    Raises:
+        ValueError: it is no picture, or a damaged one.
+    """
+    try:
+        with Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB" if colours == 3 else "L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{file}: no picture that can be read ({error}); give a whole one"
+            f" ({', '.join(SUFFIXES)})"
+        ) from error
+    cut = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    return np.array(cut).reshape(height, width, colours)
+
+
+def _files(where: Path, samples: Samples) -> dict[str, Path]:
+    """The picture of every sample, by its key."""
+    if where.is_file():
+        return {sample["key"]: where for sample in samples}
+    if not where.is_dir():
+        raise FileNotFoundError(f"{where}: no such picture, nor a folder of pictures")
+    there = {path.stem: path for path in where.iterdir() if path.suffix.lower() in SUFFIXES}
+    files, missing = {}, []
+    for sample in samples:
+        names = [sample["key"], str(sample["info"].get("name", ""))]
+        found = next((there[name] for name in names if name in there), None)
+        if found is None:
+            missing.append(" or ".join(filter(None, names)))
+        else:
+            files[sample["key"]] = found
+    if missing:
+        raise FileNotFoundError(
+            f"{where}: no picture for {len(missing)} of {len(samples)} prompts; name them"
+            f" {'; '.join(missing[:3])}{'; ...' if missing[3:] else ''}"
+            f" ({', '.join(SUFFIXES)}), or give one file for all prompts"
+        )
+    return files

@@ -1,0 +1,57 @@
+"""How sampled clips are stored: decoded, as they are, or for people and other programs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.generation.codec import autoencoder_of
+from experiments.generation.mp4 import clip_file, write_mp4
+
+SAVED = ("pixels", "latents", "mp4")
+
+
+class Saver:
+    """What becomes of a batch of clips.
+
+    Args:
+        how: ``pixels`` decodes (shards of kind ``videos``); ``latents`` is for worlds whose latents
+            are the data (kind ``clips``); ``mp4`` writes a file a clip beside shards of latents.
+        folder: of the run.
+        manifest: of the prompts; names the autoencoder.
+        device: where clips are decoded.
+    """
+
+    def __init__(
+        self, how: str, folder: Path, manifest: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self._how, self._folder, self._fps = how, folder, manifest["fps"]
+        self._decode = None if how == "latents" else autoencoder_of(manifest, device).decode
+
+    @property
+    def kind(self) -> str:
+        """Of the shards."""
+        return "videos" if self._how == "pixels" else "clips"
+
+    def arrays(
+        self, samples: Sequence[Mapping[str, Any]], clips: Tensor
+    ) -> list[dict[str, np.ndarray]]:
+        """What the shards store of each of ``clips`` ``[B, F, C, H, W]``; files are written."""
+        if self._how == "pixels":
+            return [{"video": video} for video in self._pixels(clips)]
+        if self._how == "mp4":
+            for sample, video in zip(samples, self._pixels(clips), strict=True):
+                write_mp4(clip_file(self._folder, sample["key"]), video, self._fps)
+        latents = clips.cpu().numpy()
+        return [
+            {"latents": clip, "text": np.asarray(sample["text"])}
+            for sample, clip in zip(samples, latents, strict=True)
+        ]
+
+    def _pixels(self, clips: Tensor) -> np.ndarray:
+        """Uint8 ``[B, T, H, W, c]``."""
+        assert self._decode is not None
+        return self._decode(clips).cpu().numpy()

@@ -1,0 +1,294 @@
+"""Executing a run folder: lock, log, verb, record, done.
+
+Of a fit's ranks the first one does all this and the others join it: they only run the verb and
+keep a log of their own. A process that nobody started as a rank starts them (``launcher.py``).
+
+The same function serves the command line and the workers of a sweep. A worker executes many runs,
+so what a run may change for the next one (random states, torch's switches, logging, signals,
+environment, working directory) is set at its start and put back at its end: a run's result does
+not depend on who executes it.
+
+``kill -USR1`` lets a process write where all its threads stand to stderr while it executes a run,
+a rank of it, or watches over ranks: what to look at when a run hangs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import prod
+from pathlib import Path
+from types import ModuleType
+
+from experiments.launch.ranks.launcher import execute_ranks, lost_peer
+from experiments.launch.ranks.topology import Place, place_of, ranks_here, wanted
+from experiments.runs.folder import RunFolder
+from experiments.runs.provenance import revision, versions
+from experiments.runs.recipe import config_hash
+
+HEARTBEAT_S = 5.0
+log = logging.getLogger(__name__)
+
+
+def verb_module(verb: str, package: str = "experiments.verbs") -> ModuleType:
+    """The module of a verb: ``check(recipe)`` and ``run(recipe, folder)``."""
+    return importlib.import_module(f"{package}.{verb}")
+
+
+def execute(
+    folder: RunFolder,
+    progress: Callable[[int, int, str], None] | None = None,
+    package: str = "experiments.verbs",
+) -> bool:
+    """Execute a run, or continue it where it was interrupted; False if it was done already.
+
+    ``package`` is where the verb's module is found. Raises Busy if another process works in the
+    folder, KeyboardInterrupt if the run was told to stop (what was saved is kept), and whatever the
+    verb raised, after writing failed.txt.
+    """
+    if folder.done:
+        return False
+    with _answering():
+        return _execute(folder, progress, package)
+
+
+def _execute(
+    folder: RunFolder, progress: Callable[[int, int, str], None] | None, package: str
+) -> bool:
+    if ranks := ranks_here(folder.recipe):
+        try:
+            return execute_ranks(folder, ranks, progress, package)
+        except KeyboardInterrupt as stop:  # one without words: at once
+            raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
+    place = place_of(folder.recipe)
+    if place.rank:
+        _join(folder, place, package)
+        return True
+    folder.on_progress = progress
+    with folder.lock():
+        if folder.done:  # the previous holder finished it
+            return False
+        folder.clear_failure()
+        # Imported before anything is seeded: the first run of a process is like any other.
+        with _logged(folder.path / "log.txt"), _failing(folder):
+            log.info("%s starts (process %d)", folder.name, os.getpid())
+            module = verb_module(folder.recipe["verb"], package)
+        # Logged anew: the libraries imported now have loggers that pass nothing on.
+        logged = _logged(folder.path / "log.txt")
+        with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
+            os.environ.update(place.environment())
+            module.check(folder.recipe)
+            module.run(folder.recipe, folder)
+        folder.mark_done()
+    return True
+
+
+def _join(folder: RunFolder, place: Place, package: str) -> None:
+    """The verb as another rank than the first."""
+    path = folder.path / f"log.rank{place.rank}.txt"
+    with _logged(path), _failing(folder):
+        log.info("%s: %s starts (process %d)", folder.name, place, os.getpid())
+        module = verb_module(folder.recipe["verb"], package)
+    with _logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
+        os.environ.update(place.environment())
+        module.check(folder.recipe)
+        module.run(folder.recipe, folder)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """SIGUSR1, which would end the process, asks where it stands; whatever stderr is by then."""
+    faulthandler.register(signal.SIGUSR1, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
+
+
+@contextmanager
+def _failing(folder: RunFolder) -> Iterator[None]:
+    """Writes down why it failed; says what an interruption has kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second,
+        log.info("%s", saved(folder))  # after it has saved what it wants to save
+        raise KeyboardInterrupt(saved(folder)) from stop
+    except BaseException as error:
+        log.error("%s failed", folder.name, exc_info=error)
+        # Nor is it a failure to lose another rank, whose own failure may be there already.
+        if not (lost_peer(error) or folder.failure()):
+            folder.mark_failed("".join(traceback.format_exception(error)))
+        raise
+
+
+def saved(folder: RunFolder) -> str:
+    """What an interrupted run has kept and how to go on."""
+    last = folder.path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        age = time.time() - last.stat().st_mtime
+        kept = f"saved {age:.0f} s ago in {last}"
+    elif tars := len(list((folder.path / "shards").glob("*.tar"))):
+        kept = f"{tars} finished shards are kept"
+    else:
+        kept = "no checkpoint yet, it will start again"
+    verb = folder.recipe["verb"]
+    return (
+        f"{folder.name} interrupted: {kept}."
+        f" Go on with the same command, or: python -m experiments {verb} {folder.path}"
+    )
+
+
+@contextmanager
+def _recorded(folder: RunFolder) -> Iterator[None]:
+    """Keeps record.json: time adds up over interruptions, even when the process is killed."""
+    before = folder.read_record()
+    launch = folder.recipe.get("launch", {})
+    devices = prod(wanted(folder.recipe))
+    started = time.time()
+    clock = time.perf_counter()
+    _reset_peak_memory()
+    folder.record(
+        {
+            "started": before.get("started", started),
+            "scale": launch.get("scale"),
+            "recipe": folder.recipe["recipe"],
+            "verb": folder.recipe["verb"],
+            "code": revision(),
+            "config_hash": config_hash(folder.recipe),
+            "versions": versions(),
+            "devices": devices,
+        }
+    )
+
+    def update() -> None:
+        wall = before.get("wall_s", 0.0) + time.perf_counter() - clock
+        peak = max(before.get("peak_memory_bytes", 0), _peak_memory())
+        times = {"wall_s": wall, "device_s": wall * devices, "ended": time.time()}
+        folder.record(times | {"peak_memory_bytes": peak, "progress": folder.reached})
+
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            update()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        update()
+        folder.record({"device": _device(), "bytes_written": folder.size()})
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Appends everything that is logged to a file, also by loggers that do not propagate."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = {"": (root.level, root.handlers[:])}
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (not logger.propagate or logger.handlers):
+            before[name] = (logger.level, logger.handlers[:])
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))
+    for name in before:
+        if not name or not logging.getLogger(name).propagate:
+            logging.getLogger(name).addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for name, (level, handlers) in before.items():
+            logging.getLogger(name).setLevel(level)
+            logging.getLogger(name).handlers[:] = handlers
+        handler.close()
+
+
+@contextmanager
+def _isolated(seed: int) -> Iterator[None]:
+    """The same process-wide state at the start of every run, and the old one back at its end."""
+    with ExitStack() as stack:
+        environment, directory = dict(os.environ), os.getcwd()
+        stack.callback(_restore_environment, environment)
+        stack.callback(os.chdir, directory)
+        stack.enter_context(warnings.catch_warnings())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.getsignal(number))
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)
+        if "torch" in sys.modules:
+            _isolate_torch(sys.modules["torch"], seed, stack)
+        stack.callback(gc.unfreeze)
+        stack.callback(gc.collect)  # of what the run made; of all libraries: a third of a second
+        gc.freeze()
+        yield
+
+
+def _isolate_torch(torch: ModuleType, seed: int, stack: ExitStack) -> None:
+    # Last of all: what a worker's cache keeps, its next run and that run's ranks cannot have.
+    stack.callback(lambda: torch.cuda.is_initialized() and torch.cuda.empty_cache())
+    stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    stack.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+    precision = torch.get_float32_matmul_precision()
+    stack.callback(torch.set_float32_matmul_precision, precision)
+    torch.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _restore_environment(old: dict[str, str]) -> None:
+    for name in set(os.environ) - set(old):
+        del os.environ[name]
+    os.environ.update(old)
+
+
+def _reset_peak_memory() -> None:
+    """A worker's peak belongs to its earlier runs; Linux can forget it, elsewhere it stays."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        log.debug("peak memory cannot be reset on this system")
+
+
+def _peak_memory() -> int:
+    """Bytes: the GPU's peak where one is used, else the process's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return "cpu"

@@ -1,0 +1,1 @@
+"""The memory that a launch needs, counted before anything is loaded."""

@@ -1,0 +1,141 @@
+"""What each verb asks of memory (``memory.py`` counts it), before it loads a network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from datamodules.shards.reader import ShardReader
+from datamodules.video import VideoDataModule
+from experiments.checkpoints.networks import ROLES, network_folder, numbers_of
+from experiments.launch.hardware import Launch
+from experiments.launch.memory.count import (
+    FULL,
+    HALF,
+    Item,
+    Load,
+    Zero,
+    loading,
+    of_encoder,
+    of_fit,
+    of_rollout,
+    require,
+)
+from experiments.runs.folder import RunFolder
+from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.pipeline_folder import locate
+
+
+def before_fit(
+    folder: RunFolder,
+    data: VideoDataModule,
+    launch: Launch,
+    half: bool,
+    average: bool,
+    device: torch.device,
+) -> None:
+    """Tell, or refuse, a fit. The processes of a machine share its memory, and read at one time.
+
+    Args:
+        half: whether activations are bfloat16.
+        average: whether an average of the student is kept.
+
+    Raises:
+        ValueError: it cannot fit, with the numbers.
+    """
+    recipe = folder.recipe
+    needed = [role for role in ROLES if role in recipe["needs"]]
+    configs = {role: numbers_of(network_folder(folder.need(role))) for role in needed}
+    if "network" in recipe:
+        configs["student"] = recipe["network"]
+    if "num_layers" not in configs.get("student", ()):  # a probe: no Wan
+        return
+    stage, text = recipe["stage"], _text(data.shards)
+    batch, value = data.batch // (launch.world * data.parts), HALF if half else FULL
+    loads = {
+        role: Load(config, stage["clip_shape"], batch, text, value)
+        for role, config in configs.items()
+        if "num_layers" in config  # a closed form has none
+    }
+    sizes = partition(stage["blocks"], stage["clip_shape"][0])
+    items = of_fit(
+        stage["class"],
+        loads,
+        sizes,
+        average=average,
+        checkpointing=launch.gradient_checkpointing,
+        zero=Zero(launch.zero_stage, launch.world) if launch.strategy == "deepspeed" else Zero(),
+    )
+    if device.type == "cpu":
+        require(items, device, launch.check_memory, processes=launch.devices)
+        return
+    require(loading(loads), torch.device("cpu"), launch.check_memory, processes=launch.devices)
+    require(items, device, launch.check_memory)
+
+
+def before_generation(
+    where: Path,
+    prompts: ShardReader,
+    launch: Launch,
+    device: torch.device,
+    *,
+    clip_shape: Sequence[int],
+    sizes: Sequence[int],
+    batch: int,
+    cached: bool,
+    guided: bool,
+    half: bool,
+    window: int = 0,
+    pixels: bool = False,
+) -> None:
+    """Tell, or refuse, a sampler of the network at ``where``.
+
+    Args:
+        clip_shape: ``[F, C, H, W]`` of what is generated.
+        sizes: of its blocks.
+        cached: block by block, else the whole clip at once.
+        guided: with a second branch.
+        half: whether activations are bfloat16.
+        window: frames a block sees; 0: all.
+        pixels: whether they are read or made, by the autoencoder of ``prompts``.
+
+    Raises:
+        ValueError: it cannot fit, with the numbers.
+    """
+    config = numbers_of(network_folder(where))
+    if "num_layers" not in config:  # a closed form
+        return
+    load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)
+    frames = max(sizes) if cached else clip_shape[0]
+    held = min(window or clip_shape[0], clip_shape[0]) if cached else 0
+    items = of_rollout(load, frames, held, guided) + (_autoencoder(prompts) if pixels else [])
+    require(items, device, launch.check_memory)
+
+
+def before_encoding(
+    where: Path, launch: Launch, device: torch.device, **dtypes: torch.dtype
+) -> None:
+    """Tell, or refuse, encoders of the pipeline at ``where``.
+
+    Args:
+        dtypes: of the weights of each part that will be used, ``vae`` or ``text_encoder``.
+
+    Raises:
+        FileNotFoundError, ValueError: a part that is incomplete, or cannot fit, with the numbers.
+    """
+    home = locate(where, *dtypes)
+    items = [of_encoder(home / part, dtype.itemsize) for part, dtype in dtypes.items()]
+    require(items, device, launch.check_memory)
+
+
+def _autoencoder(shards: ShardReader) -> list[Item]:
+    """The autoencoder of a set's latents, for its weights; the tiny world's has none."""
+    made_by = shards.manifest["autoencoder"]
+    if made_by["class"] != "WanVAE":
+        return []
+    return [of_encoder(locate(made_by["folder"], "vae") / "vae", FULL)]
+
+
+def _text(shards: ShardReader) -> int:
+    """Tokens of a prompt."""
+    return shards.manifest["fields"]["text"]["shape"][0]

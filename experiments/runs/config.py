@@ -1,0 +1,186 @@
+"""Trees of settings: merged, overridden and interpolated without ever accepting an unknown key.
+
+A tree is a plain nested dict with OmegaConf interpolations as strings; a path is a dotted key such
+as ``fit.lr``. Nothing here knows what the keys mean, apart from ``needs``, whose entries are edges
+to other runs and are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from experiments.runs.interpolation import Intricate, follow
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> {dotted key: value}. The description of a need stays in one piece."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        whole = not isinstance(value, Mapping) or not value
+        if whole or "recipe" in value or "folder" in value or path.startswith("needs."):
+            flat[path] = value
+        else:
+            flat |= flatten(value, f"{path}.")
+    return flat
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'few_steps'?``, or nothing when no known name is near."""
+    known = list(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not match and "." not in name:  # the last part of a dotted key may be what was meant
+        leaves = {path.rpartition(".")[2]: path for path in known}
+        match = [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)]
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def override(
+    scale: dict, own: dict, settings: dict, file: Path, scale_file: Path
+) -> tuple[dict, dict]:
+    """Both trees with each setting in the layer that declares its key; neither is changed in place.
+
+    The scale comes first: what a recipe fixes to a value of its own (``seed: 0``) is meant to stay,
+    whatever the scale says. ``launch`` cannot change a result and is set wherever it is declared.
+    """
+    for path, value in settings.items():
+        parts = path.split(".")
+        in_scale, in_own = _has(scale, parts), _has(own, parts)
+        if parts[0] == "needs":
+            own = own | {"needs": copy.deepcopy(own.get("needs") or {})}
+            _override_need(own, parts, value, file)
+            continue
+        if in_scale:
+            scale = _with(scale, parts, value)
+        if in_own and (not in_scale or parts[0] == "launch"):
+            own = _with(own, parts, value)
+        if not in_scale and not in_own:
+            known = [*paths(own), *paths(scale)]
+            raise ValueError(
+                f"unknown key {path!r}: neither {file} nor {scale_file}.yaml has it"
+                f"{nearest(path, known)}"
+            )
+    return scale, own
+
+
+def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
+    """A copy of the scale ``under`` with what ``file`` says otherwise.
+
+    It may add no key, except below ``launch.slurm``: what jobs of single recipes ask for.
+    """
+    for path, value in flatten(changes).items():
+        parts = path.split(".")
+        if not _has(tree, parts) and parts[:2] != ["launch", "slurm"]:
+            hint = nearest(path, paths(tree))
+            raise ValueError(
+                f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
+            )
+        tree = _with(tree, parts, value)
+    return tree
+
+
+def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
+    """Those settings that change the scale but not this recipe, which fixes its own value."""
+    paths_of = {path: path.split(".") for path in settings if not path.startswith("launch.")}
+    return [
+        path
+        for path, parts in paths_of.items()
+        if _has(own, parts) and _has(scale, parts) and not _is_reference(own[parts[0]], parts[0])
+    ]
+
+
+def _override_need(own: dict, parts: list[str], value: Any, file: Path) -> None:
+    """``needs.role={recipe: ...}`` replaces an edge; ``needs.role.key=value`` passes a setting."""
+    needs = own.get("needs") or {}
+    if len(parts) < 2 or parts[1] not in needs:
+        role = parts[1] if len(parts) > 1 else ""
+        raise ValueError(
+            f"{file} has no need {role!r}{nearest(role, needs)} (it has: {', '.join(needs)})"
+        )
+    if len(parts) == 2:
+        whole = not isinstance(value, Mapping) or "recipe" in value or "folder" in value
+        needs[parts[1]] = dict(value) if isinstance(value, Mapping) else value
+        if not whole:
+            raise ValueError(f"{file}: needs.{parts[1]} must name a recipe or a folder")
+        return
+    spec = needs[parts[1]]
+    if not isinstance(spec, dict):
+        raise ValueError(f"{file}: needs.{parts[1]} is {spec!r}; override it as a whole")
+    spec[".".join(parts[2:])] = value
+
+
+def interpolate(scale: dict, own: dict, file: Path) -> dict[str, Any]:
+    """The keys that the recipe declares, every interpolation replaced by its value."""
+    inherits = [key for key, value in own.items() if _is_reference(value, key)]
+    merged = _merge(scale, {key: value for key, value in own.items() if key not in inherits})
+    missing = [key for key in inherits if key not in scale]
+    if missing:
+        raise ValueError(f"{file}: {missing[0]}: the scale has no such key")
+    wanted = [*own, *(["launch"] if "launch" in merged and "launch" not in own else [])]
+    resolved: dict[str, Any] = {"recipe": file.stem}
+    for key in wanted:
+        try:
+            value = _interpolated(merged, key)
+        except InterpolationKeyError as error:
+            name = re.search(r"key '([^']+)'", str(error))
+            hint = nearest(name[1], paths(merged)) if name else ""
+            first = str(error).splitlines()[0]
+            raise ValueError(f"{file}: {key}: {first}{hint}") from error
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{file}: {key}: {str(error).splitlines()[0]}") from error
+        resolved[key] = value
+    return resolved
+
+
+def _interpolated(tree: dict, key: str) -> Any:
+    try:
+        return follow(tree, tree[key])
+    except Intricate:
+        value = OmegaConf.create(tree)[key]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        return value
+
+
+def _merge(under: dict, over: dict) -> dict:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(under.get(key), dict)
+        merged[key] = _merge(under[key], value) if both else value
+    return merged
+
+
+def _is_reference(value: Any, key: str) -> bool:
+    return isinstance(value, str) and value.replace(" ", "") == f"${{{key}}}"
+
+
+def _has(tree: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _with(tree: dict, parts: list[str], value: Any) -> dict:
+    """The tree with another value at a place; only what leads there is copied."""
+    first, *rest = parts
+    inner = _with(tree.get(first, {}), rest, value) if rest else copy.deepcopy(value)
+    return tree | {first: inner}
+
+
+def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += paths(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,232 @@
+"""A run folder: the only state of a run.
+
+====================  ============================================================================
+recipe.yaml           the resolved recipe; its needs are run names beside this folder, or paths
+log.txt               everything the run said
+tb/ checkpoints/      TensorBoard events; ``last.ckpt``, from which an interrupted run continues
+student/ shards/ ...  results, by verb
+record.json           wall time, memory, counters, versions
+lease                 locked by the process that works here (see experiments.runs.lock)
+slurm/                job.json and what Slurm itself said, if a job does it
+failed.txt            why it failed; kept until a retry
+done.json             written last, by rename: its presence is the meaning of "done"
+====================  ============================================================================
+
+Nothing heavy is imported: planning looks at hundreds of folders before torch is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.runs.lock import Busy as Busy
+from experiments.runs.lock import Lease, job_is_gone
+from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
+
+STATES = ("done", "running", "failed", "interrupted", "new")
+
+
+def runs_dir(chosen: str | Path | None = None) -> Path:
+    """Where runs live: what was chosen, else the environment's RUNS_DIR, else ``runs``."""
+    return Path(chosen or os.environ.get("RUNS_DIR") or "runs").resolve()
+
+
+class RunFolder:
+    """One run's folder.
+
+    ``on_progress(done, total, note)`` hears how far the verb has come; ``reached`` is what it was
+    told last, and goes into record.json now and then for those who watch from elsewhere.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self.on_progress: Callable[[int, int, str], None] | None = None
+        self.reached: dict[str, Any] = {}
+        self._recording = threading.Lock()
+
+    @classmethod
+    def create(cls, run: Run, runs: Path, again: bool = True) -> RunFolder:
+        """The folder of a run with its recipe.
+
+        One that is there already may differ in `launch`. It is replaced if ``again`` says so, but
+        never under the hands of a process that works on the run, or will when Slurm starts it.
+        """
+        folder = cls(runs / run.name)
+        if folder.done:
+            return folder
+        file, recipe = folder.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe))
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not before or (again and recipe != before and not folder.taken()):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_text(file, recipe)
+        return folder
+
+    @classmethod
+    def of_recipe(cls, file: Path, runs: Path) -> RunFolder:
+        """The folder that a resolved recipe describes, wherever its file lies."""
+        recipe = read_resolved(file)
+        folder = cls(runs / run_name(recipe))
+        if not (folder.path / "recipe.yaml").is_file():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder.path / "recipe.yaml")
+        return folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, a plain tree."""
+        return read_resolved(self.path / "recipe.yaml")
+
+    @property
+    def needs(self) -> dict[str, RunFolder]:
+        """The runs that this one needs, by role; outside folders are not among them."""
+        found = self.recipe["needs"].items()
+        beside = self.path.parent
+        return {role: RunFolder(beside / n) for role, n in found if RUN_NAME.fullmatch(n)}
+
+    def need(self, role: str) -> Path:
+        """Where a need's results are: a run folder beside this one, or a path or hub id as given.
+
+        A run must be done. Raises KeyError for a role the recipe does not have (our mistake) and
+        FileNotFoundError for a run that is not there yet.
+        """
+        where = self.recipe["needs"][role]
+        if not RUN_NAME.fullmatch(where):
+            return Path(where)
+        folder = self.needs[role]
+        if not folder.done:
+            raise FileNotFoundError(
+                f"{self.name}: its {role} {where} is {folder.state()}, not done"
+            )
+        return folder.path
+
+    def closure(self) -> list[RunFolder]:
+        """The runs behind this one and itself; a need comes before what needs it."""
+        found: dict[str, RunFolder] = {}
+        for role, need in self.needs.items():
+            if not (need.path / "recipe.yaml").is_file():
+                raise FileNotFoundError(
+                    f"{need.path}: there is no such run, and {self.name} needs it as {role};"
+                    " start from the recipe's name, or copy that run's folder there"
+                )
+            found |= {folder.name: folder for folder in need.closure()}
+        return list((found | {self.name: self}).values())
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "done.json").is_file()
+
+    def state(self) -> str:
+        """One of STATES, read from the disk."""
+        if self.done:
+            return "done"
+        if self.running():
+            return "running"
+        if (self.path / "failed.txt").is_file():
+            return "failed"
+        return "interrupted" if (self.path / "log.txt").is_file() else "new"
+
+    def running(self) -> bool:
+        """Whether some process holds the lock. A process that was killed does not."""
+        return Lease(self.path).held()
+
+    def taken(self) -> str:
+        """Who works on the run, or which job in Slurm's queue will; "" if nobody."""
+        if self.running():
+            return str(Lease(self.path).holder() or "another process")
+        try:
+            job = json.loads((self.path / "slurm" / "job.json").read_text())["job"]
+        except (OSError, ValueError, KeyError):
+            return ""
+        gone = job_is_gone(job, unknown=shutil.which("squeue") is None)
+        return "" if gone else f"Slurm job {job}"
+
+    def saved_at(self) -> float:
+        """When the last piece of work was kept that is not done again, seconds since 1970; or 0."""
+        kept = [self.path / "checkpoints" / "last.ckpt", *(self.path / "shards").glob("*.tar")]
+        return max((path.lstat().st_mtime for path in kept if path.exists()), default=0.0)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder. Raises Busy, naming the holder, when another process has it."""
+        return Lease(self.path).hold()
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Tell whoever watches how far the run is; verbs call this as often as they like."""
+        self.reached = {"done": done, "total": total, "note": note}
+        if self.on_progress is not None:
+            self.on_progress(done, total, note)
+
+    def read_record(self) -> dict[str, Any]:
+        """The content of record.json, empty when there is none."""
+        try:
+            return json.loads((self.path / "record.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def record(self, update: Mapping[str, Any]) -> None:
+        """Merge into record.json; mappings such as ``counters`` are merged key by key."""
+        with self._recording:
+            record = self.read_record()
+            for key, value in update.items():
+                both = isinstance(value, Mapping) and isinstance(record.get(key), dict)
+                record[key] = record[key] | dict(value) if both else value
+            write_text(self.path / "record.json", json.dumps(record, indent=1, sort_keys=True))
+
+    def size(self) -> int:
+        """Bytes on disk in this folder."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of the log."""
+        try:
+            with open(self.path / "log.txt", "rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 200 * lines))
+                return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    def failure(self) -> str:
+        """Why the run failed, or ""."""
+        path = self.path / "failed.txt"
+        return path.read_text() if path.is_file() else ""
+
+    def mark_failed(self, why: str) -> None:
+        write_text(self.path / "failed.txt", f"{why.rstrip()}\n")
+
+    def clear_failure(self) -> None:
+        (self.path / "failed.txt").unlink(missing_ok=True)
+
+    def mark_done(self) -> None:
+        self.clear_failure()
+        write_text(self.path / "done.json", json.dumps({"run": self.name, "ended": time.ctime()}))
+
+
+def read_resolved(file: Path) -> dict[str, Any]:
+    """A resolved recipe from its file. Raises ValueError when it is not one."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no resolved recipe there")
+    try:
+        recipe = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:
+        raise ValueError(f"{file}: not readable as a recipe: {error}") from error
+    lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in (recipe or {})]
+    if lacks or recipe["verb"] not in VERBS:
+        raise ValueError(
+            f"{file}: not a resolved recipe (lacks {', '.join(lacks) or 'a known verb'});"
+            " a recipe of the library is run by its name: python -m experiments fit <recipe>"
+        )
+    return recipe

@@ -1,0 +1,282 @@
+"""Recipes: from a few lines of YAML to a run with a name.
+
+A recipe says which verb runs, with what settings, and which other runs it needs. Four layers make
+it complete, later ones winning::
+
+    experiments/scale/<scale>.yaml < experiments/recipes/<recipe>.yaml < sweep cell < command line
+
+The scale tree holds numbers and what several recipes share; a scale that ``extends`` another says
+only what differs. Recipes are structure and interpolate it
+(``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). An override of a key
+of the scale tree changes the scale, hence also every need behind the run; an override of a key of
+the recipe changes this run alone, and reaches a need only where the recipe passes it on
+(``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). A key nobody declared is refused.
+
+A run is named ``<recipe>-<8 hex>``; the hash covers the resolved recipe with its needs replaced by
+their names, and leaves ``launch`` out, which holds what cannot change a result.
+
+Only OmegaConf is imported here: a sweep is planned and ``--help`` answered without torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from experiments.runs.config import extend, fixed, flatten, interpolate, nearest, override
+
+VERBS = ("curate", "fit", "pairs", "sample", "score")
+RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
+RUN_NAME = re.compile(r"[A-Za-z0-9_.]+-[0-9a-f]{8}")
+_INTERPOLATION = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where recipes and scales are read from; tests bring their own."""
+
+    recipes: Path = Path(__file__).parent.parent / "recipes"
+    scales: Path = Path(__file__).parent.parent / "scale"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A recipe with everything resolved.
+
+    ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
+    paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role.
+    ``expected_s`` is the scale's hint of the run's wall time in seconds
+    (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
+    asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    needs: dict[str, Run]
+    scale: str
+    expected_s: float | None = None
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verb(self) -> str:
+        return self.recipe["verb"]
+
+    def closure(self) -> dict[str, Run]:
+        """This run and all behind it, by name; a need always comes before what needs it."""
+        found: dict[str, Run] = {}
+        for need in self.needs.values():
+            found |= need.closure()
+        return found | {self.name: self}
+
+
+def resolve(
+    recipe: str,
+    scale: str,
+    settings: Mapping[str, Any] | None = None,
+    library: Library | None = None,
+) -> Run:
+    """Resolve one recipe and, recursively, its needs. See Resolver for the errors raised."""
+    return Resolver(scale, library).resolve(recipe, settings)
+
+
+class Resolver:
+    """Resolves many recipes of one scale; equal requests share one Run.
+
+    Raises ValueError naming file, key and nearest valid name for anything a recipe or an override
+    gets wrong, FileNotFoundError with the existing names for an unknown recipe or scale.
+    """
+
+    def __init__(self, scale: str, library: Library | None = None) -> None:
+        self.library = library or Library()
+        self.scale = scale
+        self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
+        self._tree = self._one(load_scale(self.library.scales, scale))
+        self._check_slurm()
+        self._recipes: dict[str, dict[str, Any]] = {}
+        self._memo: dict[tuple[str, int, str], Run] = {}
+
+    def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
+        return self._resolve(recipe, self._tree, flatten(settings or {}), ())
+
+    def ineffective(self, recipe: str, settings: Mapping[str, Any]) -> list[str]:
+        """Settings of the scale that this recipe overrules with a value of its own."""
+        return fixed(load(self.library.recipes, recipe), self._tree, flatten(settings))
+
+    def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
+        key = (name, id(scale), canonical(settings))
+        if key in self._memo:
+            return self._memo[key]
+        file = self.library.recipes / f"{name}.yaml"
+        if name in above:
+            raise ValueError(f"{file}: needs go in a circle: {' -> '.join([*above, name])}")
+        if name not in self._recipes:
+            self._recipes[name] = load(self.library.recipes, name)
+            _check_declared(self._recipes[name], scale, file)
+        own, before = self._recipes[name], scale
+        try:
+            scale, own = override(scale, own, settings, file, self.library.scales / self.scale)
+        except ValueError as error:
+            asked_by = f" (asked for by the needs of {above[-1]!r})" if above else ""
+            raise ValueError(f"{error}{asked_by}") from None
+        if scale is not before:
+            scale = self._one(scale)
+        resolved = interpolate(scale, own, file)
+        seed = resolved["seed"]
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
+        launch = resolved.setdefault("launch", {})
+        expected, slurm = launch.pop("cost_s", {}).get(name), launch.pop("slurm", {})
+        slurm = slurm.get("default", {}) | slurm.get(name, {})
+        launch["scale"] = self.scale
+        # What was overridden in the scale travels along every edge: `scale` is already changed.
+        needs: dict[str, Run] = {}
+        names: dict[str, str] = {}
+        for role, spec in (resolved.pop("needs", None) or {}).items():
+            if spec is None:
+                continue
+            behind, rest = _need(role, spec, file)
+            if behind is None:
+                names[role] = rest
+                continue
+            run = self._resolve(behind, scale, flatten(rest), (*above, name))
+            needs[role], names[role] = run, run.name
+        resolved["needs"] = names
+        run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
+        self._memo[key] = run
+        return run
+
+    def _check_slurm(self) -> None:
+        """Below ``launch.slurm`` stand "default" and recipes that there are."""
+        known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
+        for name in self._tree.get("launch", {}).get("slurm", {}):
+            if name not in known:
+                file = self.library.scales / f"{self.scale}.yaml"
+                raise ValueError(
+                    f"{file}: launch.slurm.{name}: there is no such recipe{nearest(name, known)}"
+                )
+
+    def _one(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The one object that stands for all trees of this content."""
+        return self._trees.setdefault(canonical(tree), tree)
+
+
+def recipes(library: Library | None = None, verb: str | None = None) -> list[str]:
+    """Names of all recipes, or of those that one verb runs."""
+    folder = (library or Library()).recipes
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    return [name for name in names if verb in (None, load(folder, name).get("verb"))]
+
+
+def load(folder: Path, name: str) -> dict[str, Any]:
+    """The YAML file ``folder/name.yaml`` as a plain tree, interpolations untouched."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise FileNotFoundError(
+            f"{path}: there is no {name!r}{nearest(name, known)}"
+            f" (there are: {', '.join(known) or 'none'})"
+        )
+    return copy.deepcopy(_parse(path, path.stat().st_mtime_ns))
+
+
+def load_scale(folder: Path, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree of a scale, on top of the one that it ``extends``.
+
+    Raises ValueError for a key that the other scale does not have, and for scales in a circle.
+    """
+    file, tree = folder / f"{name}.yaml", load(folder, name)
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    if under in (*above, name):
+        raise ValueError(f"{file}: scales extend each other in a circle: {under}, {name}")
+    return extend(load_scale(folder, under, (*above, name)), tree, file, folder / f"{under}.yaml")
+
+
+@lru_cache
+def _parse(path: Path, _changed: int) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold a mapping of keys to values")
+    return tree
+
+
+def run_name(resolved: Mapping[str, Any]) -> str:
+    """``<recipe>-<8 hex>`` of a resolved recipe; ``launch`` does not count."""
+    return f"{resolved['recipe']}-{config_hash(resolved)[:8]}"
+
+
+def config_hash(resolved: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a resolved recipe without ``launch``."""
+    content = {key: value for key, value in resolved.items() if key != "launch"}
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal trees, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """``["blocks=framewise", "fit.lr=1e-3"]`` -> flat settings; values are read as YAML."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{word!r}: a setting is written key=value, such as few_steps=2")
+        try:
+            tree = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"{word!r}: the value is not readable as YAML: {error}") from error
+        for part in key.split("."):
+            tree = tree[part]
+        settings[key] = tree
+    return flatten(settings)
+
+
+def _check_declared(own: dict, scale: dict, file: Path) -> None:
+    """Refuse a recipe whose own keys nothing reads: most are misspelt."""
+    if own.get("verb") not in VERBS:
+        raise ValueError(f"{file}: verb is {own.get('verb')!r}, must be one of {', '.join(VERBS)}")
+    used = set(_INTERPOLATION.findall(canonical(own)))
+    for key in own:
+        if key not in RESERVED and key not in scale and key not in used:
+            raise ValueError(
+                f"{file}: nothing reads the key {key!r}{nearest(key, [*RESERVED, *scale])}"
+                f" A recipe's own key must be used by it as ${{{key}}};"
+                f" the others are {', '.join(RESERVED)} and those of the scale."
+            )
+    if "seed" not in own:
+        raise ValueError(f"{file}: the key 'seed' is missing; write seed: ${{seed}}, or a number")
+
+
+def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
+    """One resolved edge -> (recipe, settings for it), or (None, path or hub id)."""
+    if isinstance(spec, str):
+        spec = {"recipe": spec}
+    if not isinstance(spec, dict) or ("recipe" in spec) == ("folder" in spec):
+        raise ValueError(
+            f"{file}: needs.{role} must name a recipe or a folder,"
+            f" such as {{recipe: base}} or {{folder: /data/shards}}; it is {spec!r}"
+        )
+    if "recipe" in spec:
+        return spec["recipe"], {key: value for key, value in spec.items() if key != "recipe"}
+    if len(spec) > 1:
+        others = ", ".join(key for key in spec if key != "folder")
+        raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
+    folder = str(spec["folder"])
+    return None, folder if "/" in folder else f"./{folder}"

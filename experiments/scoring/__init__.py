@@ -1,1 +1,0 @@
-"""What clips and students are scored by; a module each, with ``check(recipe)`` and ``run``."""

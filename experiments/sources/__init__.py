@@ -1,1 +1,0 @@
-"""Where shards come from: a module a source; its `curate` takes the recipe's settings."""

@@ -1,0 +1,272 @@
+"""``fit``: train a stage on a shard set, from where it was interrupted, and hand its result on."""
+
+import importlib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
+
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.progress import Progress
+from callbacks.run_record import RunRecord
+from callbacks.sample_clips import Panel, SampleClips
+from callbacks.student_ema import StudentEMA
+from datamodules.shards.reader import open_shards
+from datamodules.video import VideoDataModule
+from experiments.checkpoints.networks import ROLES, check_network, fresh_network, load_network
+from experiments.generation.codec import autoencoder_of
+from experiments.generation.generation import (
+    check_precision,
+    computing,
+    require_autoencoder,
+    require_same_encoders,
+)
+from experiments.launch.hardware import Launch, launch_of, parts_of, prepare
+from experiments.launch.memory.check import before_fit
+from experiments.launch.strategies import check_strategy, parallel, resumable, spread
+from experiments.runs.config import nearest
+from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind, parameters_of
+from lightning_modules import STAGES
+from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.wan.precision import to_bfloat16
+
+log = logging.getLogger(__name__)
+PANEL = 8  # prompts in TensorBoard's video panel
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how a stage is trained.
+
+    Args:
+        steps: optimizer steps, of all networks together; 0 hands the student on as it is.
+        batch: clips per step, over all devices and all parts in which a device takes its share.
+        clip_gradient: norm at which gradients are clipped, per step.
+        precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would round the weights
+            themselves, and updates of 2e-6 with them.
+        ema_decay: hand on an average of the student that decays so; 0 hands on the student itself.
+        ema_start: student updates before the average begins.
+    """
+
+    steps: int
+    batch: int
+    clip_gradient: float
+    precision: str
+    ema_decay: float
+    ema_start: int
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, "fit")
+
+
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
+    kind = _stage_class(recipe)
+    bind(kind, _settings(recipe), _given(kind), "stage")
+    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    launch = launch_of(recipe)
+    check_strategy(launch, training.precision)
+    _parts(training, spread(kind, launch))
+    if "network" in recipe:
+        check_network(recipe["network"])
+
+
+def run(recipe: dict[str, Any], folder: RunFolder) -> None:
+    """Train ``recipe["stage"]`` in ``folder``; the result lies in ``folder/student``.
+
+    Raises:
+        ValueError: data, networks and settings that do not fit each other, named with their cure.
+    """
+    device = prepare(recipe)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
+    kind = _stage_class(recipe)
+    launch = spread(kind, launch_of(recipe))
+    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    data = VideoDataModule(
+        folder.need("data") / "shards",
+        batch=training.batch,
+        steps=training.steps,
+        seed=recipe["seed"],
+        parts=_parts(training, launch),
+        workers=launch.workers,
+        fields=list(kind.fields),
+    )
+    if "panel" in recipe["needs"]:
+        panel = open_shards(folder.need("panel") / "shards")
+        require_same_encoders({"data": data.shards, "panel": panel})
+    if training.steps:
+        half = training.precision == "bf16-mixed"
+        before_fit(folder, data, launch, half, training.ema_decay > 0, device)
+    module = _build(kind, recipe, folder, data)
+    _spare_memory(module, launch, training)
+    ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
+    if training.steps and not _train(module, data, folder, launch, training, ema, device):
+        return  # the first process hands on
+    if "held_out" in recipe["needs"]:  # a stage with a gate measures itself before handing on
+        module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
+    if ema is None:
+        module.hand_off(folder.path)
+    else:
+        with ema.swapped(module):
+            module.hand_off(folder.path)
+
+
+def _parts(training: Training, launch: Launch) -> int:
+    return parts_of(training.batch, launch) if training.steps else 1
+
+
+def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
+    name = recipe["stage"].get("class")
+    if name not in STAGES:
+        raise ValueError(
+            f"stage.class: there is no stage {name!r}{nearest(str(name), STAGES)}"
+            f" (there are: {', '.join(STAGES)})"
+        )
+    return getattr(importlib.import_module(STAGES[name]), name)
+
+
+def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe["stage"].items() if key != "class"}
+
+
+def _given(kind: type) -> set[str]:
+    """Arguments that come from the run's data and needs, as far as the stage takes them."""
+    return {*ROLES, "negative", "seed", "times"} & set(parameters_of(kind))
+
+
+def _build(
+    kind: type[LightningModule], recipe: dict[str, Any], folder: RunFolder, data: VideoDataModule
+) -> LightningModule:
+    settings = bind(kind, _settings(recipe), _given(kind), "stage")
+    _require(kind, settings, data)
+    given: dict[str, Any] = {"seed": recipe["seed"], "negative": data.negative}
+    given["times"] = data.manifest.get("times")
+    needed = {role: folder.need(role) for role in ROLES if role in recipe["needs"]}
+    for role, where in needed.items():
+        require_autoencoder(role, where, data.shards)
+    given |= {role: load_network(where) for role, where in needed.items()}
+    if "network" in recipe:
+        given["student"] = fresh_network(recipe["network"], recipe["seed"])
+    for role, network in given.items():
+        if isinstance(network, nn.Module):
+            _require_network(role, network, data)
+    return kind(**{name: given[name] for name in _given(kind)}, **settings)
+
+
+def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> None:
+    """The shard set must hold what the stage reads, in the stage's shape and blocks."""
+    if "clip_shape" in settings and "latents" in data.fields:
+        data.require(latents=tuple(settings["clip_shape"]))
+    if "trajectory" in data.fields:
+        data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
+        if kind.past == "causal":  # each block was generated beside the blocks before it
+            data.require(blocks=list(partition(settings["blocks"], settings["clip_shape"][0])))
+
+
+def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
+    """Text and latents of the data must be of the width that the network was made for."""
+    shapes = {name: entry["shape"] for name, entry in data.manifest["fields"].items()}
+    facts = {
+        "latent channels": (shapes.get("latents", [0, None])[1], network.config.in_channels),
+        "text width": (shapes.get("text", [None])[-1], network.config.text_dim),
+    }
+    for what, (found, wanted) in facts.items():
+        if found is not None and found != wanted:
+            raise ValueError(
+                f"{data.shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
+                f" for {wanted}; curate with the encoders the {role} was trained with"
+            )
+
+
+def _spare_memory(module: LightningModule, launch: Launch, training: Training) -> None:
+    """Settings that change what is kept, and no result."""
+    for role, network in module.networks().items():
+        if role == "teacher" and training.precision == "bf16-mixed":
+            to_bfloat16(network)
+        elif role in ("student", "critic"):
+            network.gradient_checkpointing = launch.gradient_checkpointing
+
+
+def _train(
+    module: LightningModule,
+    data: VideoDataModule,
+    folder: RunFolder,
+    launch: Launch,
+    training: Training,
+    ema: StudentEMA | None,
+    device: torch.device,
+) -> bool:
+    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop.
+
+    Returns whether this is the run's first process, whose module is whole on the CPU afterwards.
+    """
+    last = folder.path / "checkpoints" / "last.ckpt"
+    checkpoint, record = Checkpoint(last, launch.checkpoint_every_s), RunRecord()
+    callbacks = [Progress(folder.progress), StopOnNaN(), record]
+    callbacks += [ema] if ema else []
+    if launch.panel_every and "panel" in folder.recipe["needs"]:
+        callbacks.append(_panel(folder, launch, training.precision, device, ema))
+    trainer = Trainer(
+        accelerator=launch.accelerator,
+        devices=launch.devices,
+        num_nodes=launch.nodes,
+        **parallel(module, launch, training.precision),
+        max_steps=training.steps,
+        max_epochs=1,
+        accumulate_grad_batches=data.parts,
+        gradient_clip_val=training.clip_gradient,
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        callbacks=[*callbacks, checkpoint],
+        logger=TensorBoardLogger(folder.path, name="tb", version=""),
+        log_every_n_steps=launch.log_every,
+        default_root_dir=folder.path,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=resumable(last, launch))
+    if trainer.is_global_zero:
+        folder.record(record.summary())
+    if checkpoint.interrupted:
+        raise KeyboardInterrupt
+    return trainer.is_global_zero
+
+
+def _panel(
+    folder: RunFolder,
+    launch: Launch,
+    precision: str,
+    device: torch.device,
+    ema: StudentEMA | None,
+) -> SampleClips:
+    """The first held-out prompts, generated now and then, beside real clips if there are some."""
+    shards = open_shards(folder.need("panel") / "shards")
+    fields = [name for name in ("text", "video") if name in shards.fields]
+    samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]
+    stacked = {
+        field: torch.stack([torch.from_numpy(sample[field]) for sample in samples])
+        for field in fields
+    }
+    return SampleClips(
+        Panel(
+            text=stacked["text"].float(),
+            keys=[sample["key"] for sample in samples],
+            captions=[sample["caption"] for sample in samples],
+            videos=stacked.get("video"),
+        ),
+        autoencoder_of(shards.manifest, device),
+        folder.path,
+        launch.panel_every,
+        shards.manifest["fps"],
+        ema,
+        at_once=launch.batch_per_device,
+        computing=partial(computing, device, precision),
+    )

@@ -1,0 +1,210 @@
+"""``pairs``: store a teacher's ODE trajectories, from noise to its end, for ODE distillation.
+
+Two teachers, two pasts (Causal Forcing, sec. 3; CausVid):
+
+    causal          the AR teacher generates each block beside the *true* past of a real clip; the
+                    KV cache is fed the real blocks, so the clean past is encoded once and not 2 N
+                    times
+    bidirectional   the base model generates whole clips from prompts alone
+
+Stored are the states at the few-step times and the end, with the times themselves: a trajectory's
+noise levels are read, never derived again. Several processes may make a set together, and an
+interrupted one is gone on with (``launch/shard_workers.py``).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.shards.reader import ShardReader, open_shards, require
+from datamodules.shards.work import Sample, Work
+from experiments.checkpoints.networks import network_folder, numbers_of
+from experiments.generation.generation import (
+    check_precision,
+    computing,
+    encoders_of,
+    frozen,
+    per_tar,
+    require_autoencoder,
+    stack,
+)
+from experiments.launch.hardware import hurried, launch_of, prepare
+from experiments.launch.memory.check import before_generation
+from experiments.launch.shard_workers import make_together
+from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
+from lightning_modules.diffusion import forcing
+from lightning_modules.diffusion.fast_past import FastPast
+from lightning_modules.diffusion.flow import Solver, time_grid
+from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Solve, rollout, solve
+from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.fingerprint import digest, digest_of_weights
+
+GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
+
+
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe whose settings do not fit, before anything is loaded."""
+    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
+    _kept(settings["intervals"], settings["few_steps"])
+    check_precision(settings["precision"], "pairs")
+    launch_of(recipe)
+
+
+def run(recipe: dict[str, Any], folder: RunFolder) -> None:
+    """Generate the pairs of ``needs.teacher`` on the clips (or prompts) of ``needs.data``."""
+    make_together(plan, recipe, folder)
+
+
+def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
+    """What is to be made; everything is checked before the teacher is loaded."""
+    check(recipe)
+    device = prepare(recipe)
+    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
+    clips = open_shards(folder.need("data") / "shards")
+    require_autoencoder("teacher", folder.need("teacher"), clips)
+    if settings["past"] == "causal":
+        require(clips, latents=tuple(settings["clip_shape"]))
+    where, launch = folder.need("teacher"), launch_of(recipe)
+    before_generation(
+        where,
+        clips,
+        launch,
+        device,
+        clip_shape=settings["clip_shape"],
+        sizes=partition(settings["blocks"], settings["clip_shape"][0]),
+        batch=settings["batch"],
+        cached=settings["past"] == "causal",
+        guided=settings["guidance"] != 1,
+        half=settings["precision"] == "bf16-mixed",
+    )
+    return trajectories(
+        teacher=hurried(frozen(where, device, settings["precision"]), launch, device),
+        name=where.name,
+        weights=_identity(network_folder(where)),
+        clips=clips,
+        seed=recipe["seed"],
+        device=device,
+        **settings,
+    )
+
+
+def trajectories(
+    teacher: Network,
+    name: str,
+    weights: str,
+    clips: ShardReader,
+    seed: int,
+    device: torch.device,
+    *,
+    past: str,
+    count: int,
+    batch: int,
+    clip_shape: list[int],
+    blocks: str | int | list[int],
+    intervals: int,
+    solver: Solver,
+    few_steps: int,
+    shift: float,
+    guidance: float,
+    stored: Literal["float16", "float32"],
+    precision: str = "32-true",
+) -> Work:
+    """``count`` trajectories, as shards of kind ``pairs``; whole batches to a tar.
+
+    Args:
+        teacher: frozen, on the device.
+        name: the teacher's, for the manifest.
+        weights: hash of the teacher's: a set is not gone on with by another of the same name.
+        past: ``causal`` or ``bidirectional``.
+        count: how many clips (prompts), from the front of the set.
+        clip_shape: ``[F, C, H, W]``.
+        blocks: of the causal teacher; stored, because pairs fit no other partition.
+        intervals: steps of the shifted grid; published 48.
+        solver: of a step, ``euler`` (published) or ``heun``.
+        few_steps: how many noisy states are kept; must divide ``intervals``; published 4.
+        guidance: standard scale; published 6.
+        stored: ``float16`` rounds by 5e-4, what a video's bf16 networks cannot see, in half the
+            storage; ``float32`` is for worlds where the end is compared with an exact one.
+        precision: of the network's passes; states are float32 whatever it is.
+
+    Raises:
+        ValueError: unknown ``past``, too few clips, clips of another shape.
+    """
+    if past not in ("causal", "bidirectional"):
+        raise ValueError(f"pairs.past: {past!r} is neither causal nor bidirectional")
+    if count > len(clips):
+        raise ValueError(
+            f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}; lower it, or"
+            " curate more"
+        )
+    grid, kept = time_grid(intervals, shift), _kept(intervals, few_steps)
+    sizes = partition(blocks, clip_shape[0])
+    negative = torch.from_numpy(clips.negative).to(device)
+    fields = ["latents", "text"] if past == "causal" else ["text"]
+    shapes = {name: clips.manifest["fields"][name]["shape"] for name in fields}
+    about = {
+        "past": past,
+        "times": [grid[index].item() for index in kept[:-1]],
+        "intervals": intervals,
+        "solver": solver,
+        "guidance": guidance,
+        "shift": shift,
+        "blocks": list(sizes),
+        "teacher": name,
+        "teacher_weights": weights,
+        "source": clips.fingerprint,
+        "seed": seed,
+        **encoders_of(clips),
+    }
+
+    beside = FastPast(teacher, negative[None], negative, guidance, frames=clip_shape[0])
+
+    def solved(samples: list[dict[str, Any]]) -> Tensor:
+        """Kept states [B, S, F, C, H, W]."""
+        keys = [sample["key"] for sample in samples]
+        text = stack(samples, "text", device)
+        noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
+        if past == "bidirectional":
+            v = forcing.bidirectional_ode(teacher, text, negative, guidance)
+            return solve(v, noise, grid.float().to(device), kept, solver)[1]
+        sampler, truth = Solve(grid, kept, solver), stack(samples, "latents", device)
+        rollout(beside.restart(text), noise, sizes, sampler, truth=truth)
+        return torch.cat(sampler.states, dim=2)
+
+    def make(numbers: Sequence[int]) -> Iterator[Sample]:
+        for start in range(0, len(numbers), batch):
+            samples = [clips.read(number, fields) for number in numbers[start : start + batch]]
+            with torch.no_grad(), computing(device, precision):
+                states = solved(samples).cpu().numpy().astype(stored)
+            for sample, one in zip(samples, states, strict=True):
+                arrays = {name: sample[name] for name in fields}
+                yield sample["key"], {**arrays, "trajectory": one}, sample["info"]
+
+    tar = per_tar({**shapes, "trajectory": (len(kept), *clip_shape)})
+    whole = max(1, tar // batch) * batch
+    return Work("pairs", about, range(count), make, whole, lambda: clips.negative)
+
+
+def _kept(intervals: int, few_steps: int) -> Sequence[int]:
+    """The grid points to store: the few-step times, and the end."""
+    if intervals % few_steps:
+        raise ValueError(
+            f"pairs.intervals: {intervals} is no multiple of pairs.few_steps {few_steps}, so the"
+            " few-step times are not on the grid; choose a multiple"
+        )
+    return range(0, intervals + 1, intervals // few_steps)
+
+
+def _identity(network: Path) -> str:
+    """Hash of a network: of its settings and, unless it is a closed form, its weights."""
+    numbers = numbers_of(network)
+    if "num_layers" in numbers:
+        return digest_of_weights(network)
+    return digest(json.dumps(numbers, sort_keys=True).encode())

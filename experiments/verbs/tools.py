@@ -1,0 +1,102 @@
+"""Commands that are no runs: they read and write where they are told and have no recipe.
+
+Only argparse is imported before one of them starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.bench import command as bench
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A command: what it does, its arguments, and what runs it."""
+
+    what: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def _declare_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        type=Path,
+        help=".pt, .pth or .safetensors of CausVid, Self Forcing, Causal Forcing, Causal"
+        " Forcing++ or Wan itself; or a folder of Wan's own safetensors",
+    )
+    parser.add_argument("--as", dest="folder", type=Path, required=True, help="the new folder")
+    kept = parser.add_mutually_exclusive_group()
+    for kind, what in (
+        ("ema", "the average, generator_ema (the default, where there is one)"),
+        ("raw", "the student itself, generator or model"),
+        ("critic", "the fake score"),
+    ):
+        kept.add_argument(f"--{kind}", dest="kept", action="store_const", const=kind, help=what)
+    parser.add_argument(
+        "--config", type=Path, help="a folder with config.json; 1.3B and 14B are told by shapes"
+    )
+
+
+def _import(chosen: argparse.Namespace) -> None:
+    from experiments.checkpoints.convert import import_checkpoint
+
+    import_checkpoint(chosen.file, chosen.folder, chosen.kept, chosen.config)
+
+
+def _declare_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", type=Path, help="a run that trained a network, or a folder of one")
+    parser.add_argument("--to", dest="folder", type=Path, required=True, help="the new folder")
+    parser.add_argument(
+        "--original", action="store_true", help="also write Wan's own names, into FOLDER/original"
+    )
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from experiments.checkpoints.convert import export_network
+
+    export_network(chosen.what, chosen.folder, chosen.original)
+
+
+def _declare_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a finished score run whose videos VBench judged")
+    parser.add_argument(
+        "--motion",
+        type=Path,
+        metavar="RUN",
+        help="a score run of the same student on other prompts (the paper: 100 of actions):"
+        " Dynamic Degree and VisionReward are of these",
+    )
+
+
+def _results(chosen: argparse.Namespace) -> None:
+    from experiments.worlds.wan.results import add_results
+
+    add_results(chosen.run, chosen.motion)
+
+
+def _declare_join(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run that makes shards")
+    parser.add_argument("--of", type=int, help=argparse.SUPPRESS)  # shall not outlive this process
+
+
+def _join(chosen: argparse.Namespace) -> None:
+    from experiments.launch.shard_workers import join
+    from experiments.runs.folder import RunFolder
+
+    join(RunFolder(chosen.run), chosen.of)
+
+
+TOOLS = {
+    "join": Tool("help another process make the shards of its run", _declare_join, _join),
+    "import": Tool("turn a published checkpoint into a diffusers folder", _declare_import, _import),
+    "export": Tool("write a network where stock diffusers loads it", _declare_export, _export),
+    "results": Tool(
+        "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
+    ),
+    "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
+}

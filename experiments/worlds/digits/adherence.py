@@ -1,0 +1,158 @@
+"""Does a clip do what its caption says, and what would a judge answer? Semantic, Instruct, Reward,
+Total.
+
+A caption has up to four attributes, each read by the probe and the law: the digit, moving or still,
+the direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K * sum_k
+a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable",
+"smooth" and so on are what 95% of real clips keep (`calibration.yaml`).
+"""
+
+import numpy as np
+
+from experiments.metrics.registry import Measurement, NotApplicable, metric
+from experiments.metrics.statistics import resample_weights
+from experiments.worlds.digits import appearance, quality
+from experiments.worlds.digits.context import View
+from experiments.worlds.digits.quality import of_resamples, per_clip
+
+SEMANTIC = ("digit", "moving", "direction", "speed", "all")
+
+
+def attributes(view: View) -> dict[str, np.ndarray]:
+    """Share of each attribute that is right, float [N]; NaN where a caption does not mention it.
+
+    `digit` is a share of frames; the others are 0 or 1. Direction and speed are not asked of a
+    caption that stands still. A clip without a digit in most frames has no right motion.
+    """
+    wanted, path = view.wanted, view.path
+    seen = (view.readings.presence > 0.5).mean(axis=1) > 0.5
+    moving = (path.moving == wanted.moving) & seen
+    direction = path.moving & (path.heading[:, 0] == wanted.heading) & seen
+    speed = (path.speed == wanted.speed) & seen
+    return {
+        "digit": view.digit_right.mean(axis=1),
+        "moving": moving.astype(float),
+        "direction": np.where(wanted.moving, direction, np.nan),
+        "speed": np.where(wanted.moving, speed, np.nan),
+    }
+
+
+def share_right(view: View) -> np.ndarray:
+    """Share of the caption's attributes that hold, [N]; the digit holds if most frames show it."""
+    table = np.stack(list(attributes(view).values()))
+    table[0] = table[0] > 0.5
+    return np.nanmean(table, axis=0)
+
+
+def semantic_table(view: View) -> dict[str, np.ndarray]:
+    """The dimensions of World Semantic, each [N]."""
+    return {**attributes(view), "all": (share_right(view) == 1).astype(float)}
+
+
+def bounds_of(view: View) -> dict[str, np.ndarray]:
+    """Per-clip measures that the reward's questions compare with real clips, each [N], lower is
+    better.
+    """
+    sharp = np.log(np.maximum(view.sharpness, 1e-6))
+    real_sharp, _ = view.reference.appearance
+    identity = view.readings.identity
+    return {
+        "jump": view.path.step.max(axis=1),
+        "unlawful": view.path.residual.max(axis=1),
+        "sharpness_change": sharp.max(axis=1) - sharp.min(axis=1),
+        "detail_gap": np.abs(sharp - np.log(real_sharp)).max(axis=1),
+        "background_noise": view.noise.max(axis=1),
+        "background_change": 1 - quality.dimension(view, "background_consistency"),
+        "shape_change": 1 - appearance.consistency(identity),
+    }
+
+
+def answers(view: View) -> dict[str, np.ndarray]:
+    """The yes/no questions, bool [N] each.
+
+    Raises:
+        NotApplicable: without a calibration.
+    """
+    if view.calibration is None:
+        raise NotApplicable("no calibration: run python -m experiments.worlds.digits.calibrate")
+    limit, measured = view.calibration["bounds"], bounds_of(view)
+    within = {name: measured[name] <= limit[name] for name in measured}
+    read = view.readings.classes.argmax(axis=-1)
+    kept = (read == np.median(read, axis=1)[:, None].astype(int)) & (view.readings.presence > 0.5)
+    share = share_right(view)
+    return {
+        "meets all of the caption": share == 1,
+        "meets most of it (80%)": share >= 0.8,
+        "meets some of it (60%)": share >= 0.6,
+        "does not fail completely (40%)": share >= 0.4,
+        "starts with the right digit": view.digit_right[:, 0],
+        "starts with something recognisable": view.on_manifold[:, 0],
+        "keeps its digit throughout": kept.all(axis=1),
+        "keeps its digit in most frames": kept.mean(axis=1) >= 0.75,
+        "keeps its shape": within["shape_change"],
+        "moves or rests as told": attributes(view)["moving"] > 0,
+        "moves without jumps": within["jump"],
+        "moves by the law": within["unlawful"],
+        "stays equally sharp": within["sharpness_change"],
+        "has the detail of real clips": within["detail_gap"],
+        "shows one digit and nothing else": view.on_manifold.all(axis=1),
+        "has a clean background": within["background_noise"],
+        "keeps its background": within["background_change"],
+    }
+
+
+def _semantic(view: View) -> np.ndarray:
+    """World Semantic [1 + R]: of all clips, then of the resamples."""
+    counts = np.vstack([np.ones(view.clips), resample_weights(view.clips, 1000, view.seed)])
+    columns = []
+    for name, values in semantic_table(view).items():
+        known = np.isfinite(values)
+        if not known.any():
+            raise NotApplicable(f"no caption mentions {name}")
+        drawn = counts[:, known]
+        columns.append(drawn @ values[known] / np.maximum(drawn.sum(axis=1), 1))
+    return 100 * np.mean(columns, axis=0)
+
+
+def total_of(quality_score: np.ndarray, semantic_score: np.ndarray) -> np.ndarray:
+    """VBench's Total = (4 Quality + Semantic) / 5."""
+    return (4 * quality_score + semantic_score) / 5
+
+
+@metric("world.total", "World Total", "set", "0..100", needs=("probe", "calibration"))
+def world_total(view: View) -> Measurement:
+    """(4 World Quality + World Semantic) / 5."""
+    scores = quality.quality_of(quality.resampled_means(view), quality.constants(view))
+    return of_resamples(total_of(scores, _semantic(view)), view.clips)
+
+
+@metric("world.semantic", "World Semantic", "set", "0..100")
+def world_semantic(view: View) -> Measurement:
+    """Mean of the attribute accuracies."""
+    return of_resamples(_semantic(view), view.clips)
+
+
+@metric("world.instruct", "World Instruct", "sample", "-100..100")
+def world_instruct(view: View) -> Measurement:
+    """100 * (2p - 1), p the share of clips that meet at least 60% of their caption."""
+    return per_clip(np.where(share_right(view) >= 0.6, 100.0, -100.0), view.seed)
+
+
+@metric("world.reward", "World Reward", "sample", "-100..100", needs=("probe", "calibration"))
+def world_reward(view: View) -> Measurement:
+    """100/K * sum of +-1 answers; the share of yes to each question is kept beside it."""
+    table = answers(view)
+    votes = np.stack([np.where(yes, 100.0, -100.0) for yes in table.values()]).mean(axis=0)
+    measured = per_clip(votes, view.seed)
+    shares = {question: float(yes.mean()) for question, yes in table.items()}
+    return Measurement(measured.value, measured.n, measured.interval, measured.per_clip, shares)
+
+
+def _register(name: str) -> None:
+    @metric(f"world.semantic.{name}", f"{name} right", "sample", "%")
+    def _(view: View) -> Measurement:
+        return per_clip(semantic_table(view)[name], view.seed, 100)
+
+
+for _name in SEMANTIC:
+    _register(_name)

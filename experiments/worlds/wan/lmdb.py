@@ -1,0 +1,103 @@
+"""The published LMDBs of latents and trajectories (CausVid, Self Forcing, Causal Forcing)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from datamodules.curation.lmdb import LatentRows
+from datamodules.curation.split import digest_of
+from datamodules.shards.work import Sample, Work
+from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory.check import before_encoding
+from experiments.runs.folder import RunFolder
+from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from lightning_modules.diffusion.visibility import partition
+
+KINDS = ("clips", "causal_pairs", "bidirectional_pairs")
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Refuse settings that do not fit, before anything is read."""
+    check_dtypes(text_dtype=settings["text_dtype"])
+    if settings["kind"] not in KINDS:
+        raise ValueError(f"curate.kind: {settings['kind']!r} is none of {', '.join(KINDS)}")
+    times = settings["trajectory"].get("times", [])
+    if settings["kind"] != "clips" and sorted(times, reverse=True) != times or 0 in times:
+        raise ValueError(
+            f"curate.trajectory.times: {times} must fall, and leave out the clean end, 0"
+        )
+
+
+def plan(
+    folder: RunFolder,
+    seed: int,
+    *,
+    kind: str,
+    clip_shape: list[int],
+    fps: int,
+    trajectory: dict[str, Any],
+    text_dtype: str,
+    items_per_shard: int,
+) -> Work:
+    """Open the LMDB; nothing is embedded yet.
+
+    Args:
+        folder: of the run; needs ``latents`` (the LMDB) and ``wan``, whose VAE made them.
+        seed: changes nothing; all rows are converted, in their order.
+        kind: ``clips``: the last state of a row is a real clip. ``causal_pairs``: noisy states and
+            the teacher's end, then the real clip beside which they were made.
+            ``bidirectional_pairs``: noisy states and the teacher's end, which is no real clip.
+        clip_shape: ``[F, C, h, w]`` that the rows must have.
+        fps: that the clips were made at.
+        trajectory: what is known of the pairs; ``times`` of the noisy states, and further manifest
+            entries (blocks, guidance, shift, ...). Nothing for clips.
+        text_dtype: ``float32`` or ``bfloat16``.
+        items_per_shard: rows in a tar.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder or LMDB that will not do, in form or statistics.
+    """
+    wan, device = folder.need("wan"), prepare(folder.recipe)
+    encoders = WanEncoders(wan, device, "float32", text_dtype)
+    before_encoding(wan, launch_of(folder.recipe), device, text_encoder=DTYPES[text_dtype])
+    rows = LatentRows(folder.need("latents"))
+    states = _states(kind, trajectory)
+    if list(rows.shape) != [states, *clip_shape]:
+        raise ValueError(
+            f"{rows.path}: its rows are {list(rows.shape)} (states, frames, channels, height,"
+            f" width), the recipe's {kind} are {[states, *clip_shape]}; set curate.clip_shape,"
+            " curate.kind or curate.trajectory.times to what the set is"
+        )
+    rows.check_normalised()
+    items = digest_of(rows.prompt(number) for number in range(len(rows)))
+    about = {"source": "lmdb", "items": items, **trajectory, **encoders.about(fps)}
+    if kind != "clips":
+        about["past"] = kind.removesuffix("_pairs")
+        about["blocks"] = list(partition(trajectory["blocks"], clip_shape[0]))
+
+    def samples(numbers: Sequence[int]) -> Iterator[Sample]:
+        texts = encoders.texts([rows[number][0] for number in numbers])
+        for number, text in zip(numbers, texts, strict=True):
+            prompt, row = rows[number]
+            yield f"{number:06d}", _arrays(kind, row) | {"text": text}, {"caption": prompt}
+
+    stored = "clips" if kind == "clips" else "pairs"
+    numbers = range(len(rows))
+    return Work(stored, about, numbers, samples, items_per_shard, encoders.negative)
+
+
+def _states(kind: str, trajectory: dict[str, Any]) -> int:
+    """How many states a row must have."""
+    if kind == "clips":
+        return 1
+    return len(trajectory["times"]) + (2 if kind == "causal_pairs" else 1)
+
+
+def _arrays(kind: str, row: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of one row, [S, F, C, h, w]."""
+    if kind == "clips":
+        return {"latents": row[-1]}
+    if kind == "bidirectional_pairs":
+        return {"trajectory": row}
+    return {"trajectory": row[:-1], "latents": row[-1]}

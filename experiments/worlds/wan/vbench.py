@@ -1,0 +1,198 @@
+"""Videos for VBench: laid out as it wants them, with what can be said without it.
+
+Needs: `samples` (a sample run that saved mp4) and `benchmark` (a folder with VBench's prompts,
+`all_dimension.txt`, one a line). Results, beside the scores::
+
+    vbench/videos/<prompt>-<i>.mp4   links; the prompt in full, as VBench's file names have it
+    vbench/manifest.jsonl            per video: prompt as VBench has it, as it was used, key, size
+    vbench/evaluate.sh               VBench's own commands, for an environment of its own
+    vbench/results/                  what they write; `python -m experiments results` reads it
+
+Published code cuts file names at 100 characters: 72 of VBench's prompts are longer, so they are not
+found, and 19 videos overwrite others.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from datamodules.atomic import write_text
+from datamodules.shards.reader import ShardReader, open_shards
+from experiments.generation.mp4 import clip_file
+from experiments.metrics import motion, records
+from experiments.metrics.registry import measure, selected
+from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
+from experiments.worlds.wan import videos
+from experiments.worlds.wan.benchmarks import DIMENSIONS
+
+log = logging.getLogger(__name__)
+OFFERS = ("videos",)
+GIVEN = {"samples", "benchmark", "folder", "seed"}
+PROMPTS = "all_dimension.txt"
+LONGEST = 255  # bytes of a file name
+_SCRIPT = """#!/bin/sh
+#   sh evaluate.sh           VBench's dimensions, on its own prompts
+#   sh evaluate.sh motion    its dynamic degree alone, on any others (the paper: 100 of actions)
+# What has results is not judged again. vbench 0.1.5 wants Python 3.11, torch 2.5.1, setuptools
+# 69.5.1, numpy 1.26.4 and, for four dimensions, detectron2: an environment of its own, active here.
+# temporal_flickering wants 25 samples a prompt and `vbench static_filter` first.
+cd "$(dirname "$0")" || exit 1
+wanted="{dimensions}"
+mode=vbench_standard
+if [ "$1" = motion ]; then wanted=dynamic_degree mode=custom_input; fi
+mkdir -p results
+python -c 'from importlib.metadata import version; print(version("vbench"))' \\
+  > results/version.txt || exit 1
+missing=0
+for dimension in $wanted; do
+  to=results/$dimension
+  ls $to/*_eval_results.json > /dev/null 2>&1 && continue
+  vbench evaluate --videos_path videos --dimension $dimension --mode $mode --output_path $to
+  # It ends with 0 whatever happens.
+  ls $to/*_eval_results.json > /dev/null 2>&1 || {{ echo "no results: $dimension"; missing=1; }}
+done
+exit $missing
+"""
+
+
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe whose settings do not fit, before anything is read."""
+    settings = bind(lay_out, recipe["score"], GIVEN, "score")
+    selected(settings["metrics"], OFFERS)
+    if "samples" not in recipe["needs"]:
+        raise ValueError("needs.samples is missing: VBench judges a sample run that saved mp4")
+
+
+def run(recipe: dict[str, Any], folder: RunFolder) -> None:
+    """Lay out ``needs.samples`` for VBench, and measure what needs no weights."""
+    lay_out(
+        samples=folder.need("samples"),
+        benchmark=folder.need("benchmark"),
+        folder=folder,
+        seed=recipe["seed"],
+        **bind(lay_out, recipe["score"], GIVEN, "score"),
+    )
+
+
+def lay_out(
+    samples: Path, benchmark: Path, folder: RunFolder, seed: int, *, metrics: str | list[str]
+) -> None:
+    """Link, describe and measure the videos of a sample run.
+
+    Args:
+        samples, benchmark: folders.
+        metrics: ids, or `all`.
+
+    Raises:
+        FileNotFoundError: no prompts, or a sample run without mp4 files.
+        ValueError: a video whose prompt is none of VBench's; a damaged video.
+    """
+    shards = open_shards(samples / "shards")
+    prompts = _prompts(benchmark)
+    to = folder.path / "vbench"
+    (to / "videos").mkdir(parents=True, exist_ok=True)
+    lines, magnitudes = [], []
+    for number, entry in enumerate(_entries(shards, samples, prompts)):
+        clip = read_gray(entry.source)
+        rule = motion.DynamicRule.of(*clip.shape[:3], shards.manifest["fps"])
+        magnitudes.append(motion.fastest(clip[None, :: rule.interval])[0])
+        _link(entry.source, to / "videos" / entry.name)
+        size = {"frames": len(clip), "height": clip.shape[1], "width": clip.shape[2]}
+        lines.append(json.dumps({**entry.about, **size, "fps": shards.manifest["fps"]}))
+        folder.progress(number + 1, len(shards), "videos")
+    write_text(to / "manifest.jsonl", "\n".join(lines) + "\n")
+    write_text(to / "evaluate.sh", _SCRIPT.format(dimensions=" ".join(DIMENSIONS)))
+    view = videos.Videos(np.stack(magnitudes), rule, seed)
+    found = measure(view, selected(metrics, OFFERS))
+    about = {
+        "inputs": {
+            "samples": samples.name,
+            "samples_fingerprint": shards.fingerprint,
+            "seed": seed,
+        },
+        "backend": {"name": "videos"},
+    }
+    records.write(folder.path, found, shards.keys, {}, about)
+    log.info("%d videos for VBench: sh %s", len(lines), to / "evaluate.sh")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A video: where it is, what VBench calls it, and what is known of it."""
+
+    source: Path
+    name: str
+    about: dict[str, Any]
+
+
+def _entries(shards: ShardReader, samples: Path, prompts: list[str]) -> Iterator[_Entry]:
+    taken: Counter[str] = Counter()
+    for number in range(len(shards)):
+        sample = shards.read(number, [])
+        prompt = _prompt_of(sample["info"], prompts)
+        name = f"{prompt}-{taken[prompt]}.mp4"
+        if "/" in name or len(name.encode()) > LONGEST:
+            raise ValueError(f"{prompt!r}: VBench's name of its video is no file name")
+        about = {
+            "file": name,
+            "prompt_en": prompt,
+            "prompt_used": sample["caption"],
+            "key": sample["key"],
+            "sample_index": taken[prompt],
+        }
+        taken[prompt] += 1
+        yield _Entry(clip_file(samples, sample["key"]), name, about)
+
+
+def _prompts(benchmark: Path) -> list[str]:
+    path = benchmark / PROMPTS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; put VBench's prompts/all_dimension.txt there (README, 'Wan2.1')"
+        )
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _prompt_of(info: dict[str, Any], prompts: list[str]) -> str:
+    """VBench's own wording of a prompt, by the line that it was curated from."""
+    word, _, line = str(info.get("name", "")).partition("-")
+    if word != "line" or not line.isdecimal() or not 0 < int(line) <= len(prompts):
+        raise ValueError(
+            f"the prompt {info['caption']!r} has no line in {PROMPTS} ({len(prompts)} lines);"
+            " sample from prompts curated of all_dimension_extended.txt (recipe vbench_prompts)"
+        )
+    return prompts[int(line) - 1]
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """Brightness uint8 [T, H, W, 1] of a video.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or does not decode.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such video; sample with sampling.save=mp4")
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: does not decode ({error}): sample again") from error
+    return np.stack(frames)[..., None]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a symbolic one where the file systems differ."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source)

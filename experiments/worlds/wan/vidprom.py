@@ -1,0 +1,90 @@
+"""VidProM, or any list of prompts: deduplicated, filtered, embedded."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from datamodules.curation.refusal import Refusal, counted
+from datamodules.curation.split import SPLITS, digest_of, shuffled, split_of
+from datamodules.curation.vidprom import Prompt, PromptLimits, accept, read_prompts
+from datamodules.shards.work import Sample, Work
+from experiments.launch.hardware import launch_of, prepare
+from experiments.launch.memory.check import before_encoding
+from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
+from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Refuse settings that do not fit, before anything is read."""
+    check_dtypes(text_dtype=settings["text_dtype"])
+    if settings["split"] not in SPLITS:
+        raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
+    if settings["count"] < 1:
+        raise ValueError(f"curate.count: {settings['count']} prompts; at least 1")
+    PromptLimits(**bind(PromptLimits, settings["limits"], section="curate.limits"))
+
+
+def plan(
+    folder: RunFolder,
+    seed: int,
+    *,
+    table: str,
+    split: str,
+    heldout_percent: float,
+    count: int,
+    fps: int,
+    limits: dict[str, Any],
+    text_dtype: str,
+    items_per_shard: int,
+) -> Work:
+    """Choose the prompts; nothing is embedded yet.
+
+    Args:
+        folder: of the run; needs ``prompts`` (where the file is) and ``wan``.
+        seed: of the subset; more prompts with one seed extend fewer.
+        table: ``VidProM_unique.csv``, or a text file with one prompt a line.
+        split: ``train`` or ``heldout``; they share no prompt, however it is written.
+        heldout_percent: of the prompts.
+        count: prompts wanted.
+        fps: of the clips that will be made for them.
+        limits: of `vidprom.PromptLimits`.
+        text_dtype: ``float32`` or ``bfloat16``.
+        items_per_shard: prompts in a tar.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder, file, column or setting that will not do.
+    """
+    wan, device = folder.need("wan"), prepare(folder.recipe)
+    encoders = WanEncoders(wan, device, "float32", text_dtype)
+    before_encoding(wan, launch_of(folder.recipe), device, text_encoder=DTYPES[text_dtype])
+    path = folder.need("prompts") / table
+    refused: list[Refusal] = []
+    accepted = PromptLimits(**bind(PromptLimits, limits, section="curate.limits"))
+    prompts = [
+        prompt
+        for prompt in accept(read_prompts(path), accepted, refused)
+        if split_of(prompt.key, heldout_percent) == split
+    ]
+    if len(prompts) < count:
+        raise ValueError(
+            f"curate.count: {count} prompts wanted, {path} has {len(prompts)} of split {split}"
+            f" within curate.limits (refused: {counted(refused)}); lower it, or widen the limits"
+        )
+    chosen = shuffled(prompts, lambda prompt: prompt.key, seed)[:count]
+    about = {
+        "source": "vidprom",
+        "table": table,
+        "split": split,
+        "heldout_percent": heldout_percent,
+        "seed": seed,
+        "items": digest_of(f"{prompt.name}\0{prompt.text}" for prompt in chosen),
+        "limits": limits,
+        **encoders.about(fps),
+    }
+
+    def samples(prompts: Sequence[Prompt]) -> Iterator[Sample]:
+        texts = encoders.texts([prompt.text for prompt in prompts])
+        for prompt, text in zip(prompts, texts, strict=True):
+            yield prompt.key, {"text": text}, {"caption": prompt.text, "name": prompt.name}
+
+    return Work("prompts", about, chosen, samples, items_per_shard, encoders.negative, refused)

@@ -1,0 +1,1 @@
+"""Networks that are exact: velocities of laws known in closed form."""

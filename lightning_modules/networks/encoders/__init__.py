@@ -1,0 +1,58 @@
+"""What stands between pixels or words and the tensors a network reads.
+
+Two autoencoders and two text encoders, one protocol each. All are frozen, offline, deterministic
+and loaded when first used; `id` is a hash of their content, which shards carry, so that latents and
+text of different encoders are never mixed up.
+
+Videos are uint8 [B, T, H, W, channels]; latents float32 [B, F, C, h, w], normalised by the
+autoencoder and nowhere else; text float32 [B, L, D] with padded positions zeroed.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_modules.networks.encoders.autoencoders import PatchTransform, WanVAE, measure_patches
+from lightning_modules.networks.encoders.text_encoders import WAN_NEGATIVE_PROMPT, TinyText, WanText
+
+__all__ = [
+    "WAN_NEGATIVE_PROMPT",
+    "Autoencoder",
+    "PatchTransform",
+    "TextEncoder",
+    "TinyText",
+    "WanText",
+    "WanVAE",
+    "measure_patches",
+]
+
+
+class Autoencoder(Protocol):
+    """Videos to latents and back."""
+
+    channels: int
+    pixel_channels: int
+    spatial_stride: int
+    temporal_stride: int
+    id: str
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Uint8 [B, T, H, W, c] -> normalised float32 [B, F, C, h, w]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the inverse of `encode`, rounded and clamped to uint8."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings."""
+
+    length: int
+    dim: int
+    id: str
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> float32 [B, length, dim], zero where padded."""
+        ...

@@ -1,0 +1,201 @@
+"""Autoencoders: the tiny world's patch transform and Wan's VAE; protocol `encoders.Autoencoder`.
+
+Sources: Wan (2025), arXiv 2503.20314, and its diffusers folder (vae/).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.networks.fingerprint import digest, digest_of_weights
+from lightning_modules.networks.pipeline_folder import load_part, locate, read_config, weight_files
+
+
+def _to_unit(video: Tensor) -> Tensor:
+    return video.float() / 127.5 - 1
+
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class PatchTransform:
+    """An orthonormal 2-D cosine transform of 8 x 8 pixel patches: the tiny world's autoencoder.
+
+    Stride 8 and 16 channels are those of Wan's VAE, so the network sees the same shapes; there is
+    nothing to train and, with `kept` = 64, nothing to lose.
+
+    Args:
+        mean: of each latent channel, before normalisation.
+        std: one number for all channels, so that the transform stays a rotation times a scale.
+        kept: coefficients kept of a patch's 64, the lowest frequencies: a square number (16, 64).
+        pixel_channels: 1 for gray.
+    """
+
+    spatial_stride = 8
+    temporal_stride = 1
+
+    def __init__(
+        self, mean: Sequence[float], std: float, kept: int = 16, pixel_channels: int = 1
+    ) -> None:
+        side = round(kept**0.5)
+        if side * side != kept or not 1 <= side <= self.spatial_stride:
+            raise ValueError(f"kept: {kept} is not a square number from 1 to 64; use 16 or 64")
+        self.channels = kept * pixel_channels
+        if len(mean) != self.channels or std <= 0:
+            raise ValueError(
+                f"mean/std: {self.channels} means and one positive std, got {mean}, {std}"
+            )
+        self.pixel_channels = pixel_channels
+        self._basis = _cosines(self.spatial_stride)[:side]  # [k, 8]
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std = float(std)
+        described = [type(self).__name__, list(map(float, mean)), float(std), kept, pixel_channels]
+        self.id = digest(json.dumps(described).encode())
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Uint8 [B, T, H, W, c] -> float32 [B, T, kept * c, H/8, W/8].
+
+        Raises:
+            ValueError: if a side is no multiple of 8 or the number of channels is another.
+        """
+        size = self.spatial_stride
+        if video.shape[2] % size or video.shape[3] % size or video.shape[4] != self.pixel_channels:
+            raise ValueError(
+                f"video {tuple(video.shape)} needs sides divisible by {size} and "
+                f"{self.pixel_channels} channel(s)"
+            )
+        patches = _to_unit(video).unflatten(3, (-1, size)).unflatten(2, (-1, size))
+        basis = self._basis.to(video.device)
+        latents = torch.einsum("btyixjc,ui,vj->btcuvyx", patches, basis, basis).flatten(2, 4)
+        return (latents - self._mean.to(video.device)) / self._std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float32 [B, T, kept * c, h, w] -> uint8 [B, T, 8h, 8w, c]."""
+        side = len(self._basis)
+        raw = latents.float() * self._std + self._mean.to(latents.device)
+        raw = raw.unflatten(2, (self.pixel_channels, side, side))
+        basis = self._basis.to(latents.device)
+        patches = torch.einsum("btcuvyx,ui,vj->btyixjc", raw, basis, basis)
+        return _to_bytes(patches.flatten(4, 5).flatten(2, 3))
+
+
+def _cosines(size: int) -> Tensor:
+    """Orthonormal DCT-II, [frequency, position]."""
+    place = torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(torch.pi * (place + 0.5) * place[:, None] / size) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves.float()
+
+
+def measure_patches(
+    videos: Iterable[Tensor], kept: int = 16, pixel_channels: int = 1
+) -> tuple[list[float], float]:
+    """Mean per channel and shared std that give `videos`, uint8 [B, T, H, W, c], unit scale.
+
+    Returns:
+        (mean, std), the arguments of `PatchTransform`.
+
+    Raises:
+        ValueError: if the videos are constant or there are none.
+    """
+    channels = kept * pixel_channels
+    plain = PatchTransform([0.0] * channels, 1.0, kept, pixel_channels)
+    count, first, second = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
+    for video in videos:
+        latents = plain.encode(video).double().transpose(0, 2).flatten(1)  # [C, everything else]
+        count += latents.shape[1]
+        first += latents.sum(1)
+        second += latents.square().sum(1)
+    mean = first / max(count, 1)
+    variance = float((second / max(count, 1) - mean.square()).mean())
+    if variance < 1e-12:
+        raise ValueError(f"videos: {count} patches without any variation cannot be normalised")
+    return mean.tolist(), variance**0.5
+
+
+class WanVAE:
+    """Wan's causal video VAE: 4 frames and 8 x 8 pixels a latent (the first frame is alone).
+
+    z = (mode(video) - latents_mean) / latents_std, with the vectors of the folder's config.
+
+    Args:
+        folder: a pipeline with vae/, by path or hub id.
+        device: where it runs.
+        dtype: of the weights.
+
+    Raises:
+        FileNotFoundError: if there is no VAE, or only a part of one.
+        ValueError: if its config does not say how latents are normalised, or a file is damaged.
+    """
+
+    pixel_channels = 3
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._part = locate(folder, "vae") / "vae"
+        config = read_config(self._part)
+        weight_files(self._part)
+        for key in ("latents_mean", "latents_std"):
+            if len(config.get(key) or ()) != config["z_dim"]:
+                raise ValueError(
+                    f"{self._part / 'config.json'}: {key} must list {config['z_dim']} numbers; see"
+                    " Wan 2.1's"
+                )
+        self._device, self._dtype = device, dtype
+        self.source = str(folder)
+        self.channels = config["z_dim"]
+        self.temporal_stride = 2 ** sum(config["temperal_downsample"])  # diffusers' spelling
+        self.spatial_stride = 2 ** (len(config["dim_mult"]) - 1)
+        self.mean: list[float] = config["latents_mean"]
+        self.std: list[float] = config["latents_std"]
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the config and weights."""
+        return digest_of_weights(self._part)
+
+    @cached_property
+    def _vae(self) -> nn.Module:
+        from diffusers import AutoencoderKLWan
+
+        vae = load_part(AutoencoderKLWan, self._part, torch_dtype=self._dtype)
+        return vae.to(self._device).eval().requires_grad_(False)
+
+    def _per_channel(self, numbers: Sequence[float]) -> Tensor:
+        return torch.tensor(numbers, device=self._device).view(1, -1, 1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Uint8 [B, 1 + 4k, H, W, 3] -> float32 [B, 1 + k, C, H/8, W/8], where the video was.
+
+        Raises:
+            ValueError: if the frames are not 1 + a multiple of the stride, or a side no multiple.
+        """
+        _, frames, height, width, colours = video.shape
+        stride, side = self.temporal_stride, self.spatial_stride
+        if frames % stride != 1 % stride or height % side or width % side or colours != 3:
+            raise ValueError(
+                f"video {tuple(video.shape)} needs 1 + {stride}k frames, sides divisible by {side} "
+                "and 3 colours"
+            )
+        pixels = _to_unit(video.to(self._device)).permute(0, 4, 1, 2, 3).to(self._dtype)
+        raw = self._vae.encode(pixels).latent_dist.mode().float()
+        latents = (raw - self._per_channel(self.mean)) / self._per_channel(self.std)
+        return latents.transpose(1, 2).contiguous().to(video.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3], where the latents were."""
+        normalised = latents.to(self._device).float().transpose(1, 2)
+        raw = normalised * self._per_channel(self.std) + self._per_channel(self.mean)
+        pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0].float()
+        return _to_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous().to(latents.device)

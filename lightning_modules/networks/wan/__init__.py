@@ -1,0 +1,1 @@
+"""Wan2.1's transformer with a KV cache: blocks, attention, masks, caches, CUDA graphs."""

@@ -1,0 +1,108 @@
+"""Calls of a network as CUDA graphs: recorded once per shape, then replayed without Python.
+
+A frame-wise rollout is many short calls, and launching their thousands of kernels one by one takes
+about as long as running them. With a `StaticKVCache` every call of the next rollout reads and
+writes the same addresses as in this one, which is what a graph needs.
+
+Not part of a graph, because it changes from call to call: counting frames (on the host), and the
+prompt's keys and values, which are computed once and copied to where the graphs read them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules.networks.wan.kv_cache import KVCache
+from lightning_modules.networks.wan.static_cache import StaticKVCache
+from lightning_modules.networks.wan.transformer import Wan
+
+Call = Callable[[Tensor, Tensor], Tensor]
+
+
+class Graph:
+    """A call v = f(x, t) on the current device, recorded.
+
+    Args:
+        call: reads no memory but its arguments and what stays where it is.
+        x: an example of its first argument.
+        t: of its second.
+    """
+
+    _pool: Any = None  # one for all: their outputs are copied before the next one runs
+
+    def __init__(self, call: Call, x: Tensor, t: Tensor) -> None:
+        Graph._pool = Graph._pool or torch.cuda.graph_pool_handle()
+        self._x, self._t = x.clone(), t.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=Graph._pool):
+            self._v = call(self._x, self._t)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Run it for other values."""
+        self._x.copy_(x)
+        self._t.copy_(t)
+        self._graph.replay()
+        return self._v.clone()
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    graph: Call
+    version: int  # of the cache's buffers
+    tables: Any  # what the graph reads besides: kept alive
+
+
+class Replay:
+    """A `Wan` under the same contract, for sampling; calls without a static cache pass through.
+
+    The first call of a kind runs as it is, which allocates what is to stay; the second is recorded.
+
+    Args:
+        net: the network.
+        record: makes a graph of a call; tests without CUDA bring their own.
+    """
+
+    def __init__(self, net: Wan, record: Callable[[Call, Tensor, Tensor], Call] = Graph) -> None:
+        self.net, self.config, self._record = net, net.config, record
+        self._warm: dict[tuple, int] = {}
+        self._recorded: dict[tuple, _Recorded] = {}
+
+    def new_cache(self, frames: int | None = None) -> KVCache:
+        """As the network's."""
+        return self.net.new_cache(frames)
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        *,
+        frames: Tensor,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+        write_cache: bool = False,
+    ) -> Tensor:
+        """Velocity eps - x0 of every frame of `x`; see `networks/__init__.py`."""
+        how = {"frames": frames, "visible": visible, "cache": cache}
+        if not isinstance(cache, StaticKVCache):
+            return self.net(x, t, text, **how, write_cache=write_cache)
+        self.net.read_prompts(text, cache)
+        places = tuple(frames.tolist())
+        matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
+        kind = (cache, len(cache), places, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        if self._warm.get(kind) != cache.version:
+            v = self.net(x, t, text, **how, write_cache=write_cache)
+            self._warm[kind] = cache.version
+            return v
+        known = self._recorded.get(kind)
+        if known is None or known.version != cache.version:
+            tables = self.net.tables(x, places, visible, cache)  # a recording can upload nothing
+            graph = self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t)
+            known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
+        v = known.graph(x, t)
+        if write_cache:
+            cache.advance(places)
+        return v

@@ -1,0 +1,219 @@
+"""Wan 2.1 as a frame-causal network: diffusers' parameters, our forward.
+
+No parameter is added or renamed, so folders of stock `WanTransformer3DModel` load here and folders
+saved here load there; only how frames see each other differs:
+
+- self-attention follows a frame-by-frame matrix and may look back into a cache;
+- the noise level is one number per *frame*: modulation is [B, N, 6, D], broadcast over a frame's S
+  tokens;
+- rotary positions in time are an argument.
+
+Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time
+embedding and rotation are float32 even under autocast.
+
+Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
+"""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import (
+    WanTimeTextImageEmbedding,
+    WanTransformer3DModel,
+)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_modules.networks.wan.attention import Mask, spread
+from lightning_modules.networks.wan.block import Block, modulate
+from lightning_modules.networks.wan.kv_cache import KVCache, Pair, alone
+from lightning_modules.networks.wan.rotary import rotation
+from lightning_modules.networks.wan.static_cache import StaticKVCache
+
+__all__ = ["Wan"]
+
+
+class Wan(ModelMixin, ConfigMixin):
+    """Wan 2.1 text-to-video at any size, under the contract of `networks/__init__.py`.
+
+    Every argument is diffusers' own; `config.json` of a stock folder holds all of them.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _keep_in_fp32_modules = WanTransformer3DModel._keep_in_fp32_modules
+    _keys_to_ignore_on_load_unexpected = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        in_channels: int,
+        out_channels: int,
+        text_dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        freq_dim: int = 256,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+    ):
+        super().__init__()
+        if patch_size[0] != 1:
+            raise ValueError(f"patch_size {patch_size}: frames must not be merged, use (1, 2, 2)")
+        if image_dim is not None or added_kv_proj_dim is not None:
+            raise ValueError(
+                "image_dim/added_kv_proj_dim: this is an image-to-video Wan, use a T2V one"
+            )
+        width = num_attention_heads * attention_head_dim
+        self.patch_embedding = nn.Conv3d(in_channels, width, patch_size, patch_size)
+        self.condition_embedder = WanTimeTextImageEmbedding(width, freq_dim, width * 6, text_dim)
+        self.blocks = nn.ModuleList(
+            Block(width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
+            for _ in range(num_layers)
+        )
+        self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(width, out_channels * math.prod(patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.gradient_checkpointing = False
+
+    def new_cache(self, frames: int | None = None) -> KVCache:
+        """Return an empty cache for one rollout of one batch; with `frames`, of that fixed size."""
+        layers = len(self.blocks)
+        return KVCache(layers) if frames is None else StaticKVCache(layers, frames)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        *,
+        frames: Tensor,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+        write_cache: bool = False,
+    ) -> Tensor:
+        """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
+
+        Raises:
+            ValueError: if shapes disagree with each other or with the patch size.
+        """
+        self._check(x, t, frames, visible)
+        assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
+            "write_cache needs a cache and torch.no_grad()"
+        )
+        height, width = self._grid(x)
+        places = tuple(frames.tolist())
+        turn, mask = self.tables(x, places, visible, cache)
+        tokens = self._patch(x)
+        embedded, modulation = self._embed_time(t)
+        prompts = self.read_prompts(text, cache)
+        shown: list[Pair] = []
+        for layer, block in enumerate(self.blocks):
+            run = block
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                run = partial(checkpoint, block, use_reentrant=False)
+            beside = alone if cache is None else cache.beside(layer, len(places))
+            tokens, keys, values = run(tokens, modulation, prompts[layer], turn, mask, beside)
+            if write_cache:
+                shown.append((keys, values))
+        if write_cache:
+            cache.append(places, shown)
+        return self._unpatch(tokens, embedded, height, width)
+
+    def tables(
+        self, x: Tensor, places: tuple[int, ...], visible: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Mask]:
+        """Rotations and mask of a call: made once, then shared by equal calls."""
+        height, width = self._grid(x)
+        turn = rotation(places, height, width, self.config.attention_head_dim, x.device)
+        dtype = self.patch_embedding.weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        return turn, spread(visible, height * width, len(cache or ()), x.device, dtype)
+
+    def compile_blocks(self) -> None:
+        """Let the compiler fuse what lies between the attention kernels of every block."""
+        for block in self.blocks:
+            block.compiled = True
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        _, high, wide = self.config.patch_size
+        return x.shape[3] // high, x.shape[4] // wide
+
+    def _check(self, x: Tensor, t: Tensor, frames: Tensor, visible: Tensor | None) -> None:
+        count = x.shape[1]
+        if t.shape != x.shape[:2] or frames.shape != (count,):
+            raise ValueError(
+                f"x {tuple(x.shape)} needs t {tuple(x.shape[:2])} and frames ({count},), "
+                f"got {tuple(t.shape)} and {tuple(frames.shape)}"
+            )
+        if visible is not None and visible.shape != (count, count):
+            raise ValueError(
+                f"{count} frames need visible [{count}, {count}], got {tuple(visible.shape)}"
+            )
+        _, high, wide = self.config.patch_size
+        if x.shape[3] % high or x.shape[4] % wide:
+            raise ValueError(
+                f"latents of {x.shape[3]} x {x.shape[4]} do not divide into {high} x {wide} patches"
+            )
+
+    def _patch(self, x: Tensor) -> Tensor:
+        """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
+        _, high, wide = self.config.patch_size
+        cut = x.unflatten(4, (-1, wide)).unflatten(3, (-1, high)).permute(0, 1, 3, 5, 2, 4, 6)
+        patches = cut.flatten(4).flatten(2, 3).to(self.patch_embedding.weight.dtype)
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N] -> [B, N, D] for the head and [B, N, 6, D] for the blocks, float32."""
+        embedder = self.condition_embedder
+        with torch.autocast(
+            t.device.type, enabled=False
+        ):  # bfloat16 cannot tell neighbouring levels apart
+            waves = embedder.timesteps_proj(1000.0 * t.float().flatten())
+            embedded = embedder.time_embedder(
+                waves.to(embedder.time_embedder.linear_1.weight.dtype)
+            )
+            hidden = F.silu(embedded).to(embedder.time_proj.weight.dtype)
+            modulation = embedder.time_proj(hidden).float()
+        return embedded.float().unflatten(0, t.shape), modulation.unflatten(0, t.shape).unflatten(
+            -1, (6, -1)
+        )
+
+    def read_prompts(self, text: Tensor, cache: KVCache | None) -> list[Pair]:
+        """Keys and values of the prompt for every layer; without gradient, once per rollout."""
+        reuse = cache is not None and not torch.is_grad_enabled()
+        if reuse and (known := cache.recall_text(text)) is not None:
+            return known
+        embedder = self.condition_embedder.text_embedder
+        embedded = embedder(text.to(embedder.linear_1.weight.dtype))
+        prompts = [block.read_prompt(embedded) for block in self.blocks]
+        if reuse:
+            cache.remember_text(text, prompts)
+        return prompts
+
+    def _unpatch(self, tokens: Tensor, embedded: Tensor, height: int, width: int) -> Tensor:
+        """[B, N, S, D] -> [B, N, C, H, W]: modulated norm, projection, patches back in place."""
+        table = self.scale_shift_table.float() + embedded.unsqueeze(2)
+        shift, scale = table.unsqueeze(-2).unbind(2)
+        out = self.proj_out(modulate(self.norm_out, tokens, shift, scale)).float()
+        _, high, wide = self.config.patch_size
+        out = out.unflatten(-1, (high, wide, -1)).unflatten(2, (height, width))
+        return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+    def to_json_string(self) -> str:
+        """Name the stock class in `config.json`, so that diffusers' Auto classes find it."""
+        ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
+        return super().to_json_string().replace(ours, stock)

@@ -1,0 +1,1 @@
+"""What stages are built from: the loop of a stage, its objectives' families, optimizer, average."""

@@ -1,0 +1,53 @@
+"""Flow matching, shared by the stages that train a diffusion model rather than distil one."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from lightning_modules.diffusion.flow import add_noise, training_weight, velocity
+from lightning_modules.diffusion.losses import per_frame_regression
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.training.stage import Stage
+
+
+class FlowMatching(Stage):
+    """``min E w(t) ||v_theta(x_t, t, c | past) - (eps - x0)||^2``, mean over batch and frames.
+
+    A subclass says how times are drawn and how the past is shown.
+
+    Args:
+        text_dropout: how often the prompt is replaced by the negative one, so that guidance has an
+            unconditional branch. Published: 0, because Wan's weights already have one.
+        intervals: Euler steps of the sampler.
+        guidance: of the sampler, standard scale, 1 = none.
+    """
+
+    def __init__(
+        self, *, text_dropout: float, intervals: int, guidance: float, **stage: Any
+    ) -> None:
+        super().__init__(**stage)
+        self.text_dropout, self.intervals, self.guidance = text_dropout, intervals, guidance
+
+    @abstractmethod
+    def draw_times(self, random: Randomness) -> Tensor:
+        """Noise levels ``[B, F]``."""
+
+    @abstractmethod
+    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+        """The student's velocity of ``x_t`` in this kind of forcing."""
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """One batch of clean clips; returns the weighted loss."""
+        random, x0 = self.randomness(batch), batch["latents"]
+        text = self.drop_text(random, batch["text"], self.text_dropout)
+        t = self.draw_times(random)
+        eps = random.normal("noise", x0.shape[1:])
+
+        v = self.velocity(add_noise(x0, eps, t), t, text, x0)
+        per_frame_loss = per_frame_regression(v, velocity(x0, eps))
+        loss = (training_weight(t, self.shift) * per_frame_loss).mean()
+
+        self.report("train/loss", loss)
+        self.report_by_time(per_frame_loss, t)
+        return loss

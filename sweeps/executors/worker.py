@@ -1,0 +1,152 @@
+"""A worker: a process that checks and executes runs, one after another, for a runner.
+
+Start-up (importing torch and Lightning) costs more than a tiny run, so it is paid once. Commands
+come as JSON lines on stdin, events go as JSON lines to what was stdout; what a verb prints goes to
+its run's log. A worker ends with its runner: when the pipe closes, or, on Linux, by the kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.launch.execute import execute, verb_module
+from experiments.launch.ranks.die_with_parent import end_with_parent
+from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.folder import Busy, RunFolder
+
+PROGRESS_EVERY_S = 0.25
+
+
+def main() -> None:
+    """Serve commands until told to exit or until the runner is gone."""
+    parser = argparse.ArgumentParser(description="Serves one runner; not meant to be typed.")
+    parser.add_argument(
+        "--package", default="experiments.verbs", help="where the verbs' modules are"
+    )
+    package = parser.parse_args().package
+    end_with_parent()
+    stop = _Stop()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    logging.getLogger().addHandler(logging.NullHandler())  # Lightning then adds no handler itself
+    commands: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+
+    def answer(event: str, **more: Any) -> None:
+        answers.write(json.dumps({"event": event, **more}) + "\n")
+
+    while (command := commands.get())["do"] != "exit":
+        if command["do"] == "check":
+            answer("checked", text=_check(command["recipe"], package))
+        else:
+            event, text = _run(RunFolder(command["folder"]), package, answer, stop)
+            answer(event, text=text)
+
+
+class _Stop:
+    """Signals that ask to stop: they interrupt a run, and are kept for the next one before it."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._listen(self._keep)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A run, which can save something. Raises KeyboardInterrupt."""
+        self._listen(signal.default_int_handler)
+        try:
+            if self._asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._listen(self._keep)
+
+    def _listen(self, handler: Callable[[int, Any], Any]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+
+def _check(recipe: dict[str, Any], package: str) -> str:
+    """What is wrong with a recipe, or ""."""
+    try:
+        _load(recipe["verb"], package).check(recipe)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
+def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str, str]:
+    last = 0.0
+
+    def progress(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > PROGRESS_EVERY_S:
+            last = time.monotonic()
+            answer("progress", done=done, total=total, text=note)
+
+    try:
+        with stop.interrupting(), output_to(folder.path / "log.txt"):
+            with contextlib.suppress(Exception):  # execute meets it again, and reports it
+                _load(folder.recipe["verb"], package)
+            executed = execute(folder, progress, package)
+    except KeyboardInterrupt as asked:
+        return "interrupted", str(asked) or f"{folder.name} had not started"
+    except Busy as busy:
+        return "busy", str(busy)
+    except RankLost as lost:
+        return "died", str(lost)
+    except BaseException as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    return ("done" if executed else "found"), ""
+
+
+def _load(verb: str, package: str) -> Any:
+    module = verb_module(verb, package)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return module
+
+
+@contextlib.contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Everything the process writes to stdout or stderr goes to the run's log meanwhile."""
+    with open(path, "ab") as log:
+        before = os.dup(2)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(before, 1)
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _listen(commands: queue.Queue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        commands.put(json.loads(line))
+    os._exit(1)  # the runner is gone; the run continues from its last checkpoint another time
+
+
+if __name__ == "__main__":
+    main()

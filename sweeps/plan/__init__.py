@@ -1,0 +1,1 @@
+"""Which cells are wanted, the graph of runs behind them, and what they cost. No torch."""

@@ -1,0 +1,95 @@
+"""What runs cost: measured by earlier runs of the same recipe, else the scale's hint, else unknown.
+
+Seconds of wall time of one run on one worker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+
+from experiments.runs.recipe import Run
+
+
+class Costs:
+    """Reads the records of all finished runs in a folder once."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for done in runs_dir.glob("*/done.json"):
+            try:
+                record = json.loads((done.parent / "record.json").read_text())
+                found[record["scale"], record["recipe"]].append(float(record["wall_s"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a record of another version only costs us an estimate
+        self._measured = {key: median(values) for key, values in found.items()}
+
+    def estimate(self, run: Run) -> float | None:
+        """Expected seconds, None if unknown."""
+        return self._measured.get((run.scale, run.recipe["recipe"]), run.expected_s)
+
+    def learn(self, run: Run, wall_s: float) -> None:
+        """A run has just been measured."""
+        self._measured[run.scale, run.recipe["recipe"]] = wall_s
+
+
+def urgency(runs: Mapping[str, Run], costs: Costs) -> dict[str, float]:
+    """Seconds from the start of each run to the end of all that follows it (its longest path).
+
+    Starting the most urgent run first keeps the whole sweep short. An unknown cost counts as the
+    median of the known ones.
+    """
+    known = [cost for run in runs.values() if (cost := costs.estimate(run)) is not None]
+    typical = median(known) if known else 1.0
+    after: dict[str, float] = defaultdict(float)
+    total: dict[str, float] = {}
+    for run in reversed(list(runs.values())):  # what needs it has been seen before it
+        cost = costs.estimate(run)
+        total[run.name] = after[run.name] + (typical if cost is None else cost)
+        for need in run.needs.values():
+            after[need.name] = max(after[need.name], total[run.name])
+    return total
+
+
+def remaining(
+    left: Iterable[Run],
+    spent: Mapping[str, float],
+    runs: Mapping[str, Run],
+    costs: Costs,
+    size: int,
+) -> tuple[float, bool]:
+    """(seconds until all of ``left`` is done on ``size`` workers, whether all costs are known).
+
+    ``spent`` holds the seconds that runs in work have had already.
+    """
+    left = list(left)
+    known = True
+    work = 0.0
+    for run in left:
+        cost = costs.estimate(run)
+        known &= cost is not None
+        work += max((cost or 0.0) - spent.get(run.name, 0.0), 0.0)
+    waited_for = {run.name for run in left}
+    names = {name: run for name, run in runs.items() if name in waited_for}
+    longest = urgency(names, costs) if known else {}
+    path = max((longest[n] - spent.get(n, 0.0) for n in longest), default=0.0)
+    return max(work / size, path, 0.0), known
+
+
+def duration(seconds: float | None) -> str:
+    """``75`` -> ``1:15``; None -> ``unknown``."""
+    if seconds is None:
+        return "unknown"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def forecast(seconds: float, known: bool) -> str:
+    """Time left in words; part of it may be unknown, or all."""
+    if known:
+        return f"{duration(seconds)} left"
+    return f"at least {duration(seconds)} left" if seconds else "time left unknown"

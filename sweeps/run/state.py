@@ -1,0 +1,102 @@
+"""Where a run stands, read from its folder and, if a job does it, from Slurm's queue.
+
+Any process on any machine that sees the folders can ask; nothing comes from the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import Run
+from sweeps.executors.squeue import Listed, last_job, listed
+from sweeps.plan.costs import Costs
+
+STATES = ("done", "running", "queued", "failed", "cancelled", "interrupted", "new")
+
+
+@dataclass(frozen=True)
+class State:
+    """One run.
+
+    Args:
+        name: of the run.
+        state: one of STATES.
+        note: why it waits, or what it says of its progress.
+        done, total: how far it is, in units of its own; 0 where it has not said.
+        spent_s: wall time so far, over all attempts.
+        left_s: wall time still to come, None if unknown.
+        job: its last Slurm job, or "".
+        device_s: seconds of all its devices so far.
+        log: where it speaks, None if it has not yet.
+        why: the last line of its failure, or "".
+    """
+
+    name: str
+    state: str
+    note: str
+    done: int
+    total: int
+    spent_s: float
+    left_s: float | None
+    job: str
+    device_s: float
+    log: Path | None
+    why: str
+
+
+def states(runs: Mapping[str, Run], runs_dir: Path) -> list[State]:
+    """All runs of a sweep, in its order."""
+    costs = Costs(runs_dir)
+    folders = [RunFolder(runs_dir / name) for name in runs]
+    jobs = jobs_of(folders)
+    return [
+        state_of(folder, jobs, costs.estimate(run))
+        for folder, run in zip(folders, runs.values(), strict=True)
+    ]
+
+
+def jobs_of(folders: Sequence[RunFolder]) -> dict[Path, Listed]:
+    """What Slurm knows of the last job of each folder; it is asked only if there was one."""
+    ids = {folder.path: last_job(folder.path) for folder in folders}
+    if not any(ids.values()):
+        return {}
+    entries = listed() or []
+    return {entry.folder: entry for entry in entries if ids.get(entry.folder) == entry.id}
+
+
+def state_of(
+    folder: RunFolder, jobs: Mapping[Path, Listed], expected_s: float | None = None
+) -> State:
+    """Where one run stands; ``expected_s`` is the wall time such a run takes."""
+    record, entry = folder.read_record(), jobs.get(folder.path)
+    reached = record.get("progress") or {}
+    done, total = reached.get("done", 0), reached.get("total", 0)
+    state, note = folder.state(), ""
+    spent = record.get("wall_s", 0.0)
+    if state == "running":
+        note = reached.get("note", "")
+    elif state != "done" and entry is not None and entry.live:
+        state, note = "queued", str(entry)
+    elif state in ("interrupted", "new") and entry is not None and entry.withdrawn:
+        note = "waits for what did not finish"
+    elif state in ("interrupted", "new") and entry is not None and entry.state == "CANCELLED":
+        state, note = "cancelled", f"job {entry.id}"
+    left = None if expected_s is None else max(expected_s - spent, 0.0)
+    if state == "running" and done:
+        left = spent * (total - done) / done
+    return State(
+        name=folder.name,
+        state=state,
+        note=note,
+        done=done,
+        total=total,
+        spent_s=spent,
+        left_s=0.0 if state == "done" else left,
+        job=last_job(folder.path),
+        device_s=record.get("device_s", 0.0),
+        log=folder.path / "log.txt" if (folder.path / "log.txt").is_file() else None,
+        why=(folder.failure().strip().splitlines() or [""])[-1] if state == "failed" else "",
+    )
