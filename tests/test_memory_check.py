@@ -164,7 +164,7 @@ def test_the_docs_memory_per_gpu_is_what_is_counted():
             assert agrees(cell, size), f"{name}: {cell}, counted {size / GIB:.2f}"
     pasts = SMALL.keys_and_values(sum(range(21)))
     said = f"{pasts / GIB:.0f} GiB together for a clip at 1.3B"
-    assert said in (DOCS / "clusters.md").read_text()
+    assert said in " ".join((DOCS / "clusters.md").read_text().split())
 
 
 def test_the_docs_memory_of_each_step_is_what_is_counted():
