@@ -185,7 +185,7 @@ def test_a_static_cache_is_for_sampling_alone(net):
     with pytest.raises(AssertionError, match="no_grad"):
         past.velocity(noise[:, :1], torch.tensor(1.0), slice(0, 1))
     with torch.no_grad(), pytest.raises(ValueError, match="cache of 2 frames holds 0: 3 more"):
-        StaticKVCache(layers=1, capacity=2).beside(0, frames=3)
+        StaticKVCache(layers=1, capacity=2).with_context(0, frames=3)
 
 
 @torch.no_grad()

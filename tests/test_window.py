@@ -92,7 +92,7 @@ def fill(cache: KVCache, frames: list[int]) -> None:
     keys = torch.cat(parts, 1)
     own = [(keys + layer, -keys) for layer in range(2)]
     for layer, pair in enumerate(own):
-        cache.beside(layer, len(frames))(*pair)
+        cache.with_context(layer, len(frames))(*pair)
     cache.append(frames, own)
 
 

@@ -24,7 +24,7 @@ from lightning_modules.networks.closed_form.gaussian_mixture import Mixture
 JITTER = 1e-10
 """Variance added to every observation: two clean copies of a frame would make them singular.
 
-Against noise^2 it is far below the precision of float32, in which velocities are answered."""
+Against noise^2 it is far below the precision of float32, the dtype of velocities."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class GaussianWorld:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clips ``[N, F, d]``, their components ``[N]`` int64, their signs ``[N, F - 1]`` int64."""
-        chance = torch.tensor(self.weights, dtype=torch.float64)
-        component = torch.multinomial(chance, count, replacement=True, generator=generator)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        component = torch.multinomial(weights, count, replacement=True, generator=generator)
         coins = torch.randint(2, (count, self.frames - 1), generator=generator)
         z = torch.randn((count, self.frames, self.size), generator=generator, dtype=torch.float64)
         signs = 2 * coins - 1
@@ -125,7 +125,7 @@ class GaussianWorld:
         """Where the AR-conditional probability-flow ODE through ``(x_t, t)`` ends, ``[N, F, d]``.
 
         Args:
-            x_t: noisy frames ``[N, F, d]``, each beside its own *clean* predecessor.
+            x_t: noisy frames ``[N, F, d]``, each conditioned on its own *clean* predecessor.
             t: noise levels ``[N, F]``.
             clean, component: as for `conditional`.
         """
@@ -156,22 +156,22 @@ class GaussianWorld:
         self,
         y: Tensor,
         t: Tensor,
-        places: Sequence[int],
+        positions: Sequence[int],
         visible: Tensor,
         queries: Sequence[int],
         log_prior: Tensor,
     ) -> Tensor:
         """``E[eps - x0 | what is visible]`` of some observations: exact, for any visibility.
 
-        Observation j is ``y_j = (1 - t_j) x^{places[j]} + t_j eps_j`` with noise of its own; a
-        place may be observed twice. Given the signs and the component all is jointly Gaussian with
+        Observation j is ``y_j = (1 - t_j) x^{positions[j]} + t_j eps_j`` with noise of its own; a
+        frame may be observed twice. Given the signs and the component all is jointly Gaussian with
         one covariance, so that a query needs one Cholesky factor whatever their number; one that
         sees itself without noise needs none.
 
         Args:
             y: observations ``[B, M, d]``.
             t: their noise levels ``[B, M]``.
-            places: the frame each observation is of.
+            positions: the frame each observation is of.
             visible: ``[Q, M]`` bool, which observations a query may use.
             queries: the observation whose ``eps`` and ``x0`` each query asks for.
             log_prior: of the first frame's components, ``[K]`` or ``[B, K]``.
@@ -180,59 +180,59 @@ class GaussianWorld:
             ``[B, Q, d]``.
 
         Raises:
-            ValueError: a place outside the clip.
+            ValueError: a position outside the clip.
         """
-        if min(places) < 0 or max(places) >= self.frames:
-            raise ValueError(f"frames {list(places)}: the law's clips have {self.frames}")
-        asked, visible = torch.tensor(queries), visible.to(y.device)
-        v = -y[:, asked]  # what a clean observation that sees itself answers: eps stays unknown
-        hidden = ~visible[torch.arange(len(asked)), asked].cpu() | (t[:, asked] != 0).any(0).cpu()
+        if min(positions) < 0 or max(positions) >= self.frames:
+            raise ValueError(f"frames {list(positions)}: the law's clips have {self.frames}")
+        query, visible = torch.tensor(queries), visible.to(y.device)
+        v = -y[:, query]  # a clean observation that sees itself: eps stays unknown
+        hidden = ~visible[torch.arange(len(query)), query].cpu() | (t[:, query] != 0).any(0).cpu()
         if hidden.any():
-            place, asked = torch.tensor(places), asked[hidden]
-            v[:, hidden] = self._posterior(y, t, place, visible[hidden], asked, log_prior)
+            frame, query = torch.tensor(positions), query[hidden]
+            v[:, hidden] = self._posterior(y, t, frame, visible[hidden], query, log_prior)
         return v
 
     def _posterior(
         self,
         y: Tensor,
         t: Tensor,
-        place: Tensor,
+        frame: Tensor,
         visible: Tensor,
-        asked: Tensor,
+        query: Tensor,
         log_prior: Tensor,
     ) -> Tensor:
         """`velocity` of the observations that do not know their own frame, ``[B, Q, d]``."""
         kernel = self._kernel().to(y.device)
-        precision = _precision(kernel[place][:, place], t, visible)  # [B, Q, M, M]
-        last = int(place.max())
+        precision = _precision(kernel[frame][:, frame], t, visible)  # [B, Q, M, M]
+        last = int(frame.max())
         angles = self.angle * _turns(last if self.angle else 0, last).to(y)  # [S, P]
-        mean = self.decay ** place.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unturned
+        mean = self.decay ** frame.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unturned
 
-        unturned = turn(y[:, :, None], -angles[:, place].T)[:, :, :, None]  # [B, M, S, 1, d]
+        unturned = turn(y[:, :, None], -angles[:, frame].T)[:, :, :, None]  # [B, M, S, 1, d]
         expected = (1 - t)[:, :, None, None, None] * mean.movedim(1, 0)[:, None]  # [B, M, 1, K, d]
         residual = unturned - expected  # [B, M, S, K, d]
         flat = residual.flatten(2)
-        solved = (precision.flatten(1, 2) @ flat).view(-1, len(asked), *residual.shape[1:])
+        solved = (precision.flatten(1, 2) @ flat).view(-1, len(query), *residual.shape[1:])
         distance = (residual[:, None] * solved).sum((2, 5))  # [B, Q, S, K]
         logits = log_prior.to(y).expand(len(y), -1)[:, None, None] - distance / 2
         belief = logits.flatten(2).softmax(-1).view_as(logits)
 
         # eps - x0 is linear in the residual: t_j eps_j gives t_j, (1 - t_j) x^j its covariance.
-        own = torch.nn.functional.one_hot(asked, len(place)).to(y)  # [Q, M]
-        gain = t[:, None] * own - (1 - t)[:, None] * kernel[place[asked]][:, place]  # [B, Q, M]
+        own = torch.nn.functional.one_hot(query, len(frame)).to(y)  # [Q, M]
+        gain = t[:, None] * own - (1 - t)[:, None] * kernel[frame[query]][:, frame]  # [B, Q, M]
         weight = (gain[:, :, None] @ precision)[:, :, 0]  # [B, Q, M]
-        v = (weight @ flat).view(-1, len(asked), *residual.shape[2:])
-        v = v - mean[:, asked].movedim(1, 0)[:, None]
-        return turn(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, place[asked]].T).sum(2)
+        v = (weight @ flat).view(-1, len(query), *residual.shape[2:])
+        v = v - mean[:, query].movedim(1, 0)[:, None]
+        return turn(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, frame[query]].T).sum(2)
 
     def _kernel(self) -> Tensor:
         """``c_ij``, ``[F, F]``: what frames share once their turns are undone."""
         variances = [self.spread**2]
         for _ in range(1, self.frames):
             variances.append(self.decay**2 * variances[-1] + self.noise**2)
-        place = torch.arange(self.frames)
-        earlier = torch.minimum(place[:, None], place)
-        apart = (place[:, None] - place).abs()
+        frame = torch.arange(self.frames)
+        earlier = torch.minimum(frame[:, None], frame)
+        apart = (frame[:, None] - frame).abs()
         return self.decay ** apart.double() * torch.tensor(variances, dtype=torch.float64)[earlier]
 
     def _means(self, like: Tensor) -> Tensor:
