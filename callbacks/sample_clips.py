@@ -66,7 +66,7 @@ class SampleClips(Callback):
         fps: frames per second of the clips.
         ema: sample the average instead of the student, if there is one.
         at_once: most prompts sampled in one call; 0: all. It changes no clip but by rounding.
-        computing: makes the context in which the network is asked, such as autocast.
+        autocast: makes the context in which the network is asked, such as autocast.
         least_width: clips narrower than this many pixels are enlarged by a whole factor.
     """
 
@@ -79,7 +79,7 @@ class SampleClips(Callback):
         fps: float,
         ema: StudentEMA | None = None,
         at_once: int = 0,
-        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         least_width: int = 96,
     ) -> None:
         if every < 1:
@@ -87,7 +87,7 @@ class SampleClips(Callback):
         self._panel, self._autoencoder = panel, autoencoder
         self._folder, self._every, self._fps = Path(folder) / "samples", every, fps
         self._ema, self._least_width = ema, least_width
-        self._at_once, self._computing = at_once or len(panel.keys), computing
+        self._at_once, self._autocast = at_once or len(panel.keys), autocast
         self._real = None if panel.videos is None else _small(panel.videos.cpu().numpy())
         self._step = -1
 
@@ -110,7 +110,7 @@ class SampleClips(Callback):
         """Latents [P, F, C, h, w]; on every rank, since the network may be spread over them."""
         text, keys, some = self._panel.text.to(pl_module.device), self._panel.keys, self._at_once
         average = nullcontext() if self._ema is None else self._ema.swapped(pl_module)
-        with average, self._computing():
+        with average, self._autocast():
             clips = [
                 pl_module.sample(text[start : start + some], keys[start : start + some])
                 for start in range(0, len(keys), some)

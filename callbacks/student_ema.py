@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_modules.training.ema import EMA
-from lightning_modules.training.sharding import fill, place, share
+from lightning_modules.training.sharding import fill, local_shard, move_to_device
 
 
 class StudentEMA(Callback):
@@ -38,7 +38,7 @@ class StudentEMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the shadow to where the student is."""
-        place(trainer.strategy, self._ema.module, pl_module.device, kept=True)
+        move_to_device(trainer.strategy, self._ema.module, pl_module.device, keep=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the student, unless a checkpoint has brought a shadow."""
@@ -55,7 +55,7 @@ class StudentEMA(Callback):
     ) -> None:
         """Follow the student if this step moved it."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not (stepped and getattr(pl_module, "student_updated", True)):
+        if not (stepped and pl_module.student_updated):
             return
         self.updates += 1
         if self._begun:
@@ -74,8 +74,8 @@ class StudentEMA(Callback):
             yield
             return
         student = list(pl_module.student.parameters())
-        own = [share(parameter).clone() for parameter in student]
-        fill(student, map(share, self._ema.module.parameters()))
+        own = [local_shard(parameter).clone() for parameter in student]
+        fill(student, map(local_shard, self._ema.module.parameters()))
         try:
             yield
         finally:

@@ -18,9 +18,9 @@ from lightning_modules.networks.wan.attention import attend, attention_mask, cho
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATRICES = {
-    "teacher forcing": visibility.teacher_forcing((1, 2, 2)),
-    "diffusion forcing": visibility.block_causal((1, 2, 2)),
-    "frame by frame": visibility.block_causal((1,) * 5),
+    "teacher forcing": visibility.teacher_forcing_mask((1, 2, 2)),
+    "diffusion forcing": visibility.block_causal_mask((1, 2, 2)),
+    "frame by frame": visibility.block_causal_mask((1,) * 5),
     "nobody but oneself": torch.eye(4, dtype=torch.bool),
 }
 eager_flex = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -90,7 +90,7 @@ def test_kernels_agree(name, tokens, cached, backend, forced):
 @torch.no_grad()
 def test_flash_attends_piece_by_piece(sizes, tokens, cached, forced, flash):
     """Where only the end of the keys is hidden, no mask is needed."""
-    visible = visibility.block_causal(sizes)
+    visible = visibility.block_causal_mask(sizes)
     forced("flash")
     parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens)
     mask = attention_mask(visible, tokens, cached, CPU, torch.float32)
@@ -121,7 +121,7 @@ def test_flash_needs_prefixes_and_half_precision(forced, flash):
 def test_a_network_is_the_same_under_every_kernel(backend, forced):
     net = make_net()
     x, t, text = torch.randn(2, 6, 4, 4, 4), torch.rand(2, 6), torch.randn(2, 5, 8)
-    call = {"frames": torch.arange(3).repeat(2), "visible": visibility.teacher_forcing((1, 2))}
+    call = {"frames": torch.arange(3).repeat(2), "visible": visibility.teacher_forcing_mask((1, 2))}
     expected = net(x, t, text, **call)
     forced(backend)
     torch.testing.assert_close(net(x, t, text, **call), expected, rtol=1e-5, atol=1e-5)
@@ -160,7 +160,7 @@ def test_tiles_are_torchs(rows, tokens, cached):
 
 def test_full_size_needs_no_dense_matrix():
     """42 frames of 1,560 tokens: 512 x 512 tiles, about half of them seen, in no time."""
-    visible = visibility.teacher_forcing((1,) * 21)
+    visible = visibility.teacher_forcing_mask((1,) * 21)
     rows = masks.hidden_rows(visible, 0)
     start = time.perf_counter()
     mask = masks.block_mask(rows, 1560, 0, CPU)
@@ -175,7 +175,7 @@ def test_full_size_needs_no_dense_matrix():
 
 
 def test_a_dense_mask_of_many_tokens_is_refused():
-    visible = visibility.teacher_forcing((1,) * 21)
+    visible = visibility.teacher_forcing_mask((1,) * 21)
     with pytest.raises(ValueError, match=r"65520 x 65520 tokens would take 8\.0 GiB \(limit 1 GiB"):
         attention_mask(visible, 1560, 0, CPU, torch.bfloat16)
     assert attention_mask(None, 1560, 0, CPU, torch.bfloat16) is None
@@ -275,7 +275,7 @@ class TestOnCuda:
     @pytest.mark.skipif(attention.flash_missing() is not None, reason="needs flash-attn")
     @torch.no_grad()
     def test_flash_agrees_with_dense(self, forced):
-        visible, tokens, cached, found = visibility.block_causal((1, 1)), 390, 3, {}
+        visible, tokens, cached, found = visibility.block_causal_mask((1, 1)), 390, 3, {}
         parts = heads(2 * tokens, 5 * tokens, CUDA, torch.bfloat16)
         for backend in ("dense", "flash"):
             forced(backend)
@@ -286,7 +286,7 @@ class TestOnCuda:
     def test_teacher_forcing_at_full_length_is_linear_in_memory(self, forced):
         """65,520 tokens, two heads: less than a tenth of the dense mask's 8 GiB."""
         forced("auto")
-        visible, tokens = visibility.teacher_forcing((1,) * 21), 1560
+        visible, tokens = visibility.teacher_forcing_mask((1,) * 21), 1560
         shape = (1, 42 * tokens, 2, 128)
         parts = [torch.randn(shape, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
         parts = [part.requires_grad_() for part in parts]

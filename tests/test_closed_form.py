@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import add_noise
-from lightning_modules.diffusion.visibility import teacher_forcing
+from lightning_modules.diffusion.visibility import teacher_forcing_mask
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
 F = 4
@@ -129,7 +129,7 @@ def test_both_ends_of_time_are_exact(law):
 def test_a_frame_that_sees_its_own_clean_content_knows_its_noise():
     """The leak of a mask with `<=`: the target itself, at every level."""
     x0, x_t, t, eps = noised(SWITCHING, 3)
-    leaky = teacher_forcing((1,) * F)
+    leaky = teacher_forcing_mask((1,) * F)
     leaky[F:, :F] |= torch.eye(F, dtype=torch.bool)
     net, text = network(SWITCHING), one_hot(None, 3)
     v = net(

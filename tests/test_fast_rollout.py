@@ -165,7 +165,7 @@ def test_given_frames_are_the_true_past(net, sizes, count, commit):
     given = random.normal("real", SHAPE)[:, :count]
     past = FastPast(watched, text, frames=6, commit=commit)
     one_step = few_steps(random, sizes, steps=1, first=4)
-    clip = rollout(past, noise, sizes, one_step, given=given)
+    clip = rollout(past, noise, sizes, one_step, conditioning=given)
     assert torch.equal(clip[:, :count], given)
     denoised = [frames for frames, times, *_ in watched.calls if max(times) == 1.0]
     assert len(denoised) == sum(1 for end in accumulate(sizes) if end > count)  # one step each
@@ -175,7 +175,7 @@ def test_given_frames_are_the_true_past(net, sizes, count, commit):
     v = forcing.teacher_forcing(net, noise, t, text, sizes, clean=clip)
     later = to_x0(noise, v, t)[:, count:]
     torch.testing.assert_close(clip[:, count:], later, rtol=1e-4, atol=1e-5)
-    plain = rollout(Past(net, text), noise, sizes, one_step, given=given)
+    plain = rollout(Past(net, text), noise, sizes, one_step, conditioning=given)
     torch.testing.assert_close(clip, plain, **FUSED)
 
 

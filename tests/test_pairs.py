@@ -171,10 +171,10 @@ def test_the_verb_hurries_its_teacher(run, monkeypatch):
     """As ``launch`` wants it; what it is given is what is asked."""
     recorder = Recorder()
 
-    def hurried(net, launch, _):
+    def accelerated(net, launch, _):
         return Replay(net, recorder) if launch.cuda_graphs else net
 
-    monkeypatch.setattr(pairs, "hurried", hurried)
+    monkeypatch.setattr(pairs, "accelerated", accelerated)
     pairs.run(run.recipe, run)
     assert recorder.replayed > 0
 

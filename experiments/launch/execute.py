@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.launch.ranks.launcher import execute_ranks, lost_peer
-from experiments.launch.ranks.topology import Place, place_of, ranks_here, wanted
+from experiments.launch.ranks.topology import Topology, ranks_here, topology_of, wanted
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import revision, versions
 from experiments.runs.recipe import config_hash
@@ -72,9 +72,9 @@ def _execute(
             return execute_ranks(folder, ranks, progress, package)
         except KeyboardInterrupt as stop:  # one without words: at once
             raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
-    place = place_of(folder.recipe)
-    if place.rank:
-        _join(folder, place, package)
+    topology = topology_of(folder.recipe)
+    if topology.rank:
+        _join(folder, topology, package)
         return True
     folder.on_progress = progress
     with folder.lock():
@@ -88,21 +88,21 @@ def _execute(
         # Logged anew: the libraries imported now have loggers that pass nothing on.
         logged = _logged(folder.path / "log.txt")
         with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
-            os.environ.update(place.environment())
+            os.environ.update(topology.environment())
             module.check(folder.recipe)
             module.run(folder.recipe, folder)
         folder.mark_done()
     return True
 
 
-def _join(folder: RunFolder, place: Place, package: str) -> None:
+def _join(folder: RunFolder, topology: Topology, package: str) -> None:
     """The verb as another rank than the first."""
-    path = folder.path / f"log.rank{place.rank}.txt"
+    path = folder.path / f"log.rank{topology.rank}.txt"
     with _logged(path), _failing(folder):
-        log.info("%s: %s starts (process %d)", folder.name, place, os.getpid())
+        log.info("%s: %s starts (process %d)", folder.name, topology, os.getpid())
         module = verb_module(folder.recipe["verb"], package)
     with _logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
-        os.environ.update(place.environment())
+        os.environ.update(topology.environment())
         module.check(folder.recipe)
         module.run(folder.recipe, folder)
 

@@ -17,7 +17,7 @@ import torch
 from datamodules.shards.work import ShardMaker, Work
 from experiments.launch.execute import verb_module
 from experiments.launch.hardware import Launch, launch_of
-from experiments.launch.ranks.die_with_parent import end_with_parent
+from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def join(folder: RunFolder, parent: int | None = None) -> None:
         ValueError: the run's verb makes no shards.
     """
     if parent is not None:
-        end_with_parent(parent)
+        die_with_parent(parent)
     if folder.done:
         log.info("%s is done", folder.name)
         return

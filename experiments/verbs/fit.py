@@ -22,14 +22,14 @@ from datamodules.video import VideoDataModule
 from experiments.checkpoints.networks import ROLES, check_network, fresh_network, load_network
 from experiments.generation.codec import autoencoder_of
 from experiments.generation.generation import (
+    autocast,
     check_precision,
-    computing,
     require_autoencoder,
     require_same_encoders,
 )
-from experiments.launch.hardware import Launch, launch_of, parts_of, prepare
+from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.strategies import check_strategy, parallel, resumable, spread
+from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
 from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind, parameters_of
@@ -73,7 +73,7 @@ def check(recipe: dict[str, Any]) -> None:
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
-    _parts(training, spread(kind, launch))
+    _parts(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
 
@@ -87,7 +87,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     device = prepare(recipe)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
     kind = _stage_class(recipe)
-    launch = spread(kind, launch_of(recipe))
+    launch = launch_for(kind, launch_of(recipe))
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     data = VideoDataModule(
         folder.need("data") / "shards",
@@ -119,7 +119,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def _parts(training: Training, launch: Launch) -> int:
-    return parts_of(training.batch, launch) if training.steps else 1
+    return micro_batches_of(training.batch, launch) if training.steps else 1
 
 
 def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
@@ -268,5 +268,5 @@ def _panel(
         shards.manifest["fps"],
         ema,
         at_once=launch.batch_per_device,
-        computing=partial(computing, device, precision),
+        autocast=partial(autocast, device, precision),
     )

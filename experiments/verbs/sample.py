@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
-from experiments.generation.conditioning import Given, of_clips, of_pictures
+from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
 from experiments.generation.generation import (
+    autocast,
     batches,
     check_precision,
-    computing,
     encoders_of,
     frozen,
-    per_tar,
     require_autoencoder,
+    samples_per_shard,
     stack,
 )
 from experiments.generation.outputs import SAVED, Saver
-from experiments.launch.hardware import hurried, launch_of, prepare
+from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
@@ -161,7 +161,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     )
     student = frozen(folder.need("student"), device, settings.precision)
     generate_clips(
-        hurried(student, launch_of(recipe), device),
+        accelerated(student, launch_of(recipe), device),
         prompts,
         settings,
         folder,
@@ -182,7 +182,7 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
 
 @torch.no_grad()
 def generate_clips(
-    student: Network,
+    student: VelocityNetwork,
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
@@ -196,26 +196,26 @@ def generate_clips(
         ValueError: the set has too few prompts, or no frames to be given.
     """
     numbers = _numbers(prompts, settings)
-    given = _given(prompts, settings, folder, numbers, device)
+    conditioning = _conditioning(prompts, settings, folder, numbers, device)
     negative = torch.from_numpy(prompts.negative).to(device)
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields = ["text", *given.fields]
+    fields = ["text", *conditioning.fields]
     about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
-    about |= given.about
+    about |= conditioning.about
     writer = ShardWriter(
         folder.path / "shards",
         saver.kind,
         about=about,
-        samples_per_shard=per_tar({"clip": settings.shape, "text": negative.shape}),
+        samples_per_shard=samples_per_shard({"clip": settings.shape, "text": negative.shape}),
         resume=True,
     )
     with writer:
         for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
-            text, frames = stack(samples, "text", device), given.frames(samples)
-            with computing(device, settings.precision):
+            text, frames = stack(samples, "text", device), conditioning.frames(samples)
+            with autocast(device, settings.precision):
                 clips = generate(text, Randomness(seed, 0, keys, device), frames)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
@@ -224,7 +224,7 @@ def generate_clips(
     log.info("%d clips by %s", settings.count, settings.sampler)
 
 
-def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Generate:
+def sampler_of(student: VelocityNetwork, settings: Sampling, negative: Tensor) -> Generate:
     """One function for every batch; its caches are made once."""
     shape, sizes = settings.shape, settings.sizes
     grid = time_grid(settings.intervals, settings.shift).to(negative.device)
@@ -241,7 +241,7 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
         commit=settings.commit,
     )
 
-    def generate(text: Tensor, random: Randomness, given: Tensor | None = None) -> Tensor:
+    def generate(text: Tensor, random: Randomness, conditioning: Tensor | None = None) -> Tensor:
         noise = random.normal("noise", shape)
         if settings.sampler == "bidirectional_ode":
             v = forcing.bidirectional_ode(student, text, negative, settings.guidance)
@@ -255,7 +255,7 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
             noise,
             sizes,
             denoise,
-            given=given,
+            conditioning=conditioning,
             context_t=settings.context_t,
             context_eps=context,
         )
@@ -263,20 +263,20 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
     return generate
 
 
-def _given(
+def _conditioning(
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
     numbers: range,
     device: torch.device,
-) -> Given:
+) -> Conditioning:
     """What clips begin with, as the recipe's needs say."""
     if "pictures" in folder.recipe["needs"]:
         where = folder.need("pictures")
-        return of_pictures(where, prompts, numbers, settings.clip_shape, device)
+        return encoded_images(where, prompts, numbers, settings.clip_shape, device)
     if settings.given:
-        return of_clips(prompts, settings.given, settings.clip_shape, device)
-    return Given()
+        return first_frames_of_clips(prompts, settings.given, settings.clip_shape, device)
+    return Conditioning()
 
 
 def _numbers(prompts: ShardReader, settings: Sampling) -> range:
