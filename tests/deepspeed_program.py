@@ -141,7 +141,7 @@ def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
         net.gradient_checkpointing = case.get("checkpointing", False)
     parts = case.get("parts", 1)
     data = VideoDataModule(
-        shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
+        shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=parts, fields=list(kind.fields)
     )
     world = int(PLACE.get("WORLD_SIZE", 1))
     accelerator = case.get("accelerator", "cpu")

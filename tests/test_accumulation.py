@@ -57,7 +57,7 @@ def trained(kind, shards, parts, *callbacks, resume=None):
              CausalCD: {"teacher": network(2)}}  # fmt: skip
     module = stage(kind, **KINDS[kind], **roles.get(kind, {}))
     data = VideoDataModule(
-        shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
+        shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=parts, fields=list(kind.fields)
     )
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=STEPS, max_epochs=1, gradient_clip_val=0.1,
@@ -149,5 +149,5 @@ def test_devices_that_cannot_share_a_batch(devices):
 
 
 def test_parts_must_divide_the_batch(shards):
-    with pytest.raises(ValueError, match="parts=3: must divide the batch of 4"):
-        VideoDataModule(shards, batch=BATCH, steps=STEPS, seed=3, parts=3)
+    with pytest.raises(ValueError, match="micro_batches=3: must divide the batch of 4"):
+        VideoDataModule(shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=3)

@@ -47,7 +47,7 @@ class Training:
 
     Args:
         steps: optimizer steps, of all networks together; 0 hands the student on as it is.
-        batch: clips per step, over all devices and all parts in which a device takes its share.
+        batch: clips per step, over all devices and micro-batches.
         clip_gradient: norm at which gradients are clipped, per step.
         precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would round the weights
             themselves, and updates of 2e-6 with them.
@@ -73,7 +73,7 @@ def check(recipe: dict[str, Any]) -> None:
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
-    _parts(training, launch_for(kind, launch))
+    _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
 
@@ -94,7 +94,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         batch=training.batch,
         steps=training.steps,
         seed=recipe["seed"],
-        parts=_parts(training, launch),
+        micro_batches=_micro_batches(training, launch),
         workers=launch.workers,
         fields=list(kind.fields),
     )
@@ -118,7 +118,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
             module.hand_off(folder.path)
 
 
-def _parts(training: Training, launch: Launch) -> int:
+def _micro_batches(training: Training, launch: Launch) -> int:
     return micro_batches_of(training.batch, launch) if training.steps else 1
 
 
@@ -220,7 +220,7 @@ def _train(
         **parallel(module, launch, training.precision),
         max_steps=training.steps,
         max_epochs=1,
-        accumulate_grad_batches=data.parts,
+        accumulate_grad_batches=data.micro_batches,
         gradient_clip_val=training.clip_gradient,
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         callbacks=[*callbacks, checkpoint],

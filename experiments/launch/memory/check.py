@@ -51,7 +51,7 @@ def before_fit(
     if "num_layers" not in configs.get("student", ()):  # a probe: no Wan
         return
     stage, text = recipe["stage"], _text(data.shards)
-    batch, value = data.batch // (launch.world * data.parts), HALF if half else FULL
+    batch, value = data.batch // (launch.world * data.micro_batches), HALF if half else FULL
     loads = {
         role: Load(config, stage["clip_shape"], batch, text, value)
         for role, config in configs.items()
