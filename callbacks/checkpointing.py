@@ -94,20 +94,20 @@ class Checkpoint(Callback):
         self.interrupted = False
         self.saved_step: int | None = None
         self._previous: dict[int, Any] = {}
-        self._asked = False
+        self._signalled = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install signal handlers. Move behind all other callbacks, so that the checkpoint has
         their state after this step.
         """
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
-        self.interrupted = self._asked = False
+        self.interrupted = self._signalled = False
         # Lightning's own SIGTERM handler broadcasts, which can collide with a collective of the
         # running step.
         trainer._signal_connector.register_signal_handlers = lambda: None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; stop before the first step if a signal came during setup."""
@@ -115,8 +115,8 @@ class Checkpoint(Callback):
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         if trainer.is_global_zero:
             growing(self.path).unlink(missing_ok=True)
-        asked, _ = self._agreed(trainer)
-        if asked:
+        stop, _ = self._agreed(trainer)
+        if stop:
             log.info("stopped before the first step")
             self.interrupted = trainer.should_stop = True
 
@@ -126,12 +126,12 @@ class Checkpoint(Callback):
         """Save or stop if due: between steps, never between micro-batches of one step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        asked, due = self._agreed(trainer)
-        if asked or due:
+        stop, due = self._agreed(trainer)
+        if stop or due:
             trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
             self._step = trainer.global_step
-        if asked:
+        if stop:
             log.info("stopped at step %d; saved %s", trainer.global_step, self.path)
             self.interrupted = trainer.should_stop = True
 
@@ -154,15 +154,15 @@ class Checkpoint(Callback):
         late = self.every_s is not None and age >= self.every_s
         late |= trainer.global_step == trainer.max_steps and age >= LAST_S
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
-        answer = torch.tensor(
-            [self._asked, trainer.is_global_zero and (late or far)],
+        votes = torch.tensor(
+            [self._signalled, trainer.is_global_zero and (late or far)],
             dtype=torch.int32, device=trainer.strategy.root_device,
         )  # fmt: skip
-        asked, due = trainer.strategy.reduce(answer, reduce_op="max").tolist()
-        return bool(asked), bool(due)
+        stop, due = trainer.strategy.reduce(votes, reduce_op="max").tolist()
+        return bool(stop), bool(due)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signalled = True
         if number == signal.SIGINT:
             signal.signal(number, self._previous.pop(number))
 

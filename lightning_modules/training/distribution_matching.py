@@ -62,7 +62,7 @@ class DistributionMatching(Stage):
         self.few_steps, self.first_few_steps = few_steps, first_few_steps
         self.guidance, self.critic_learning_rate = guidance, critic_learning_rate
         self.critic_steps, self.t_min, self.t_max = critic_steps, t_min, t_max
-        self.turns = 1 + critic_steps
+        self.update_cycle = 1 + critic_steps
 
     @abstractmethod
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:

@@ -45,7 +45,7 @@ class Stage(LightningModule):
     few_steps = 4
     """Steps of validation samples, for methods that do not fix their number."""
     first_few_steps = 4
-    turns = 1
+    update_cycle = 1
     """Steps of one cycle of alternating updates, in which every trained network is updated."""
 
     def __init__(
@@ -182,7 +182,7 @@ class Stage(LightningModule):
         if self._trainer is None:
             return True
         every = self.trainer.log_every_n_steps
-        return every > 0 and -(self.global_step + 1) % every < self.turns
+        return every > 0 and -(self.global_step + 1) % every < self.update_cycle
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
