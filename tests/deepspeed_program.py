@@ -124,7 +124,7 @@ class StopAt(Checkpoint):
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
         last = trainer.global_rank == trainer.world_size - 1
-        self._asked |= last and trainer.global_step + 1 == self.step
+        self._signalled |= last and trainer.global_step + 1 == self.step
 
 
 PLACE = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK") if name in os.environ}

@@ -49,7 +49,7 @@ class StopAt(Checkpoint):
         self.index = index
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self._asked |= batch_idx == self.index
+        self._signalled |= batch_idx == self.index
 
 
 def trained(kind, shards, parts, *callbacks, resume=None):

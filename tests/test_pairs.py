@@ -7,7 +7,7 @@ import pytest
 import torch
 from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, network, together
 from omegaconf import OmegaConf
-from test_replay import Recorder
+from test_cuda_graphs import Recorder
 from tiny_networks import LAW
 
 from datamodules.shards.reader import ShardWriter, open_shards
