@@ -215,7 +215,7 @@ def test_gradient_flows_into_what_is_asked_and_seen():
         ({"weights": (0.7, 0.2)}, "do not sum to 1"),
         ({"weights": (1.0,)}, "not a positive one for each mean"),
         ({"means": ((1.0,), (1.0, 2.0))}, "not vectors of one size"),
-        ({"means": ((1.0,), (2.0,))}, "do not turn"),
+        ({"means": ((1.0,), (2.0,))}, "have no pairs"),
         ({"noise": 0.0}, "must be positive"),
         ({"frames": 0}, "at least one"),
     ],

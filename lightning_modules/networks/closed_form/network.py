@@ -29,13 +29,13 @@ class ClosedForm(nn.Module, ConfigMixin):
     hold the law's vectors.
 
     Args:
-        law: the numbers of `GaussianWorld`.
+        law: the parameters of `GaussianWorld`.
         in_channels: of the latents; divides the size of the law's vectors.
         out_channels: the same.
         text_dim: the law's components.
 
     Raises:
-        ValueError: numbers that make no law, or sizes that are not the law's.
+        ValueError: parameters that define no law, or sizes other than the law's.
     """
 
     config_name = "config.json"
