@@ -1,4 +1,4 @@
-"""Recorded calls: what is recorded, when again, and what is done beside them.
+"""CUDA graphs: what is captured, when again, and what is done outside them.
 
 Without CUDA a recording is a call made again on copied inputs. That shows all but the graph itself:
 a frame that was not counted, a prompt that was not read, a kind of call that was mistaken for
@@ -73,7 +73,7 @@ def test_windows_and_other_batch_sizes_are_recorded_anew():
 
 @torch.no_grad()
 def test_a_longer_past_is_another_kind_of_call():
-    """The same frame beside more: a graph of the shorter past would not see all."""
+    """The same frame with more context: a graph of the shorter context would not see all."""
     recorder = Recorder()
     net = Replay(make_net(), recorder)
     _, text, noise = setting()

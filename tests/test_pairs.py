@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, network, together
+from minimal import SHAPE, SHIFT, SIZES, TEXT, blocks_of, conditioned, draw, grid, network, together
 from omegaconf import OmegaConf
 from test_cuda_graphs import Recorder
 from tiny_networks import LAW
@@ -99,7 +99,7 @@ def test_causal_trajectories_go_beside_the_true_past(clips, tmp_path, blocks):
             def v(x, t, block=block, truth=truth, text=text):
                 whole, levels = truth.clone(), torch.zeros(len(truth))
                 whole[block], levels[block] = x, t
-                return beside(
+                return conditioned(
                     teacher, block, whole, levels, text, truth, torch.zeros(len(truth)), sizes
                 )
 

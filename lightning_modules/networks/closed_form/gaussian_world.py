@@ -67,9 +67,7 @@ class GaussianWorld:
                 " have no density"
             )
         if self.angle and self.size % 2:
-            raise ValueError(
-                f"angle: frames of {self.size} numbers have no pairs; make it even"
-            )
+            raise ValueError(f"angle: frames of {self.size} numbers have no pairs; make it even")
         if self.frames < 1:
             raise ValueError(f"frames: {self.frames}; a clip has at least one")
 
