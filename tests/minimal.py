@@ -1,7 +1,7 @@
 """The smallest networks, batches and stages, and velocities written with nothing but loops.
 
 Latents are [4, 4, 4, 4] (frames, channels, height, width), prompts [3, 8]; a network has one layer
-of width 24. What a test wants to know it computes from the draws of `Randomness` and from `conditioned`,
+of width 24. Tests compute what they expect from the draws of `Randomness` and from `conditioned`,
 which runs one block of one clip at a time and shares no code with the stages.
 """
 

@@ -97,7 +97,7 @@ def test_without_commits_the_past_is_what_was_shown_last(net, steps):
     last = noise
     if (
         steps == 2
-    ):  # the first step, each block conditioned on the blocks before it as they were last
+    ):  # step 1, conditioned on the earlier blocks as they were last
         t = torch.ones(3, 6)
         last = torch.empty_like(noise)
         for block in (slice(0, 1), slice(1, 3), slice(3, 6)):
