@@ -95,9 +95,7 @@ def test_without_commits_the_past_is_what_was_shown_last(net, steps):
     clip = rollout(past, noise, sizes, few_steps(random, sizes, steps, first=steps))
     level = few_step_times(sizes, steps, steps, 5.0)[0][-1].expand(3, 6)
     last = noise
-    if (
-        steps == 2
-    ):  # step 1, conditioned on the earlier blocks as they were last
+    if steps == 2:  # step 1, conditioned on the earlier blocks as they were last
         t = torch.ones(3, 6)
         last = torch.empty_like(noise)
         for block in (slice(0, 1), slice(1, 3), slice(3, 6)):
