@@ -90,7 +90,7 @@ def by_hand(kind, data, steps: int):
     for step in range(steps):
         random = Randomness(f"{module.chapter}/{module.seed}", step, data["key"])
         name = "student" if step % 6 == 0 else "critic"
-        loss = getattr(module, f"{name}_loss")(data, random)
+        loss = getattr(module, "student_loss" if name == "student" else "fake_score_loss")(data, random)
         optimizers[name].zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(nets[name].parameters(), CLIP)

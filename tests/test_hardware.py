@@ -25,7 +25,7 @@ VERBS = {
 def test_a_gpu_that_is_not_there_never_becomes_a_cpu(tmp_path, name):
     recipe = resolve(name, "wan1.3b").recipe
     assert recipe["launch"]["accelerator"] == "gpu"
-    with pytest.raises(ValueError, match="launch.accelerator: gpu is wanted, .* set launch.acc"):
+    with pytest.raises(ValueError, match="launch.accelerator: gpu is set, .* set launch.acc"):
         VERBS[name](recipe, RunFolder(tmp_path))
 
 

@@ -136,7 +136,7 @@ def test_pictures_that_will_not_do_are_named(prompts, tmp_path):
         with pytest.raises(error, match=message):
             sampled(prompts, tmp_path, where)
 
-    refuse(FileNotFoundError, "gone: no such picture, nor a folder of", tmp_path / "gone")
+    refuse(FileNotFoundError, "gone: no such image, nor a folder of", tmp_path / "gone")
     pictures_in(tmp_path / "some", "key-1.png", "other.png")
     said = r"no image for 2 of 3 prompts; name them key-0 or line-1; key-2 or line-3 \(.png"
     refuse(FileNotFoundError, said, tmp_path / "some")
