@@ -67,4 +67,4 @@ def test_a_wish_that_this_device_cannot_fulfil_is_told(wish, caplog):
     network, cpu = torch.nn.Linear(1, 1), torch.device("cpu")
     assert accelerated(network, Launch(), cpu) is network and not caplog.text
     assert accelerated(network, Launch(**{wish: True}), cpu) is network
-    assert "do nothing here" in caplog.text and "Linear on cpu" in caplog.text
+    assert "have no effect here" in caplog.text and "Linear on cpu" in caplog.text

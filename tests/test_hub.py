@@ -124,7 +124,7 @@ def test_a_silent_side_is_told(wan_folder, tmp_path, caplog):
         require_autoencoder("teacher", alone, shards)
         (record,) = caplog.records
         assert re.match(
-            f"the teacher {alone} does not name its autoencoder .* {shards.folder}", record.message
+            f"the teacher {alone} does not name its autoencoder, .* {shards.folder}", record.message
         )
         shards.manifest["autoencoder"] = None
         require_autoencoder("teacher", wan_folder, shards)

@@ -81,7 +81,9 @@ def test_longer_clips(prompts, tmp_path):
 
 def test_frames_are_given_by_clips_alone(prompts, tmp_path):
     bare = write(tmp_path / "bare", "prompts")
-    with pytest.raises(ValueError, match=r"sample.given: 1 conditioning frames .* has latents None; give clips"):
+    with pytest.raises(
+        ValueError, match=r"sample.given: 1 conditioning .* has latents None; give clips"
+    ):
         sampled(bare, tmp_path, network(1), given=1)
     with pytest.raises(ValueError, match=r"sample.count: prompts 1\.\.3 wanted"):
         sampled(prompts, tmp_path / "more", network(1), first=1)
