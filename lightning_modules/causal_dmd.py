@@ -12,7 +12,7 @@ from lightning_modules.training.distribution_matching import DistributionMatchin
 
 
 class CausalDMD(DistributionMatching):
-    """Student, real and fake score are all causal and conditioned on clean context ``x0^{<i}``.
+    """DMD whose student, real and fake score are all causal, on clean context ``x0^{<i}`` (Eq. 7).
 
     The real score is the AR teacher; the fake score is initialised from it. All frames are
     generated in parallel from noise, and the few-step sampler exits at a random step.

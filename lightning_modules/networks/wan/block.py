@@ -23,7 +23,7 @@ from lightning_modules.networks.wan.rotary import apply_rope
 
 
 class WanBlock(WanTransformerBlock):
-    """diffusers' layer (same parameters) under a mask and with cached keys and values."""
+    """diffusers' layer, with the same parameters, under an attention mask and with a KV cache."""
 
     compiled = False
 
@@ -39,9 +39,8 @@ class WanBlock(WanTransformerBlock):
         """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
-        self_attention_qkv, cross_attention_q, mlp = (
-            _compiled_parts() if self.compiled else _parts()
-        )
+        parts = _compiled_parts() if self.compiled else _parts()
+        self_attention_qkv, cross_attention_q, mlp = parts
 
         q, k, v = self_attention_qkv(self, x, shift, scale, rope)
         out = attend(q, *with_context(k, v), mask)
