@@ -153,7 +153,7 @@ def test_pictures_that_will_not_do_are_named(prompts, tmp_path):
 def test_a_recipe_names_them_and_says_that_they_are_given():
     recipe = resolve("sample", "tiny", {"needs.pictures": {"folder": "my/pictures"}}).recipe
     assert recipe["needs"]["pictures"] == "my/pictures"
-    with pytest.raises(ValueError, match="sample.given: 0, but a picture .* set it to 1"):
+    with pytest.raises(ValueError, match="sample.given: 0, but an image .* set it to 1"):
         check(recipe)
     recipe["sample"]["given"] = 1
     check(recipe)

@@ -1,9 +1,9 @@
-"""``sample``: generate clips for held-out prompts and store them, ready to be scored.
+"""``sample``: generate and store clips for held-out prompts.
 
-Image to video is the same rollout: with ``given: 1`` the committed past is the picture that
-``needs.pictures`` has for a prompt, or else the first latent frame of the clip in
-``needs.prompts``, and generation goes on from there, without any training.
-Clips longer than the training's need a ``window`` (``lightning_modules/diffusion/fast_past.py``).
+Image to video is the same rollout, without further training: with ``given: 1`` the first latent
+frame is a conditioning frame, the encoded image of ``needs.pictures`` or the first frame of the
+clip in ``needs.prompts``. Clips longer than the training clips need a ``window``
+(``lightning_modules/diffusion/fast_past.py``).
 """
 
 import logging
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
 
 Generate = Callable[[Tensor, Randomness, Tensor | None], Tensor]
-"""From prompts ``[B, L, D]``, their chance and given frames to clips ``[B, F, C, H, W]``."""
+"""From prompts ``[B, L, D]``, random draws and conditioning frames to ``[B, F, C, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,23 @@ class Sampling:
     Args:
         sampler: ``few_steps`` for students, ``autoregressive_ode`` for an AR teacher,
             ``bidirectional_ode`` for a base model.
-        first: number of the first prompt of the set.
-        count: how many clips.
-        batch: of them at once.
-        clip_shape: ``[F, C, H, W]`` of training.
-        frames: latent frames to sample; more than ``F`` are better off with a window.
-        given: latent frames that are not generated but taken from ``needs.pictures`` (one), or from
-            the clips of ``needs.prompts``; whole blocks.
-        blocks: frames that are generated together.
-        window: frames a block sees, its own included; 0: all.
-        sinks: first frames that never leave the window.
-        commit: how a block becomes past: ``separate``, ``fused``, ``none`` (``fast_past.py``).
-        context_t: noise level at which it is shown as past.
-        few_steps, first_few_steps: of ``few_steps``, which has no guidance.
+        first: index of the first prompt of the set.
+        count: number of clips.
+        batch: batch size.
+        clip_shape: ``[F, C, H, W]`` of the training clips.
+        frames: latent frames to sample; more than ``F`` should have a window.
+        given: number of conditioning frames, from ``needs.pictures`` (one) or from the clips of
+            ``needs.prompts``; whole blocks.
+        blocks: frames per block.
+        window: frames a block attends to, its own included; 0: all.
+        sinks: first frames that stay in the window.
+        commit: the KV-cache update: ``separate``, ``fused``, ``none`` (``fast_past.py``).
+        context_t: noise level of the context.
+        few_steps, first_few_steps: of the sampler ``few_steps``, which has no guidance.
         intervals, guidance: of the two ODE samplers.
-        shift: of the times of all.
+        shift: timestep shift.
         save: how (``generation/outputs.py``): ``pixels``, ``latents`` or ``mp4``.
-        precision: of the network's passes; states are float32 whatever it is.
+        precision: of the network; solver states are always float32.
 
     Raises:
         ValueError: settings that do not fit each other, by their keys.
@@ -114,12 +114,12 @@ class Sampling:
             )
         if self.context_t and self.commit == "none":
             raise ValueError(
-                "sample.context_t: without a commit the past is as noisy as its last denoising"
+                "sample.context_t: without a commit the context is as noisy as its last denoising"
                 " call; set it to 0, or sample.commit to separate or fused"
             )
         if self.sampler == "bidirectional_ode" and (self.given or self.window or self.context_t):
             raise ValueError(
-                "sample.sampler: bidirectional_ode makes all frames together: given, window and"
+                "sample.sampler: bidirectional_ode samples all frames jointly: given, window and"
                 " context_t must be 0"
             )
 
@@ -174,7 +174,7 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
     settings = Sampling(**bind(Sampling, recipe["sample"], section="sample"))
     if "pictures" in recipe["needs"] and settings.given != 1:
         raise ValueError(
-            f"sample.given: {settings.given}, but a picture of needs.pictures is one latent frame;"
+            f"sample.given: {settings.given}, but an image of needs.pictures is one latent frame;"
             " set it to 1"
         )
     return settings
@@ -189,11 +189,11 @@ def generate_clips(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Write the clips as shards, each with its prompt's information; on from an interruption.
+    """Write, or resume writing, the clips as shards, each with its prompt's metadata.
 
     Raises:
-        FileNotFoundError: a prompt has no picture.
-        ValueError: the set has too few prompts, or no frames to be given.
+        FileNotFoundError: a prompt has no image.
+        ValueError: the set has too few prompts, or no conditioning frames.
     """
     numbers = _numbers(prompts, settings)
     conditioning = _conditioning(prompts, settings, folder, numbers, device)
@@ -270,7 +270,7 @@ def _conditioning(
     numbers: range,
     device: torch.device,
 ) -> Conditioning:
-    """What clips begin with, as the recipe's needs say."""
+    """The conditioning frames of the recipe's needs."""
     if "pictures" in folder.recipe["needs"]:
         where = folder.need("pictures")
         return encoded_images(where, prompts, numbers, settings.clip_shape, device)
@@ -280,7 +280,7 @@ def _conditioning(
 
 
 def _numbers(prompts: ShardReader, settings: Sampling) -> range:
-    """Of the prompts that are sampled; the set must hold every one."""
+    """Indices of the prompts to sample; the set must have them all."""
     numbers = range(settings.first, settings.first + settings.count)
     if numbers.stop > len(prompts):
         raise ValueError(
