@@ -102,7 +102,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.given": 1, "blocks": 2}, r"use one of \[2, 4, 6\]"),
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
-        ({"sampler": "bidirectional_ode", "sample.window": 4}, "makes all frames together"),
+        ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
         ({"launch.attention": "sage"}, "launch.attention: 'sage' is not a valid"),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
     ],
