@@ -61,7 +61,9 @@ def test_each_zero_stage_splits_what_it_splits(stage):
 
 def a_fit(tmp_path, **launch):
     folder = RunFolder(only(copied(tmp_path), "stage3_asymmetric_dmd"))
-    data = SimpleNamespace(shards=open_shards(folder.need("data") / "shards"), batch=4, parts=1)
+    data = SimpleNamespace(
+        shards=open_shards(folder.need("data") / "shards"), batch=4, micro_batches=1
+    )
     return lambda device: before_fit(folder, data, Launch(**launch), False, True, device)
 
 
