@@ -5,7 +5,7 @@ operations and the memory of an algorithm are counted by running the algorithm i
 batch, mask and cache of a call matter: latents may be 1 x 1 and prompts one token long.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -135,3 +135,11 @@ def _reads_prompt(text: Tensor, cache: TallyCache | None) -> bool:
         return False
     cache.remember_text(text, [])
     return True
+
+
+def calls_of(action: Callable[[Tally], Any]) -> list[Call]:
+    """The calls that a sampler makes of the network it is given, without gradient."""
+    network = Tally("network")
+    with torch.no_grad():
+        action(network)
+    return network.calls

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.networks.tally import Call, Tally
@@ -63,10 +63,14 @@ class DryRun:
     networks: Mapping[str, Held]
     steps: Mapping[tuple[str, ...], tuple[Case, ...]]
 
-    def expected(self, learning: tuple[str, ...]) -> dict[tuple[str, Call], float]:
-        """How often, on average, each call is made of the network of a role (or its copy)."""
+    def expected(self, roles: tuple[str, ...]) -> dict[tuple[str, Call], float]:
+        """How often each call is made, on average, of the network of a role or of its copy.
+
+        Args:
+            roles: that learn in the step.
+        """
         times: dict[tuple[str, Call], float] = {}
-        for case in self.steps[learning]:
+        for case in self.steps[roles]:
             for role, calls in case.calls.items():
                 for call in calls:
                     key = (self.networks[role].like, call)
@@ -93,13 +97,17 @@ def dry_run(stage: Stage, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     steps: dict[tuple[str, ...], tuple[Case, ...]] = {}
     for trainer.global_step in range(stage.turns):
         stage.on_train_batch_start(batch, trainer.global_step)
-        learning = _moved(networks, [g for g in optimizer.param_groups if g.get("active", True)])
-        if learning not in steps:
-            steps[learning] = tuple(_cases(stage, networks, batch))
+        if (roles := learning(networks, optimizer)) not in steps:
+            steps[roles] = tuple(_cases(stage, networks, batch))
         stage.on_train_batch_end(None, batch, trainer.global_step)
     trained = _moved(networks, optimizer.param_groups)
     held = {role: Held(network.role, role in trained) for role, network in networks.items()}
     return DryRun(held, steps)
+
+
+def learning(networks: Mapping[str, nn.Module], optimizer: GatedAdamW) -> tuple[str, ...]:
+    """Roles of the networks that the next update moves."""
+    return _moved(networks, [g for g in optimizer.param_groups if g.get("active", True)])
 
 
 def example_batch(
@@ -196,7 +204,7 @@ def _loss(stage: Stage, batch: dict[str, Any]) -> Tensor:
         return stage.training_step(batch, stage.global_step)
 
 
-def _moved(networks: Mapping[str, Tally], groups: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _moved(networks: Mapping[str, nn.Module], groups: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Roles of the networks that have a parameter in these groups."""
     moved = {id(parameter) for group in groups for parameter in group["params"]}
     return tuple(
