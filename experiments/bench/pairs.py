@@ -20,7 +20,7 @@ from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.forcing import Network
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
-from lightning_modules.networks.tally import calls_of
+from lightning_modules.networks.tally import Call, calls_of
 
 HURRY = ("compile", "cuda_graphs")  # of ``launch``
 
@@ -39,16 +39,10 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
     def row(past: str) -> list[Row]:
         noise = torch.randn(batch, *subject.shape, device=subject.device)
         text, negative = subject.prompt(batch), subject.prompt()[0]
-        ode = {"sizes": subject.blocks, "grid": grid, "guidance": guidance}
-        action = trajectory(past, teacher(), noise, text, negative, **ode)
+        action = trajectory(past, teacher(), noise, text, negative, subject.blocks, grid, guidance)
         with torch.no_grad(), subject.autocast():
             timing, _ = measure(action, subject.device, protocol)
-        small = (
-            torch.zeros(1, sum(subject.blocks), 1, 1, 1),
-            torch.zeros(1, 1, 1),
-            torch.zeros(1, 1),
-        )
-        calls = calls_of(lambda net: trajectory(past, net, *small, **ode)())
+        calls = calls_of_trajectory(past, subject.blocks, intervals, guidance)
         works = [subject.work(call, clips=batch) for call in calls]
         return [
             Row(
@@ -70,7 +64,6 @@ def trajectory(
     noise: Tensor,
     text: Tensor,
     negative: Tensor,
-    *,
     sizes: Sequence[int],
     grid: Tensor,
     guidance: float,
@@ -81,3 +74,13 @@ def trajectory(
         return lambda: rollout(beside.restart(text), noise, sizes, Solve(grid), truth=noise)
     v = forcing.bidirectional_ode(net, text, negative, guidance)
     return lambda: solve(v, noise, grid.float().to(noise.device))
+
+
+def calls_of_trajectory(
+    past: str, sizes: Sequence[int], intervals: int, guidance: float
+) -> list[Call]:
+    """Of the network, for one clip, by running the same solver on 1 x 1 latents."""
+    shapes = (1, sum(sizes), 1, 1, 1), (1, 1, 1), (1, 1)
+    noise, text, negative = map(torch.zeros, shapes)
+    ode = sizes, time_grid(intervals, 1.0), guidance
+    return calls_of(lambda net: trajectory(past, net, noise, text, negative, *ode)())

@@ -128,7 +128,7 @@ class Rollout:
         """Median over the protocol's repetitions."""
         timing, runs = measure(self.generate, self.subject.device, protocol)
         timing = replace(timing, seconds=tuple(run["denoise_s"] for run in runs))
-        calls = self._calls()
+        calls = self.calls()
         first = calls[:FIRST_STEPS]
         frames = self.subject.pixel_frames()
         later = sum((run["block_s"] for run in runs), [])
@@ -180,7 +180,7 @@ class Rollout:
             return Past(net, text)
         return FastPast(net, text, frames=sum(self.subject.blocks), commit=self.how)
 
-    def _calls(self) -> list[Call]:
+    def calls(self) -> list[Call]:
         """Of the network, of one clip: the same loop on 1 x 1 latents."""
         sizes, text = self.subject.blocks, torch.zeros(1, 1, 1)
         noise = torch.zeros(1, sum(sizes), 1, 1, 1)

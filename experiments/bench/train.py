@@ -27,7 +27,7 @@ from experiments.bench.report import Row, Task
 from experiments.bench.sizes import NetworkSize
 from experiments.checkpoints.networks import ROLES
 from experiments.launch.stages import asked_of_networks, build_stage
-from experiments.runs.recipe import Resolver, Run, load
+from experiments.runs.recipe import Resolver, Run, load, recipes
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.training.dry_run import DryRun, example_batch, learning
 
@@ -38,10 +38,9 @@ def bench(
     subject: Subject, peak: Peak, protocol: Protocol, resolver: Resolver, settings: dict[str, Any]
 ) -> Iterator[Task]:
     """The step of every stage that goes on with another run's student, with random networks."""
-    folder = resolver.library.recipes
-    for name in sorted(file.stem for file in folder.glob("*.yaml")):
-        own = load(folder, name)
-        if own["verb"] == "fit" and "student" in own["needs"]:
+    library = resolver.library
+    for name in recipes(library, "fit"):
+        if "student" in load(library.recipes, name)["needs"]:
             run = resolver.resolve(name, settings)
             if run.recipe["fit"]["steps"]:
                 yield Task(f"train, {name}", partial(step_rows, subject, peak, protocol, run))
