@@ -1,19 +1,23 @@
 """Operations and bytes from shapes: beside torch's counter, real sizes and the paper's costs."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from tiny_rollouts import few_steps, make_net, setting
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench import count, predict
-from experiments.bench.count import Pass, Work
+from experiments.bench.count import Work, passes
 from experiments.bench.device import Peak
 from experiments.bench.sizes import NetworkSize
-from lightning_modules.diffusion import forcing, visibility
+from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
-from lightning_modules.diffusion.rollout import rollout
+from lightning_modules.diffusion.rollout import Past, rollout
 from lightning_modules.networks import Wan
+from lightning_modules.networks.tally import Call, calls_of
 
 NUMBERS = {
     "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
@@ -46,7 +50,7 @@ def inputs(batch: int, frames: int = FRAMES):
     )
 
 
-def operations(step: Pass) -> float:
+def operations(step: Call) -> float:
     return count.work(SIZE, step, TOKENS, TEXT, 4).operations
 
 
@@ -55,7 +59,7 @@ def test_a_pass_over_all_frames(batch):
     net, (x, t, text) = Wan(**NUMBERS), inputs(batch)
     with torch.no_grad():
         found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)))
-    assert found == operations(count.bidirectional(FRAMES, batch))
+    assert found == operations(Call(FRAMES, FRAMES**2, batch=batch))
 
 
 def test_a_pass_beside_a_cache_that_knows_the_prompt():
@@ -65,15 +69,7 @@ def test_a_pass_beside_a_cache_that_knows_the_prompt():
     with torch.no_grad():
         net(x[:, :3], t[:, :3], text, frames=places[:3], cache=cache, write_cache=True)
         found = counted(lambda: net(x[:, 3:], t[:, 3:], text, frames=places[3:], cache=cache))
-    assert found == operations(Pass(2, 2 * FRAMES, cached=3, reads_prompt=False))
-
-
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
-def test_what_is_seen(sizes):
-    """Pairs of frames that see each other, as the masks have them."""
-    assert count.teacher_forcing(sizes).seen == int(visibility.teacher_forcing_mask(sizes).sum())
-    assert count.diffusion_forcing(sizes).seen == int(visibility.block_causal_mask(sizes).sum())
-    assert count.teacher_forcing(sizes).frames == 2 * sum(sizes)
+    assert found == operations(Call(2, 2 * FRAMES, cached=3, reads_prompt=False))
 
 
 def test_teacher_forcing_by_a_dense_kernel_computes_what_nobody_sees():
@@ -81,55 +77,66 @@ def test_teacher_forcing_by_a_dense_kernel_computes_what_nobody_sees():
     sizes = [1] * FRAMES
     with torch.no_grad():
         found = counted(lambda: forcing.teacher_forcing(net, x, t, text, sizes, clean=x))
-    needed = count.teacher_forcing(sizes)
-    assert found == operations(Pass(needed.frames, needed.frames**2))
+    (needed,) = calls_of(lambda n: forcing.teacher_forcing(n, x, t, text, sizes, clean=x))
+    assert found == operations(Call(needed.frames, needed.frames**2))
     unseen = 4 * SIZE.layers * SIZE.width * TOKENS**2 * (needed.frames**2 - needed.seen)
     assert found - operations(needed) == unseen > 0
 
 
-@pytest.mark.parametrize(
-    ("checkpointed", "passes"), [(False, count.PLAIN), (True, count.CHECKPOINTED)]
-)
-def test_a_step_is_three_passes_and_one_more_where_blocks_are_recomputed(checkpointed, passes):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_step_is_three_passes_and_one_more_where_blocks_are_recomputed(checkpointed):
     """Up to the gradients of inputs, which nobody asks for: a few per cent at this size."""
     net, (x, t, text) = Wan(**NUMBERS), inputs(1)
     net.gradient_checkpointing = checkpointed
     found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
-    assert 0.95 * passes < found / operations(count.bidirectional(FRAMES)) <= passes
+    call = Call(FRAMES, FRAMES**2, backward=2)
+    assert passes(call, checkpointed) == (4 if checkpointed else 3)
+    assert 0.95 < found / operations(call) / passes(call, checkpointed) <= 1
+
+
+def test_a_frozen_network_takes_the_gradient_of_its_input_alone():
+    """One pass more, not two: no gradients of weights; attention's, which has none, takes two."""
+    net, (x, t, text) = Wan(**NUMBERS).requires_grad_(False), inputs(1)
+    x.requires_grad_(True)
+    found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
+    call = Call(FRAMES, FRAMES**2, backward=1)
+    assert passes(call, False) == 2
+    assert 0.95 < found / operations(call) / passes(call, False) < 1.05
 
 
 @pytest.mark.parametrize(
-    ("sizes", "steps", "calls"),
-    [([3] * 7, [4] * 7, 35), ([1] * 21, [4] + [1] * 20, 45), ([1] * 21, [4] + [2] * 20, 65),
-     ([1] * 21, [4] * 21, 105)],
+    ("sizes", "steps", "calls"), [([3] * 7, 4, 35), ([1] * 21, 1, 45), ([1] * 21, 2, 65),
+                                  ([1] * 21, 4, 105)],
 )  # fmt: skip
 def test_calls_of_a_clip_are_the_published_ones(sizes, steps, calls):
     """The published code commits the last block too; nobody reads it, so ours does not."""
-    assert len(count.rollout(sizes, steps, commits=len(sizes))) == calls
-    passes = count.rollout(sizes, steps)
-    assert len(passes) == calls - 1
-    assert [step.reads_prompt for step in passes] == [True] + [False] * (calls - 2)
-    assert max(step.cached for step in passes) == sum(sizes) - sizes[-1]
+    random, text, noise = setting(["a"], frames=21)
+    denoise = few_steps(random, sizes, steps)
+    made = calls_of(lambda net: rollout(Past(net, text), noise, sizes, denoise))
+    assert len(made) == calls - 1 and sum(call.writes for call in made) == len(sizes) - 1
+    assert [call.reads_prompt for call in made] == [True] + [False] * (calls - 2)
+    assert max(call.cached for call in made) == sum(sizes) - sizes[-1]
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 6, (1, 2, 3)])
-def test_fused_commits_are_one_pass_with_what_follows(sizes):
-    """Frames, pairs that see each other and cached frames of every call that a rollout makes."""
-    net, (random, text, noise), calls = make_net(), setting(), []
+def test_a_fused_rollout_as_torch_counts_it(sizes):
+    """Commits in one call with what follows, in which a block sees what is written in the same."""
+    net, (random, text, noise) = make_net(), setting()
 
-    def watched(x, t, text, *, frames, cache, visible=None, **how):
-        queries, held = len(frames), len(cache)
-        seen = queries * queries if visible is None else int(visible.sum())
-        calls.append((queries, seen + queries * held, held))
-        return net(x, t, text, frames=frames, cache=cache, visible=visible, **how)
-
-    watched.new_cache = net.new_cache
-    with torch.no_grad():
-        past = FastPast(watched, text, frames=6, commit="fused")
+    def clip(net):
+        past = FastPast(net, text, frames=6, commit="fused")
         rollout(past, noise, sizes, few_steps(random, sizes))
-    passes = count.rollout(sizes, [4] + [2] * (len(sizes) - 1), fused=True)
-    assert [(step.frames, step.seen, step.cached) for step in passes] == calls
-    assert [step.reads_prompt for step in passes] == [True] + [False] * (len(calls) - 1)
+
+    made = calls_of(clip)
+    assert len(made) == 4 + 2 * (len(sizes) - 1)
+    blocks = [sum(sizes[:i]) for i in range(1, len(sizes))]
+    unseen = [sizes[i] * sizes[i + 1] for i in range(len(blocks))]  # by a mask, which MATH computes
+    size = NetworkSize.of(dict(net.config))
+    tokens, length = noise[0, 0, 0].numel() // 4, text.shape[1]
+    needed = sum(count.work(size, call, tokens, length, 4).operations for call in made)
+    hidden = 4 * 3 * size.layers * size.width * tokens**2 * sum(unseen)
+    with torch.no_grad():
+        assert counted(lambda: clip(net)) == needed + hidden
 
 
 @pytest.mark.parametrize(("name", "billions"), [("1.3B", 1.419), ("14B", 14.289)])
@@ -143,7 +150,7 @@ def test_weights_of_the_published_sizes(name, billions):
 def test_a_cached_pass_moves_weights_and_cache():
     size = NetworkSize.of(WAN["1.3B"])
     empty, full = (
-        count.work(size, Pass(1, 1 + cached, cached, False), 1560, 512, 2) for cached in (0, 20)
+        count.work(size, Call(1, 1 + cached, cached, False), 1560, 512, 2) for cached in (0, 20)
     )
     assert full.bytes - empty.bytes == 20 * 1560 * 2 * 1536 * 30 * 2  # keys and values, bfloat16
     assert 2 * size.parameters < empty.bytes < 2.3 * size.parameters
@@ -163,7 +170,9 @@ def rows(a_pass: float) -> list[dict]:
         {"recipe": f"stage2_{init}", "turn": None, "seconds": [passes * a_pass], "clips": 1}
         for init, passes in stages.items()
     ]
-    found.append({**found[0], "recipe": "stage2_self_forcing_ode", "seconds": [4 * bidirectional]})
+    found[1] |= {"reads": "causal", "states": 6}
+    sf_ode = {"recipe": "stage2_self_forcing_ode", "reads": "bidirectional", "states": 5}
+    found.append({**found[0], **sf_ode, "seconds": [4 * bidirectional]})
     for past, seconds in (("causal", a_pass), ("bidirectional", bidirectional)):
         half = {"seconds": [2 * 48 * seconds], "clips": 2, "intervals": 24}
         found.append({"past": past, **half})
@@ -178,12 +187,26 @@ def test_the_prediction_gives_the_papers_costs_from_its_own():
     assert hours["causal_cd"] == pytest.approx(2900)
     assert hours["causal_ode"] == pytest.approx(11600)
     assert hours["self_forcing_ode"] == pytest.approx(5000)
-    assert hours["causal_dmd"] is None, "not measured"
+    assert "causal_dmd" not in hours, "not measured"
     assert found["causal_ode_to_causal_cd"]["ours"] == pytest.approx(4)
     storage = {init: round(one["storage_gib"]) for init, one in found["initialisations"].items()}
-    assert storage == {
-        "self_forcing_ode": 1562, "causal_ode": 1875, "causal_dmd": 0, "causal_cd": 0
-    }  # fmt: skip
+    assert storage == {"self_forcing_ode": 1562, "causal_ode": 1875, "causal_cd": 0}
+
+
+def test_an_initialisation_of_ones_own_is_predicted_too():
+    mine = {"recipe": "stage2_mine", "turn": None, "seconds": [9.0], "clips": 1}
+    found = predict.stage2([mine], [21, 16, 60, 104])["initialisations"]["mine"]
+    assert found["device_hours"] == pytest.approx(5000 * 64 * 9 / 3600)
+    assert found["paper_a800_hours"] is None
+
+
+def test_the_papers_costs_are_those_of_table_2():
+    """Typed twice, because the bench may not import the report; never two numbers."""
+    (file,) = (Path(__file__).parent.parent / "sweeps").rglob("paper.yaml")
+    paper = yaml.safe_load(file.read_text())
+    time, storage = (paper["order"].index(name) for name in ("time", "storage"))
+    printed = {init: (row[time], row[storage]) for init, row in paper["blocks"][2].items()}
+    assert {i: both for i, both in printed.items() if both[0] is not None} == predict.PRINTED
 
 
 def test_both_turns_of_dmd_count():

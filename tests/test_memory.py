@@ -6,17 +6,17 @@ import logging
 import psutil
 import pytest
 import torch
+from asked import asked
 from minimal import SHAPE, TEXT, batch, network, stage, train
 from minimal_runs import SETTINGS, copied
 
 from experiments.__main__ import main
 from experiments.checkpoints.wan_keys import PUBLISHED
-from experiments.launch.memory import count as memory
 from experiments.launch.memory.count import FULL, GIB, HALF, Load, of_fit, of_rollout, require
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks import Wan
-from lightning_modules.teacher_forcing import TeacherForcing
+from lightning_modules.networks.tally import Call
 
 FULL_CLIP = (21, 16, 60, 104)
 
@@ -36,6 +36,11 @@ def small(heads=2, head_dim=24, ffn=64, layers=2):
 
 def load_of(net, frames, count=2, text=6, value=FULL):
     return Load(numbers(net), (frames, 16, 16, 16), count, text, value)
+
+
+def one(frames):
+    """A call with gradient, of so many frames that all see each other."""
+    return Call(frames, frames**2, backward=2)
 
 
 def numbers(net):
@@ -78,7 +83,7 @@ def test_activations_are_what_autograd_keeps(half, checkpointing, head_dim, ffn)
             net.gradient_checkpointing = checkpointing
             kept[layers, frames] = saved_by(net, frames, half=half)
             load = load_of(net, frames, value=value)
-            counted[layers, frames] = load.saved(frames, checkpointing)
+            counted[layers, frames] = load.saved([one(frames)], checkpointing)
 
     def slope(table):
         return (table[3, 6] - table[1, 6]) - (table[3, 2] - table[1, 2])
@@ -109,8 +114,10 @@ def saved_by_rollout(net, frames, text=6):
 
 
 def of_rollout_step(net, frames, checkpointing, text=6):
-    items = of_fit("AsymmetricDMD", {"student": load_of(net, frames, text=text)}, [1] * frames,
-                   average=False, checkpointing=checkpointing)  # fmt: skip
+    load = load_of(net, frames, text=text)
+    loads = {role: load for role in ("student", "teacher", "critic")}
+    run = asked("AsymmetricDMD", frames=frames, few_steps=1, first_few_steps=1)
+    items = of_fit(run, loads, average=False, checkpointing=checkpointing)
     return {item.what: item.bytes for item in items}
 
 
@@ -200,8 +207,8 @@ def test_optimizer_and_averages_are_exact():
     trainer = train(module, batch(), 1)
     config = numbers(module.student)
     load = Load(config, SHAPE, 3, TEXT[0], FULL)
-    items = of_fit("CausalCD", {"student": load, "teacher": load}, [1] * 4,
-                   average=False, checkpointing=False)  # fmt: skip
+    loads = {"student": load, "teacher": load}
+    items = of_fit(asked("CausalCD", frames=4), loads, average=False, checkpointing=False)
     counted = {item.what: item.bytes for item in items if item.exact}
     states = trainer.optimizers[0].state.values()
     moments = sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq"))
@@ -218,19 +225,6 @@ def weight_bytes(net):
     return sum(p.nbytes for p in net.parameters())
 
 
-def test_a_clip_beside_its_clean_self_counts_twice():
-    load = load_of(small(), 4)
-    counted = {
-        name: next(i.bytes for i in of_fit(name, {"student": load}, [1] * 4, average=False,
-                                           checkpointing=False) if i.what.startswith("activ"))
-        for name in ("Bidirectional", *memory.BESIDE_CLEAN)
-    }  # fmt: skip
-    prompt = load.layers * load.batch * load.text * memory.SAVED_TEXT * load.width
-    for name in memory.BESIDE_CLEAN:
-        assert counted[name] - prompt == 2 * (counted["Bidirectional"] - prompt)
-    assert TeacherForcing.__name__ in memory.BESIDE_CLEAN
-
-
 def test_the_published_sizes():
     """1.42 and 14.3 billion weights; a 14B score in bfloat16 is 27 GiB; Stage 1 at full size."""
     small_, large = (Load(PUBLISHED[size], FULL_CLIP, 1, 512, HALF) for size in ("1.3B", "14B"))
@@ -242,7 +236,7 @@ def test_the_published_sizes():
     # 30 checkpointed layers take 5.6 GiB.
     assert small_.keys_and_values(21) / GIB == pytest.approx(5.62, abs=0.01)
     assert small_.keys_and_values(0, 512) / 2**20 == pytest.approx(90, abs=0.1)
-    inputs = small_.saved(42, True) - small_.layer(42)
+    inputs = small_.saved([one(42)], True) - small_.layer(42)
     assert inputs / GIB == pytest.approx(5.6 + 30 * 512 * 12 * 1536 / GIB, abs=0.05)
 
 

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from test_memory import load_of, small
+from test_memory import load_of, one, small
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -61,5 +61,5 @@ def test_a_pass_holds_what_is_counted(half, head_dim, ffn):
         peak_of(net, 8, half, trained) - peak_of(net, 4, half, trained) for trained in (False, True)
     )
     assert load.working(4) == pytest.approx(found, rel=0.15)
-    saved = load.saved(8, True) - load.saved(4, True)
+    saved = load.saved([one(8)], True) - load.saved([one(4)], True)
     assert 0.6 * (saved + load.working(4)) < step < saved + load.working(4)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from asked import asked
 from minimal_runs import copied, only
 from test_vidprom import run_folder
 
@@ -29,7 +30,7 @@ SMALL, LARGE = (Load(PUBLISHED[size], CLIP, 1, TEXT, HALF) for size in ("1.3B", 
 def step(stage, student, critic=None, teacher=None, average=False, zero=Zero()):  # noqa: B008
     loads = {"student": student, "critic": critic, "teacher": teacher}
     loads = {role: load for role, load in loads.items() if load}
-    return of_fit(stage, loads, [1] * 21, average=average, checkpointing=True, zero=zero)
+    return of_fit(asked(stage), loads, average=average, checkpointing=True, zero=zero)
 
 
 @pytest.fixture

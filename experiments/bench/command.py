@@ -191,7 +191,11 @@ def _prediction(stage2: dict[str, Any], device: str) -> str:
         hours = one["device_hours"]
         shown = "not measured" if hours is None else f"{hours:,.1f}"
         lines.append(
-            f"  {init:<18} {shown:>14} ({one['paper_a800_hours']:,})"
-            f"  {one['storage_gib']:8,.0f} ({one['paper_storage_gib']:,})"
+            f"  {init:<18} {shown:>14} ({_printed(one['paper_a800_hours'])})"
+            f"  {one['storage_gib']:8,.0f} ({_printed(one['paper_storage_gib'])})"
         )
     return "\n".join(lines)
+
+
+def _printed(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"

@@ -25,15 +25,12 @@ activations may stay on chip, so a time of bytes / bandwidth cannot be beaten, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from experiments.bench.sizes import NetworkSize
+from lightning_modules.networks.tally import Call
 
-CHECKPOINTED = 4
-"""Forwards' worth of operations of a step with activation checkpointing: 1 + 1 + 2."""
-PLAIN = 3
-"""Of a step without it, and of what the model itself needs, whatever the hardware repeats."""
+_ADAMW_BYTES = 28  # a weight, its two moments in and out, its gradient in: seven times float32
 
 
 @dataclass(frozen=True)
@@ -50,40 +47,21 @@ class Work:
         return Work(self.operations * times, self.bytes * times)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward of a batch.
-
-    Args:
-        frames: queried at once.
-        seen: pairs (query frame, key frame) that see each other, cached key frames included.
-        cached: frames whose keys and values come from a cache.
-        reads_prompt: whether the prompt's keys and values are computed in this pass.
-        batch: clips.
-    """
-
-    frames: int
-    seen: int
-    cached: int = 0
-    reads_prompt: bool = True
-    batch: int = 1
-
-
-def work(size: NetworkSize, step: Pass, tokens: int, text: int, width_bytes: int) -> Work:
+def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int) -> Work:
     """Operations and bytes of one forward.
 
     Args:
         size: of the network.
-        step: the forward.
+        call: the forward.
         tokens: per frame.
         text: tokens of a prompt.
         width_bytes: bytes of a number, as computed with.
     """
-    d, queries = size.width, step.frames * tokens
-    prompt = text if step.reads_prompt else 0
+    d, queries = size.width, call.frames * tokens
+    prompt = text if call.reads_prompt else 0
     block = (
         8 * queries * d * d
-        + 4 * d * step.seen * tokens * tokens
+        + 4 * d * call.seen * tokens * tokens
         + 4 * queries * d * d
         + 4 * d * queries * text
         + 4 * prompt * d * d
@@ -91,68 +69,21 @@ def work(size: NetworkSize, step: Pass, tokens: int, text: int, width_bytes: int
     )
     beside = (
         16 * size.channels * queries * d
-        + 2 * step.frames * (size.freq_dim * d + 7 * d * d)
+        + 2 * call.frames * (size.freq_dim * d + 7 * d * d)
         + 2 * prompt * (size.text_dim * d + d * d)
     )
-    moved = size.layers * d * (2 * step.cached * tokens + 2 * queries + 2 * text)
+    moved = size.layers * d * (2 * call.cached * tokens + 2 * queries + 2 * text)
     return Work(
-        step.batch * (size.layers * block + beside),
-        width_bytes * (size.parameters + step.batch * moved),
+        call.batch * (size.layers * block + beside),
+        width_bytes * (size.parameters + call.batch * moved),
     )
 
 
-def teacher_forcing(sizes: Sequence[int], batch: int = 1) -> Pass:
-    """Clean and noisy frames side by side: each sees the clean blocks before it and its own."""
-    frames, before, seen = sum(sizes), 0, 0
-    for block in sizes:
-        seen += 2 * block * (before + block)
-        before += block
-    return Pass(2 * frames, seen, batch=batch)
+def passes(call: Call, checkpointed: bool) -> int:
+    """Forwards' worth of operations of a call: its own, its backward's and its recomputation."""
+    return 1 + call.backward + (checkpointed and call.backward > 0)
 
 
-def diffusion_forcing(sizes: Sequence[int], batch: int = 1) -> Pass:
-    """Noisy frames alone, each beside the blocks before it."""
-    seen, before = 0, 0
-    for block in sizes:
-        before += block
-        seen += block * before
-    return Pass(before, seen, batch=batch)
-
-
-def bidirectional(frames: int, batch: int = 1) -> Pass:
-    """All frames see all frames."""
-    return Pass(frames, frames * frames, batch=batch)
-
-
-def rollout(
-    sizes: Sequence[int],
-    steps: Sequence[int],
-    batch: int = 1,
-    commits: int | None = None,
-    fused: bool = False,
-) -> list[Pass]:
-    """The passes of a cached block-by-block generation.
-
-    Args:
-        sizes: frames per block.
-        steps: denoising passes of each block.
-        batch: clips; with guidance twice as many.
-        commits: blocks that are committed to the cache; None: all but the last, which nobody reads.
-        fused: a commit is made in one pass with the first of the next block.
-    """
-    commits = len(sizes) - 1 if commits is None else commits
-    passes, before = [], 0
-    for index, (block, count) in enumerate(zip(sizes, steps, strict=True)):
-        own = Pass(block, block * (before + block), before, False, batch)
-        denoising = [own] * count
-        if fused and 0 < index <= commits:
-            denoising[0] = _together(passes.pop(), own)
-        passes += denoising + [own] * (index < commits)
-        before += block
-    return [replace(passes[0], reads_prompt=True), *passes[1:]]
-
-
-def _together(commit: Pass, following: Pass) -> Pass:
-    """What the second finds in the cache of the first is now of the same pass."""
-    frames, seen = commit.frames + following.frames, commit.seen + following.seen
-    return replace(commit, frames=frames, seen=seen)
+def optimizer(size: NetworkSize) -> Work:
+    """AdamW on one network."""
+    return Work(0.0, _ADAMW_BYTES * size.parameters)

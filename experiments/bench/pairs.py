@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from experiments.bench import count
 from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
@@ -20,6 +20,7 @@ from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
+from lightning_modules.networks.tally import Call, calls_of
 
 HURRY = ("compile", "cuda_graphs")  # of ``launch``
 
@@ -35,45 +36,51 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
         launch = Launch(**{key: subject.tree["launch"].get(key, False) for key in HURRY})
         return accelerated(subject.network(subject.tree["network"]), launch, subject.device)
 
-    def row(past: str, passes: list[count.Pass]) -> list[Row]:
+    def row(past: str) -> list[Row]:
+        noise = torch.randn(batch, *subject.shape, device=subject.device)
         text, negative = subject.prompt(batch), subject.prompt()[0]
-        noise, truth = (torch.randn(batch, *subject.shape, device=subject.device) for _ in range(2))
-        frames = sum(subject.blocks)
-        beside = FastPast(teacher(), text, negative, guidance, frames=frames)
-
-        def causal() -> None:
-            rollout(beside.restart(text), noise, subject.blocks, Solve(grid), truth=truth)
-
-        def bidirectional() -> None:
-            v = forcing.bidirectional_ode(teacher(), text, negative, guidance)
-            solve(v, noise, grid.float().to(subject.device))
-
-        action = causal if past == "causal" else bidirectional
+        action = trajectory(past, teacher(), noise, text, negative, subject.blocks, grid, guidance)
         with torch.no_grad(), subject.autocast():
             timing, _ = measure(action, subject.device, protocol)
-        works = [_work(subject, step, batch) for step in passes]
-        branches = 1 if guidance == 1 else 2
+        calls = calls_of_trajectory(past, subject.blocks, intervals, guidance)
+        works = [subject.work(call, clips=batch) for call in calls]
         return [
             Row(
                 f"pairs, {past}",
                 timing,
-                branches * sum(map(peak.least_seconds, works)),
-                sum(works, Work()) * branches,
+                sum(map(peak.least_seconds, works)),
+                sum(works, Work()),
                 more={"clips": batch, "intervals": intervals, "past": past},
             )
         ]
 
-    block_wise = count.rollout(subject.blocks, [intervals] * len(subject.blocks))
-    whole = [count.bidirectional(sum(subject.blocks))] * intervals
-    for past, passes in (("causal", block_wise), ("bidirectional", whole)):
-        yield Task(f"pairs, {past}", partial(row, past, passes))
+    for past in ("causal", "bidirectional"):
+        yield Task(f"pairs, {past}", partial(row, past))
 
 
-def _work(subject: Subject, step: count.Pass, batch: int) -> Work:
-    return count.work(
-        subject.size(),
-        replace(step, batch=batch),
-        subject.tokens,
-        subject.text_tokens,
-        subject.value_bytes,
-    )
+def trajectory(
+    past: str,
+    net: VelocityNetwork,
+    noise: Tensor,
+    text: Tensor,
+    negative: Tensor,
+    sizes: Sequence[int],
+    grid: Tensor,
+    guidance: float,
+) -> Callable[[], Any]:
+    """What makes a clip's ODE trajectory, beside true frames (here noise) or all at once."""
+    if past == "causal":
+        beside = FastPast(net, text, negative, guidance, frames=sum(sizes))
+        return lambda: rollout(beside.restart(text), noise, sizes, Solve(grid), truth=noise)
+    v = forcing.bidirectional_ode(net, text, negative, guidance)
+    return lambda: solve(v, noise, grid.float().to(noise.device))
+
+
+def calls_of_trajectory(
+    past: str, sizes: Sequence[int], intervals: int, guidance: float
+) -> list[Call]:
+    """Of the network, for one clip, by running the same solver on 1 x 1 latents."""
+    shapes = (1, sum(sizes), 1, 1, 1), (1, 1, 1), (1, 1)
+    noise, text, negative = map(torch.zeros, shapes)
+    ode = sizes, time_grid(intervals, 1.0), guidance
+    return calls_of(lambda net: trajectory(past, net, noise, text, negative, *ode)())

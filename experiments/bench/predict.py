@@ -18,21 +18,26 @@ PAIRS = 80_000
 BATCH = 64
 STEPS = 5_000
 INTERVALS = 48
+STAGE = "stage2_"  # how the recipes of its initialisations begin
 PRINTED = {  # A800-hours, GiB: Causal Forcing++, Table 2
     "self_forcing_ode": (5_000, 1_500),
     "causal_ode": (11_600, 1_900),
     "causal_dmd": (2_900, 0),
     "causal_cd": (2_900, 0),
 }
-STATES = {"self_forcing_ode": 5, "causal_ode": 6}
-"""Stored states of a pair: four noisy ones and the end; causal ODE's real clip as well."""
-PAST = {"self_forcing_ode": "bidirectional", "causal_ode": "causal"}
 
 
 def stage2(rows: Sequence[Mapping[str, Any]], clip_shape: Sequence[int]) -> dict[str, Any]:
-    """For each initialisation hours and storage, ours and the paper's; None where not measured."""
-    found = {init: _one(init, rows, clip_shape) for init in PRINTED}
-    ode, cd = (found[init]["device_hours"] for init in ("causal_ode", "causal_cd"))
+    """For each initialisation whose training was measured hours and storage, ours and the paper's.
+
+    Hours are None where its pairs were not measured, the paper's numbers where it prints none.
+    """
+    steps: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("recipe", "").startswith(STAGE):
+            steps.setdefault(row["recipe"].removeprefix(STAGE), []).append(row)
+    found = {init: _one(init, own, rows, clip_shape) for init, own in steps.items()}
+    ode, cd = (found.get(init, {}).get("device_hours") for init in ("causal_ode", "causal_cd"))
     return {
         "counts": {"pairs": PAIRS, "batch": BATCH, "steps": STEPS, "intervals": INTERVALS},
         "initialisations": found,
@@ -40,32 +45,31 @@ def stage2(rows: Sequence[Mapping[str, Any]], clip_shape: Sequence[int]) -> dict
     }
 
 
-def _one(init: str, rows: Sequence[Mapping[str, Any]], clip_shape: Sequence[int]) -> dict[str, Any]:
-    hours, storage = PRINTED[init]
-    parts = {"training": _training(init, rows)}
-    if init in PAST:
-        parts["pairs"] = _pairs(PAST[init], rows)
+def _one(
+    init: str,
+    steps: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    clip_shape: Sequence[int],
+) -> dict[str, Any]:
+    hours, storage = PRINTED.get(init, (None, None))
+    parts = {"training": _training(steps)}
+    if reads := steps[0].get("reads"):
+        parts["pairs"] = _pairs(reads, rows)
     known = None not in parts.values()
     return {
         "device_hours": sum(parts.values()) if known else None,
         "of_which": parts,
         "paper_a800_hours": hours,
-        "storage_gib": PAIRS * STATES.get(init, 0) * prod(clip_shape) * 2 / 2**30,
+        "storage_gib": PAIRS * steps[0].get("states", 0) * prod(clip_shape) * 2 / 2**30,
         "paper_storage_gib": storage,
     }
 
 
-def _training(init: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def _training(steps: Sequence[Mapping[str, Any]]) -> float:
     """Device-hours; of DMD 5,000 critic updates and a fifth as many of the student."""
-    measured = {
-        row["turn"]: mean(row["seconds"]) / row["clips"]
-        for row in rows
-        if row.get("recipe") == f"stage2_{init}"
-    }
-    if not measured:
-        return None
-    steps = {None: STEPS, "critic": STEPS, "student": STEPS / 5}
-    return sum(seconds * steps[turn] for turn, seconds in measured.items()) * BATCH / 3600
+    counts = {"student": STEPS / 5}
+    hours = (mean(row["seconds"]) / row["clips"] * counts.get(row["turn"], STEPS) for row in steps)
+    return sum(hours) * BATCH / 3600
 
 
 def _pairs(past: str, rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.bench.count import Work, work
 from experiments.bench.sizes import BYTES, NetworkSize
 from experiments.checkpoints.networks import check_network
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.tally import Call
 from lightning_modules.networks.wan.precision import to_bfloat16
 
 _PATCH = 2  # pixels of a latent frame along each side of a token
@@ -60,9 +62,15 @@ class Subject:
     def value_bytes(self) -> int:
         return BYTES[self.tree["precision"]]
 
-    def size(self, role: str = "student") -> NetworkSize:
-        """Of the student's network, or of the real score's."""
-        return NetworkSize.of(self.tree["score_network" if role == "teacher" else "network"])
+    def work(self, call: Call, size: NetworkSize | None = None, clips: int = 1) -> Work:
+        """Of a call that was recorded of one clip, in a network (the student's) for many."""
+        return work(
+            size or NetworkSize.of(self.tree["network"]),
+            replace(call, batch=clips * call.batch),
+            self.tokens,
+            self.text_tokens,
+            self.value_bytes,
+        )
 
     def autocast(self) -> torch.autocast:
         """What Lightning's precision plugin does around a pass."""

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.bench import count
 from experiments.bench.clock import Protocol, measure, now, quantiles
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
@@ -29,7 +28,14 @@ from experiments.bench.vae import decode
 from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.forcing import VelocityNetwork
-from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, stream
+from lightning_modules.diffusion.rollout import (
+    FewSteps,
+    Past,
+    few_step_times,
+    rollout,
+    stream,
+)
+from lightning_modules.networks.tally import Call, calls_of
 
 FIRST_STEPS = 4  # of the first block, whatever the others have (sec. 3.2)
 VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
@@ -86,14 +92,13 @@ class Rollout:
         self.noise = torch.randn(1, *subject.shape, device=subject.device)
         vocabulary = encoder.config.vocab_size
         self.words = torch.randint(vocabulary, (1, subject.text_tokens), device=subject.device)
-        self._kept: FastPast | None = None
+        self._kept: Past | None = None
 
     @torch.no_grad()
     def generate(self) -> dict[str, Any]:
         """A clip from its prompt to its pixels, with the clock at every step of the way."""
         device, sizes = self.subject.device, self.subject.blocks
-        times = few_step_times(sizes, self.steps, FIRST_STEPS, self.subject.tree["shift"])
-        denoise = FewSteps(times, lambda step: torch.randn_like(self.noise))
+        denoise = self._denoise(self.noise)
         start = now(device)
         with self.subject.autocast():
             text = self.encoder(self.words).last_hidden_state.float()
@@ -123,17 +128,17 @@ class Rollout:
         """Median over the protocol's repetitions."""
         timing, runs = measure(self.generate, self.subject.device, protocol)
         timing = replace(timing, seconds=tuple(run["denoise_s"] for run in runs))
-        passes = self._passes()
-        first = passes[:FIRST_STEPS]
+        calls = self.calls()
+        first = calls[:FIRST_STEPS]
         frames = self.subject.pixel_frames()
         later = sum((run["block_s"] for run in runs), [])
         return Row(
             name,
             timing,
-            self._least(passes, peak),
-            sum(map(self._work, passes), Work()),
+            self._least(calls, peak),
+            sum(map(self.subject.work, calls), Work()),
             more={
-                "calls": len(passes),
+                "calls": len(calls),
                 "latency_first_frame_denoise_s": quantiles([r["first_block_s"] for r in runs]),
                 "latency_first_frame_denoise_roofline_s": self._least(first, peak),
                 "latency_first_frame_e2e_s": quantiles(
@@ -145,7 +150,7 @@ class Rollout:
                 "throughput_no_vae_fps": quantiles(
                     [frames / (r["text_s"] + r["past_s"] + r["denoise_s"]) for r in runs]
                 ),
-                "throughput_no_vae_roofline_fps": frames / self._least(passes, peak),
+                "throughput_no_vae_roofline_fps": frames / self._least(calls, peak),
                 "throughput_e2e_fps": quantiles(
                     [
                         frames / (r["text_s"] + r["past_s"] + r["denoise_s"] + r["pixels_s"])
@@ -158,30 +163,33 @@ class Rollout:
             },
         )
 
+    def _denoise(self, noise: Tensor) -> FewSteps:
+        subject = self.subject
+        times = few_step_times(subject.blocks, self.steps, FIRST_STEPS, subject.tree["shift"])
+        return FewSteps(times, lambda step: torch.randn_like(noise))
+
     def _past(self, text: Tensor) -> Past:
         """A new past, or the empty one of the last clip: its buffers stay, as they would live."""
-        if self.how == "training":
-            return Past(self.student, text)
-        if self._kept is None:
-            frames = sum(self.subject.blocks)
-            self._kept = FastPast(self.student, text, frames=frames, commit=self.how)
+        if self.how == "training" or self._kept is None:
+            self._kept = self._new_past(self.student, text)
             return self._kept
         return self._kept.restart(text)
 
-    def _passes(self) -> list[count.Pass]:
-        sizes = self.subject.blocks
-        steps = [FIRST_STEPS] + [self.steps] * (len(sizes) - 1)
-        return count.rollout(sizes, steps, fused=self.how == "fused")
+    def _new_past(self, net: VelocityNetwork, text: Tensor) -> Past:
+        if self.how == "training":
+            return Past(net, text)
+        return FastPast(net, text, frames=sum(self.subject.blocks), commit=self.how)
 
-    def _work(self, step: count.Pass) -> Work:
-        subject = self.subject
-        return count.work(
-            subject.size(), step, subject.tokens, subject.text_tokens, subject.value_bytes
-        )
+    def calls(self) -> list[Call]:
+        """Of the network, of one clip: the same loop on 1 x 1 latents."""
+        sizes, text = self.subject.blocks, torch.zeros(1, 1, 1)
+        noise = torch.zeros(1, sum(sizes), 1, 1, 1)
+        denoise = self._denoise(noise)
+        return calls_of(lambda net: rollout(self._new_past(net, text), noise, sizes, denoise))
 
-    def _least(self, passes: list[count.Pass], peak: Peak) -> float:
-        """Each pass is bound by its own products or its own memory."""
-        return sum(peak.least_seconds(self._work(step)) for step in passes)
+    def _least(self, calls: list[Call], peak: Peak) -> float:
+        """Each call is bound by its own products or its own memory."""
+        return sum(peak.least_seconds(self.subject.work(call)) for call in calls)
 
     def _steady(self, block_seconds: list[float], frames: int) -> float | None:
         """Pixel frames of a block over the median time between blocks; None with one block."""

@@ -1,17 +1,16 @@
 """A training step of each stage, by its own class under a real Trainer, on one device.
 
-Distribution matching has two kinds of step, the student's turn and the critic's; both are timed.
-Its student leaves its sampler at a step that chance chooses, so operations are those expected and
-times vary. A step is one part of a batch (``launch.batch_per_device`` clips); a batch of 64 on one
-device is 64 of them, and one update.
+A stage says itself what it calls (``DryRun``). Where several networks take turns, as in
+distribution matching, every turn is timed; a student leaves its sampler at a step that chance
+chooses, so operations are those expected and times vary. A step is one part of a batch
+(``launch.batch_per_device`` clips); a batch of 64 on one device is 64 of them, and one update.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,82 +18,124 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from experiments.bench import stage_work
+from experiments.bench import count
 from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_memory
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.report import Row, Task
-from experiments.runs.recipe import Resolver
-from experiments.runs.signature import bind, parameters_of
-from lightning_modules import STAGES
+from experiments.bench.sizes import NetworkSize
+from experiments.checkpoints.networks import ROLES
+from experiments.launch.stages import asked_of_networks, build_stage
+from experiments.runs.recipe import Resolver, Run, load, recipes
 from lightning_modules.diffusion.flow import time_grid
+from lightning_modules.training.dry_run import DryRun, example_batch, learning
 
-RECIPES = (
-    "stage1_teacher_forcing",
-    "stage2_self_forcing_ode",
-    "stage2_causal_ode",
-    "stage2_causal_cd",
-    "stage2_causal_dmd",
-    "stage3_asymmetric_dmd",
-)
 FEW_STEPS = 4
 
 
 def bench(
     subject: Subject, peak: Peak, protocol: Protocol, resolver: Resolver, settings: dict[str, Any]
 ) -> Iterator[Task]:
-    """Every stage's step, each with networks of its own."""
-    for recipe in [resolver.resolve(name, settings).recipe for name in RECIPES]:
-        name = f"train, {recipe['recipe']}"
-        yield Task(name, partial(step_rows, subject, peak, protocol, recipe))
+    """The step of every stage that goes on with another run's student, with random networks."""
+    library = resolver.library
+    for name in recipes(library, "fit"):
+        if "student" in load(library.recipes, name)["needs"]:
+            run = resolver.resolve(name, settings)
+            if run.recipe["fit"]["steps"]:
+                yield Task(f"train, {name}", partial(step_rows, subject, peak, protocol, run))
 
 
-def step_rows(
-    subject: Subject, peak: Peak, protocol: Protocol, recipe: dict[str, Any]
-) -> Iterator[Row]:
-    """A row for each kind of step that a stage has."""
-    module = stage(subject, recipe)
+def step_rows(subject: Subject, peak: Peak, protocol: Protocol, run: Run) -> Iterator[Row]:
+    """A row for each kind of step that a stage has: by the networks that learn in it."""
+    name, recipe = run.recipe["recipe"], timed(run.recipe)
+    asked, configs = asked_of_networks(recipe), networks_of(run, subject)
+    module = stage(subject, recipe, asked, configs)
     clips = recipe["launch"].get("batch_per_device") or recipe["fit"]["batch"]
     watch = Watch(subject.device, protocol.warmup)
     _train(module, subject, watch, clips, recipe, protocol)
-    for turn, passes in stage_work.turns(recipe, subject).items():
-        checkpointed = recipe["launch"].get("gradient_checkpointing", False)
-        counted = [stage_work.cost(subject, one, clips, checkpointed) for one in passes]
-        optimizer = stage_work.optimizer(subject)
+    checkpointed = recipe["launch"].get("gradient_checkpointing", False)
+    for roles in asked.steps:
+        done, needed = step_work(subject, asked, roles, configs, clips, checkpointed)
+        turn = " and ".join(roles) if len(asked.steps) > 1 else None
         yield Row(
-            f"train, {recipe['recipe']}" + (f", {turn}'s turn" if turn else ""),
-            Timing(tuple(watch.seconds[turn]), watch.peak),
-            sum(map(peak.least_seconds, [*counted, optimizer])),
-            sum([*counted, optimizer], Work()),
-            model=sum(stage_work.needed(subject, one, clips) for one in passes),
-            more={"clips": clips, "recipe": recipe["recipe"], "turn": turn or None},
+            f"train, {name}" + (f", {turn}'s turn" if turn else ""),
+            Timing(tuple(watch.seconds[roles]), watch.peak),
+            sum(map(peak.least_seconds, done)),
+            sum(done, Work()),
+            model=needed,
+            more={"clips": clips, "recipe": name, "turn": turn} | _stored(module),
         )
 
 
-def stage(subject: Subject, recipe: dict[str, Any]) -> LightningModule:
-    """The recipe's stage around random networks of the scale's sizes."""
-    own = dict(recipe["stage"])
-    kind = getattr(import_module(STAGES[name := own.pop("class")]), name)
-    tree = subject.tree
-    if "critic_steps" in own:
-        own["critic_steps"] = 1  # the turns alternate: as many of each
-    score = name == "AsymmetricDMD"
-    given = {
-        "teacher": lambda: subject.network(tree["score_network" if score else "network"]),
-        "student": lambda: subject.network(tree["network"], frozen=False),
-        "critic": lambda: subject.network(tree["network"], frozen=False),
-        "negative": lambda: subject.prompt()[0],
-        "seed": lambda: 0,
-        "times": lambda: time_grid(FEW_STEPS, own["shift"])[:-1].tolist(),
-    }  # the largest first: it is drawn in float32
-    wanted = parameters_of(kind)
-    made = {role: make() for role, make in given.items() if role in wanted}
-    module = kind(**made, **bind(kind, own, set(made), "stage"))
-    if recipe["launch"].get("gradient_checkpointing", False):
-        for network in module.networks().values():
-            network.gradient_checkpointing = True
-    return module
+def timed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with as many of a critic's steps as of the student's: time is of one step."""
+    own = recipe["stage"]
+    return {**recipe, "stage": own | ({"critic_steps": 1} if "critic_steps" in own else {})}
+
+
+def networks_of(run: Run, subject: Subject) -> dict[str, Mapping[str, Any]]:
+    """The numbers of the networks that a run needs, by role, as the scale has them."""
+    return {role: _config(run, role, subject.tree) for role in ROLES if role in run.recipe["needs"]}
+
+
+def step_work(
+    subject: Subject,
+    asked: DryRun,
+    roles: tuple[str, ...],
+    configs: Mapping[str, Mapping[str, Any]],
+    clips: int,
+    checkpointed: bool,
+) -> tuple[list[Work], float]:
+    """What a device does in a step on average, call by call, and the operations that are needed.
+
+    Args:
+        asked: of the stage's networks.
+        roles: that learn in the step.
+        configs: of the networks, by role.
+        clips: of a batch.
+        checkpointed: whether what is trained is computed again for the backward pass.
+    """
+    sizes = {role: NetworkSize.of(config) for role, config in configs.items()}
+    done, needed = [count.optimizer(sizes[role]) for role in roles], 0.0
+    for (role, call), times in asked.expected(roles).items():
+        forward = subject.work(call, sizes[role], clips) * times
+        again = checkpointed and asked.networks[role].trained
+        done.append(forward * count.passes(call, again))
+        needed += forward.operations * count.passes(call, False)
+    return done, needed
+
+
+def stage(
+    subject: Subject,
+    recipe: dict[str, Any],
+    asked: DryRun,
+    configs: Mapping[str, Mapping[str, Any]],
+) -> LightningModule:
+    """The recipe's stage around random networks."""
+    frozen = {role: not asked.networks[role].trained for role in configs}
+    largest = sorted(configs, key=lambda role: -frozen[role])  # first: it is drawn in float32
+    networks = {role: subject.network(configs[role], frozen[role]) for role in largest}
+    for role, network in networks.items():
+        checkpointed = recipe["launch"].get("gradient_checkpointing", False)
+        network.gradient_checkpointing = checkpointed and not frozen[role]
+    times = time_grid(FEW_STEPS, recipe["stage"]["shift"])[:-1].tolist()
+    return build_stage(recipe, networks, negative=subject.prompt()[0], times=times)
+
+
+def _config(run: Run, role: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network's numbers: those of the run that made it first; of a folder, the scale's."""
+    if behind := run.needs.get(role):
+        return behind.recipe.get("network") or _config(behind, "student", tree)
+    score = tree["real_score"].get("folder") == run.recipe["needs"][role]
+    return tree["score_network" if score else "network"]
+
+
+def _stored(module: LightningModule) -> dict[str, Any]:
+    """Whose trajectories a stage reads, and how many states of a clip are stored for it."""
+    if "trajectory" not in module.fields:
+        return {}
+    return {"reads": module.past, "states": FEW_STEPS + 1 + ("latents" in module.fields)}
 
 
 class Watch(Callback):
@@ -102,29 +143,22 @@ class Watch(Callback):
 
     def __init__(self, device: torch.device, warmup: int) -> None:
         self.device, self.warmup = device, warmup
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.seconds: dict[tuple[str, ...], list[float]] = defaultdict(list)
         self.peak = 0
-        self._seen: dict[str, int] = defaultdict(int)
+        self._seen: dict[tuple[str, ...], int] = defaultdict(int)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.turn = _turn(pl_module, trainer.global_step)
-        if self._seen[self.turn] == self.warmup and not self.seconds:
+        if trainer.global_step == self.warmup * pl_module.turns:
             forget_peak(self.device)
         self._start = now(self.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         seconds = now(self.device) - self._start
-        self._seen[self.turn] += 1
-        if self._seen[self.turn] > self.warmup:
-            self.seconds[self.turn].append(seconds)
+        turn = learning(pl_module.networks(), trainer.optimizers[0])
+        self._seen[turn] += 1
+        if self._seen[turn] > self.warmup:
+            self.seconds[turn].append(seconds)
             self.peak = peak_memory(self.device)
-
-
-def _turn(module: LightningModule, step: int) -> str:
-    """``student`` or ``critic`` where a stage trains both, else nothing."""
-    if not hasattr(module, "critic"):
-        return ""
-    return "critic" if step % 2 else "student"
 
 
 def _train(
@@ -135,9 +169,12 @@ def _train(
     recipe: dict[str, Any],
     protocol: Protocol,
 ) -> None:
-    kinds = 2 if hasattr(module, "critic") else 1
-    steps = kinds * (protocol.warmup + protocol.repeats)
-    batches = [_batch(module, subject, clips, step) for step in range(steps)]
+    text = (subject.text_tokens, subject.tree["network"]["text_dim"])
+    steps = module.turns * (protocol.warmup + protocol.repeats)
+    batches = [
+        example_batch(module.fields, clips, subject.shape, text, FEW_STEPS, name=f"clip-{step}")
+        for step in range(steps)
+    ]
     Trainer(
         accelerator="gpu" if subject.device.type == "cuda" else "cpu",
         devices=1,
@@ -153,18 +190,3 @@ def _train(
         enable_progress_bar=False,
         num_sanity_val_steps=0,
     ).fit(module, DataLoader(batches, batch_size=None))
-
-
-def _batch(module: LightningModule, subject: Subject, clips: int, step: int) -> dict[str, Any]:
-    """Random clips; the same ones in every step, under new names."""
-    generator = torch.Generator().manual_seed(0)
-    width = subject.tree["network"]["text_dim"]
-    shapes = {
-        "latents": subject.shape,
-        "text": (subject.text_tokens, width),
-        "trajectory": (FEW_STEPS + 1, *subject.shape),
-    }
-    arrays = {
-        name: torch.randn(clips, *shapes[name], generator=generator) for name in module.fields
-    }
-    return {"key": [f"clip-{step}-{row}" for row in range(clips)], **arrays}

@@ -86,6 +86,14 @@ def network_config(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
 
 
+def is_transformer(numbers: Mapping[str, Any]) -> bool:
+    """Whether a network's numbers are a Wan's: it has weights to load and layers to count.
+
+    A closed form, or a probe, which says nothing of a network, has none.
+    """
+    return "num_layers" in numbers
+
+
 def autoencoder_id(where: str | Path) -> str | None:
     """The autoencoder of a network's latents.
 

@@ -1,6 +1,5 @@
 """``fit``: train a stage on a shard set, from where it was interrupted, and hand its result on."""
 
-import importlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +28,10 @@ from experiments.generation.generation import (
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
+from experiments.launch.stages import build_stage, stage_class, stage_settings
 from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
-from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
-from experiments.runs.signature import bind, parameters_of
-from lightning_modules import STAGES
+from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.wan.precision import to_bfloat16
 
@@ -68,8 +66,8 @@ class Training:
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
-    kind = _stage_class(recipe)
-    bind(kind, _settings(recipe), _given(kind), "stage")
+    kind = stage_class(recipe)
+    stage_settings(recipe)
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
@@ -86,7 +84,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """
     device = prepare(recipe)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
-    kind = _stage_class(recipe)
+    kind = stage_class(recipe)
     launch = launch_for(kind, launch_of(recipe))
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     data = VideoDataModule(
@@ -122,42 +120,20 @@ def _micro_batches(training: Training, launch: Launch) -> int:
     return micro_batches_of(training.batch, launch) if training.steps else 1
 
 
-def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
-    name = recipe["stage"].get("class")
-    if name not in STAGES:
-        raise ValueError(
-            f"stage.class: there is no stage {name!r}{nearest(str(name), STAGES)}"
-            f" (there are: {', '.join(STAGES)})"
-        )
-    return getattr(importlib.import_module(STAGES[name]), name)
-
-
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe["stage"].items() if key != "class"}
-
-
-def _given(kind: type) -> set[str]:
-    """Arguments that come from the run's data and needs, as far as the stage takes them."""
-    return {*ROLES, "negative", "seed", "times"} & set(parameters_of(kind))
-
-
 def _build(
     kind: type[LightningModule], recipe: dict[str, Any], folder: RunFolder, data: VideoDataModule
 ) -> LightningModule:
-    settings = bind(kind, _settings(recipe), _given(kind), "stage")
-    _require(kind, settings, data)
-    given: dict[str, Any] = {"seed": recipe["seed"], "negative": data.negative}
-    given["times"] = data.manifest.get("times")
+    _require(kind, stage_settings(recipe), data)
     needed = {role: folder.need(role) for role in ROLES if role in recipe["needs"]}
     for role, where in needed.items():
         require_autoencoder(role, where, data.shards)
-    given |= {role: load_network(where) for role, where in needed.items()}
+    networks = {role: load_network(where) for role, where in needed.items()}
     if "network" in recipe:
-        given["student"] = fresh_network(recipe["network"], recipe["seed"])
-    for role, network in given.items():
-        if isinstance(network, nn.Module):
-            _require_network(role, network, data)
-    return kind(**{name: given[name] for name in _given(kind)}, **settings)
+        networks["student"] = fresh_network(recipe["network"], recipe["seed"])
+    for role, network in networks.items():
+        _require_network(role, network, data)
+    times = data.manifest.get("times")
+    return build_stage(recipe, networks, negative=data.negative, times=times)
 
 
 def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, open_shards, require
 from datamodules.shards.work import Sample, Work
-from experiments.checkpoints.networks import network_config, network_folder
+from experiments.checkpoints.networks import is_transformer, network_config, network_folder
 from experiments.generation.generation import (
     autocast,
     check_precision,
@@ -205,6 +205,6 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
 def _identity(network: Path) -> str:
     """Hash of a network: of its settings and, unless it is a closed form, its weights."""
     numbers = network_config(network)
-    if "num_layers" in numbers:
+    if is_transformer(numbers):
         return digest_of_weights(network)
     return digest(json.dumps(numbers, sort_keys=True).encode())

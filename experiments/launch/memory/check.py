@@ -7,7 +7,12 @@ import torch
 
 from datamodules.shards.reader import ShardReader
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, network_config, network_folder
+from experiments.checkpoints.networks import (
+    ROLES,
+    is_transformer,
+    network_config,
+    network_folder,
+)
 from experiments.launch.hardware import Launch
 from experiments.launch.memory.count import (
     FULL,
@@ -21,8 +26,8 @@ from experiments.launch.memory.count import (
     of_rollout,
     require,
 )
+from experiments.launch.stages import asked_of_networks
 from experiments.runs.folder import RunFolder
-from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.pipeline_folder import locate
 
 
@@ -48,20 +53,19 @@ def before_fit(
     configs = {role: network_config(network_folder(folder.need(role))) for role in needed}
     if "network" in recipe:
         configs["student"] = recipe["network"]
-    if "num_layers" not in configs.get("student", ()):  # a probe: no Wan
+    if not is_transformer(configs.get("student", {})):
         return
     stage, text = recipe["stage"], _text(data.shards)
     batch, value = data.batch // (launch.world * data.micro_batches), HALF if half else FULL
     loads = {
         role: Load(config, stage["clip_shape"], batch, text, value)
         for role, config in configs.items()
-        if "num_layers" in config  # a closed form has none
+        if is_transformer(config)
     }
-    sizes = partition(stage["blocks"], stage["clip_shape"][0])
+    shapes = {name: entry["shape"] for name, entry in data.shards.manifest["fields"].items()}
     items = of_fit(
-        stage["class"],
+        asked_of_networks(recipe, shapes),
         loads,
-        sizes,
         average=average,
         checkpointing=launch.gradient_checkpointing,
         zero=Zero(launch.zero_stage, launch.world) if launch.strategy == "deepspeed" else Zero(),
@@ -103,7 +107,7 @@ def before_generation(
         ValueError: it cannot fit, with the numbers.
     """
     config = network_config(network_folder(where))
-    if "num_layers" not in config:  # a closed form
+    if not is_transformer(config):
         return
     load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)
     frames = max(sizes) if cached else clip_shape[0]

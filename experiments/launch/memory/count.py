@@ -1,13 +1,14 @@
 """How much memory a verb needs, counted from configs and told before anything is loaded.
 
-What follows from shapes is exact: weights, gradients, optimizer, averages, KV caches. Marked ``~``
+What a training step calls is asked of the stage itself (``DryRun``). What follows from shapes is
+exact: weights, gradients, optimizer, averages, KV caches. Marked ``~``
 is what was measured per token on small networks (tests/test_memory.py measures it again). Not
 counted: CUDA's own gigabyte, fragmentation, buffers of DDP and DeepSpeed, layers that ZeRO-3 has
 gathered, and what encoders make beside their weights.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,17 +22,13 @@ from safetensors import safe_open
 from experiments.checkpoints.networks import meta_network
 from experiments.launch.memory import cgroup
 from lightning_modules.networks.pipeline_folder import weight_files
+from lightning_modules.networks.tally import Call
 from lightning_modules.networks.wan.precision import to_bfloat16
+from lightning_modules.training.dry_run import DryRun
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-BESIDE_CLEAN = ("TeacherForcing", "CausalODE", "CausalCD", "CausalDMD")
-"""Stages whose student sees a clip twice in one pass: noisy, and clean as its own past."""
-FOLLOWED = ("CausalCD",)
-"""Stages that keep a copy of the student of their own."""
-ROLLED_OUT = ("AsymmetricDMD",)
-"""Stages whose student generates, with gradient, beside a cache."""
 FULL, HALF = 4, 2  # bytes of a value in float32, in bfloat16
 SAVED = {FULL: (84.0, 8.0), HALF: (75.0, 4.0)}
 """Bytes that a layer saves for backward, per token and channel of its width and of its ffn."""
@@ -125,13 +122,19 @@ class Load:
         """Bytes that a pass holds at most while it runs, beside what it saves."""
         return max(self._of(ATTENDING, frames), self._of(FEEDING, frames))
 
-    def saved(self, frames: int, checkpointing: bool, passes: int = 1) -> float:
-        """Bytes kept for the backward of so many frames, in passes that all read the prompt."""
-        prompts = passes * self.batch * self.text * SAVED_TEXT * self.width
+    def saved(self, calls: Sequence[Call], checkpointing: bool) -> float:
+        """Bytes kept for the backward pass of these calls, which all read the prompt."""
+        frames = [call.frames * call.batch for call in calls]
+        clips = sum(call.batch for call in calls)
+        prompts = clips * self.batch * self.text * SAVED_TEXT * self.width
         if not checkpointing:
-            return self.layers * (self.layer(frames) + prompts)
-        inputs = self.tokens(frames) * self.value * self.width
-        return self.layers * (inputs + prompts) + self.layer(frames) / passes
+            return self.layers * (self.layer(sum(frames)) + prompts)
+        inputs = self.tokens(sum(frames)) * self.value * self.width
+        return self.layers * (inputs + prompts) + self.layer(max(frames, default=0))
+
+    def caches(self, calls: Sequence[Call]) -> float:
+        """Bytes of the caches that live at once while these calls are made."""
+        return max((self.keys_and_values(c.held, c.prompts * self.text) for c in calls), default=0)
 
     def _of(self, bytes_each: Mapping[int, tuple[float, float]], frames: int) -> float:
         of_width, of_ffn = bytes_each[self.value]
@@ -139,9 +142,8 @@ class Load:
 
 
 def of_fit(
-    stage: str,
+    asked: DryRun,
     loads: Mapping[str, Load],
-    block_sizes: Sequence[int],
     *,
     average: bool,
     checkpointing: bool,
@@ -150,41 +152,62 @@ def of_fit(
     """Memory of a training step on one device.
 
     Args:
-        stage: its class.
-        loads: by role; all but the ``teacher`` are trained, one at a time.
-        block_sizes: frames of each block.
+        asked: of the stage's networks, by its own steps.
+        loads: by role; a network without weights has none.
         average: whether one of the student is kept for the hand-off.
-        checkpointing: ``launch.gradient_checkpointing``.
+        checkpointing: ``launch.gradient_checkpointing``, of what is trained.
         zero: what is split, and over how many devices.
     """
-    trained = {role: load for role, load in loads.items() if role != "teacher"}
-    counts, student = [load.parameters for load in trained.values()], loads["student"]
-    half, copies = student.value == HALF, average + (stage in FOLLOWED)
-    frames = sum(block_sizes) * (2 if stage in BESIDE_CLEAN else 1)
-    weights = FULL * sum(counts)
+    networks = {role: held for role, held in asked.networks.items() if held.like in loads}
+    trained = {role: loads[role] for role, held in networks.items() if held.trained}
+    copies = [loads[held.like] for role, held in networks.items() if held.like != role]
+    copies += [loads["student"]] * average
+    half, counts = loads["student"].value == HALF, [load.parameters for load in trained.values()]
+    weights, copied = FULL * sum(counts), FULL * sum(load.parameters for load in copies)
     own_copy = weights if zero.stage in (1, 2) else 0  # ZeRO-3 has no other weights
     items = [
         Item(f"weights of {' and '.join(trained)}, float32", zero.share(weights, 3)),
         Item("their gradients, one network at a time", zero.share(FULL * max(counts), 2)),
         Item("AdamW: two moments of each weight", zero.share(2 * weights, 1)),
         Item("DeepSpeed's own copy of the weights, float32", zero.share(own_copy, 1)),
-        Item("averages of the student, float32", zero.share(copies * FULL * student.parameters, 3)),
+        Item("averages of the student, float32", zero.share(copied, 3)),
         Item("weights rounded by autocast, bfloat16", HALF * max(counts) * half),
     ]
-    if teacher := loads.get("teacher"):
+    for role in [role for role in networks if role in loads and role not in trained]:
         dtype = "bfloat16" if half else "float32"
-        items.append(Item(f"weights of teacher, {dtype}", zero.share(teacher.frozen, 3)))
-    saved = {role: load.saved(frames, checkpointing) for role, load in trained.items()}
-    if stage in ROLLED_OUT:
-        items.append(Item("KV cache", student.keys_and_values(frames, student.text)))
-        saved["student"] = student.saved(frames, checkpointing, passes=len(block_sizes))
-        if not checkpointing:  # attention keeps what it joined; recomputed, all share the cache
-            pasts = sum(sum(block_sizes[:number]) for number in range(len(block_sizes)))
-            items.append(Item("pasts kept by each block's graph", student.keys_and_values(pasts)))
-    running = max(load.working(frames) for load in loads.values())
-    items.append(Item("activations for the backward pass", max(saved.values()), False))
-    items.append(Item("one layer at work", running, False))
-    return [item for item in items if item.bytes]
+        items.append(Item(f"weights of {role}, {dtype}", zero.share(loads[role].frozen, 3)))
+    return [item for item in items + _of_steps(asked, loads, checkpointing) if item.bytes]
+
+
+def _of_steps(asked: DryRun, loads: Mapping[str, Load], checkpointing: bool) -> list[Item]:
+    """The most that any outcome of any step takes, each item by itself."""
+
+    def most(of_calls: Callable[[Load, Sequence[Call], bool], float], together=sum) -> float:
+        return max(
+            together(
+                of_calls(loads[held.like], calls, checkpointing and held.trained)
+                for role, calls in case.calls.items()
+                if calls and (held := asked.networks[role]).like in loads
+            )
+            for cases in asked.steps.values()
+            for case in cases
+        )
+
+    def graph(calls: Sequence[Call]) -> list[Call]:
+        return [call for call in calls if call.backward]
+
+    def pasts(load: Load, calls: Sequence[Call], recomputed: bool) -> float:
+        frames = sum(call.cached * call.batch for call in graph(calls))
+        return 0 if recomputed else load.keys_and_values(frames)  # recomputed, all share the cache
+
+    saved = most(lambda load, calls, recomputed: load.saved(graph(calls), recomputed))
+    running = most(lambda load, calls, _: max(load.working(c.frames * c.batch) for c in calls), max)
+    return [
+        Item("KV cache", most(lambda load, calls, _: load.caches(calls))),
+        Item("pasts kept by each block's graph", most(pasts)),
+        Item("activations for the backward pass", saved, False),
+        Item("one layer at work", running, False),
+    ]
 
 
 def loading(loads: Mapping[str, Load]) -> list[Item]:
