@@ -83,7 +83,7 @@ def test_a_changed_autoencoder_is_noticed(clips):
     with pytest.raises(ValueError, match="curate the set again"):
         autoencoder_of(manifest)
     manifest["autoencoder"]["class"] = "Other"
-    with pytest.raises(ValueError, match="autoencoder 'Other' in the manifest is not known"):
+    with pytest.raises(ValueError, match="autoencoder 'Other' in the manifest is unknown"):
         autoencoder_of(manifest)
 
 

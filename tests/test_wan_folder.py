@@ -250,7 +250,7 @@ def test_sharded_folders_load_as_whole_ones(hurt, wan_folder, part):
         ("tokenizer.json", None, r"neither tokenizer.json nor spiece.model: download or copy"),
         ("tokenizer.json", POINTER, r"tokenizer.json is a git-lfs pointer.*git lfs pull"),
         ("tokenizer.json", '{"version": ', r"tokenizer.json: not readable as JSON .*download"),
-        ("tokenizer_config.json", None, r"has no tokenizer_config.json, .*download or copy"),
+        ("tokenizer_config.json", None, r"has no tokenizer_config.json: .*download or copy"),
         ("tokenizer_config.json", POINTER, r"tokenizer_config.json is a git-lfs pointer"),
         ("tokenizer_config.json", "[]", r"tokenizer_config.json: not a mapping of settings"),
         ("spiece.model", POINTER, r"spiece.model is a git-lfs pointer"),
@@ -281,7 +281,7 @@ def test_a_manifest_leads_back_to_its_vae(wan_folder, hurt):
     latents = torch.randn(1, 2, 16, 2, 2)
     assert torch.equal(autoencoder_of(manifest).decode(latents), vae.decode(latents))
     manifest["autoencoder"]["id"] = "another"
-    with pytest.raises(ValueError, match="manifest's autoencoder is another, found is"):
+    with pytest.raises(ValueError, match="manifest's autoencoder is another, but found"):
         autoencoder_of(manifest)
     shutil.rmtree(hurt)
     with pytest.raises(FileNotFoundError, match="no such folder"):
