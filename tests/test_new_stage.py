@@ -198,7 +198,7 @@ def test_a_tally_counts_the_mask_it_was_given_and_what_the_cache_holds():
 def test_a_tally_reads_prompts_when_wan_does():
     """Both remember a prompt without gradient only, and know it by its tensor."""
     real, read = network(1), []
-    real.blocks[0].read_prompt = lambda embedded, kept=real.blocks[0].read_prompt: (
+    real.blocks[0].cross_attention_kv = lambda embedded, kept=real.blocks[0].cross_attention_kv: (
         read.append(True) or kept(embedded)
     )
     tally = Tally("student")

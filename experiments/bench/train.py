@@ -148,7 +148,7 @@ class Watch(Callback):
         self._seen: dict[tuple[str, ...], int] = defaultdict(int)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.warmup * pl_module.turns:
+        if trainer.global_step == self.warmup * pl_module.update_cycle:
             forget_peak(self.device)
         self._start = now(self.device)
 
@@ -170,7 +170,7 @@ def _train(
     protocol: Protocol,
 ) -> None:
     text = (subject.text_tokens, subject.tree["network"]["text_dim"])
-    steps = module.turns * (protocol.warmup + protocol.repeats)
+    steps = module.update_cycle * (protocol.warmup + protocol.repeats)
     batches = [
         example_batch(module.fields, clips, subject.shape, text, FEW_STEPS, name=f"clip-{step}")
         for step in range(steps)

@@ -128,7 +128,7 @@ class Tally(nn.Module):
 
 
 def _reads_prompt(text: Tensor, cache: TallyCache | None) -> bool:
-    """As ``Wan.read_prompts``: without gradient a cache remembers the prompt it has seen."""
+    """As ``Wan.cross_attention_kv``: without gradient a cache remembers the prompt it has seen."""
     if cache is None or torch.is_grad_enabled():
         return True
     if cache.recall_text(text) is not None:

@@ -95,7 +95,7 @@ def dry_run(stage: Stage, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     stage.log = lambda *_, **__: None
     batch = example_batch(stage.fields, 1, stage.clip_shape, stage.negative.shape, shapes=shapes)
     steps: dict[tuple[str, ...], tuple[Case, ...]] = {}
-    for trainer.global_step in range(stage.turns):
+    for trainer.global_step in range(stage.update_cycle):
         stage.on_train_batch_start(batch, trainer.global_step)
         if (roles := learning(networks, optimizer)) not in steps:
             steps[roles] = tuple(_cases(stage, networks, batch))
