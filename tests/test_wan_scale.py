@@ -17,7 +17,8 @@ from experiments.checkpoints.networks import autoencoder_id
 from experiments.generation import generation
 from experiments.generation.mp4 import clip_file, write_mp4
 from experiments.runs.config import flatten
-from experiments.runs.recipe import Library, load_scale, resolve
+from experiments.runs.files import load_scale
+from experiments.runs.recipe import Library, resolve
 from experiments.worlds.wan import vbench
 from sweeps.plan.graph import load_sweep
 from sweeps.report.assemble import our_table
