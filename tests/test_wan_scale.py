@@ -27,7 +27,7 @@ from sweeps.report.results import Cell, Results
 
 ROOT = Path(__file__).parent.parent
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
-PUBLISHED = {  # recipe -> what Appendix A of the design notes and the paper say
+PUBLISHED = {  # recipe -> what the paper and its code say
     "stage1_teacher_forcing": {
         "fit.steps": 20_000, "fit.batch": 64, "fit.ema_decay": 0.0, "fit.clip_gradient": 10.0,
         "fit.precision": "bf16-mixed", "stage.learning_rate": 2e-6, "stage.betas": [0.0, 0.999],
