@@ -154,7 +154,7 @@ def test_too_few_clips_and_missing_needs_are_refused(runs):
         with pytest.raises(ValueError, match=f"needs.{role} is missing"):
             score.check(recipe | {"needs": needs})
     del recipe["needs"]["probe"]
-    with pytest.raises(ValueError, match="score needs one of probe, law"):
+    with pytest.raises(ValueError, match="score needs one of .*probe"):
         score.check(recipe)
 
 

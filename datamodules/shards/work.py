@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -283,7 +284,7 @@ class ShardMaker:
         done, total = min(self._done() + more, self._total), self._total
         made = done - self._before
         seconds = (now - self._started) * (total - done) / max(made, 1)
-        note = self._work.kind + (f", {_clock(seconds)} to go" if made else "")
+        note = self._work.kind + (f", {timedelta(seconds=round(seconds))} to go" if made else "")
         self._folder.progress(done, total, note)
         if now - self._said > SAY_EVERY_S:
             self._said = now
@@ -295,9 +296,3 @@ class ShardMaker:
         table.writerow(["name", "reason", "detail"])
         table.writerows((each.name, each.reason, each.detail) for each in refused)
         write_text(self._folder.path / "refused.csv", text.getvalue())
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
