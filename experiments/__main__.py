@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.launch.execute import execute
+from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, runs_dir
-from experiments.runs.recipe import Library, Resolver, Run, load, parse_settings, recipes
+from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
 from experiments.verbs.tools import TOOLS
 
 WHAT = {
@@ -83,7 +84,7 @@ def _recipe_help(library: Library, verb: str) -> str:
     scales = ", ".join(sorted(path.stem for path in library.scales.glob("*.yaml")))
     lines = [f"scales: {scales or 'none yet'}", "recipes, and the keys of each:"]
     for name in recipes(library, verb):
-        own = load(library.recipes, name)
+        own = load_recipe(library.recipes, name)
         keys = [key for key in own if key not in ("verb", "needs")]
         for section in ("stage", verb):
             if isinstance(own.get(section), dict):

@@ -268,7 +268,7 @@ def test_bugs_have_a_size_where_they_bite_and_none_where_they_cannot():
     with pytest.raises(NotApplicable):
         found("law.bug.guidance_3_as_4", beside(GAUSSIAN))
     step = found("law.bug.bf16_step", view)
-    assert step.extra["off_by_a_tenth"] == 23, "as counted in algorithms.md 1.5.3"
+    assert step.extra["off_by_a_tenth"] == 23, "of the 48 steps, counted by hand"
 
 
 def test_all_is_what_the_needs_allow_and_a_missing_need_is_named():

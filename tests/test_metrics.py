@@ -1,3 +1,4 @@
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_raw_dynamic_degree_is_fooled_by_noise_and_the_gated_one_is_not():
 
 
 def test_flicker_and_smoothness_alone_reward_freezing():
-    """Why they are never read alone (evaluation.md 5.3)."""
+    """Why they are never read alone."""
     assert value("world.quality.motion_smoothness", "freeze") > value(
         "world.quality.motion_smoothness", "none"
     )
@@ -258,11 +259,16 @@ def test_registry_speaks_of_proxies_and_refuses_unknown_names():
         corrupt("smear", np.zeros((1, 2, 4, 4, 1), np.uint8), [{}], 0)
 
 
-def test_the_stored_calibration_is_sound(tmp_path):
-    constants = calibration.load()
-    assert constants["hash"] == calibration.digest(constants)
-    with pytest.raises(FileNotFoundError, match="calibrate"):
-        calibration.load(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("quality: {imaging: {floor: 1, ceiling: 0}}\nbounds: {}\n")
-    with pytest.raises(ValueError, match="floor < ceiling"):
-        calibration.load(tmp_path / "bad.yaml")
+def test_constants_are_read_whole_or_refused(tmp_path):
+    file, stored = tmp_path / calibration.FILE, constants()
+    made_from = {"made_from": {"probe": "p", "reference": "r"}}
+    file.write_text(json.dumps(stored | made_from))
+    found = calibration.constants_of(tmp_path, "p", "r")
+    assert found["hash"] == calibration.digest(stored) and found["quality"] == stored["quality"]
+    for wrong in ({"floor": 1.0, "ceiling": 1.0}, {"floor": 0.0}):
+        quality = stored["quality"] | {"imaging": wrong}
+        file.write_text(json.dumps(stored | made_from | {"quality": quality}))
+        with pytest.raises(ValueError, match="quality.imaging needs floor < ceiling.*data.refer"):
+            calibration.constants_of(tmp_path, "p", "r")
+    with pytest.raises(FileNotFoundError, match="needs.calibration must be a run"):
+        calibration.constants_of(tmp_path / "none", "p", "r")

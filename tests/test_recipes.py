@@ -205,4 +205,52 @@ def test_the_alternative_stage_1_differs_in_nothing_but_its_class():
 @pytest.mark.parametrize("name", recipes(OURS))
 def test_recipes_of_ours_are_short(name):
     lines = (OURS.recipes / f"{name}.yaml").read_text().splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 110, os.fspath(name)
+    assert len(lines) <= 31 and max(map(len, lines)) <= 110, os.fspath(name)
+
+
+def test_an_initialisation_that_adds_no_setting_has_a_recipe_of_at_most_twelve_lines():
+    for kind in ("ar_diffusion", "self_forcing_ode", "causal_ode", "causal_dmd"):
+        assert len((OURS.recipes / f"stage2_{kind}.yaml").read_text().splitlines()) <= 12
+
+
+# -- a recipe on top of another -------------------------------------------------------------------
+
+UNDER = """verb: fit
+from: part
+seed: 0
+needs: {data: {recipe: left}, student: "${base}"}
+fit: {steps: "${from.steps}", act: train, of: [1, "a ${ from.word }"]}
+"""
+
+
+def resolved(tmp_path, text, under=UNDER):
+    library = own(tmp_path, under=under, top=text)
+    parts = "part: {steps: 1, word: b}\nother: {steps: 2, word: c}\n"
+    scales = shutil.copytree(LIBRARY.scales, tmp_path / "scale", dirs_exist_ok=True)
+    (scales / "tiny.yaml").write_text((LIBRARY.scales / "tiny.yaml").read_text() + parts)
+    return fixture("top", library=Library(library.recipes, scales))
+
+
+def test_a_recipe_on_top_of_another_says_only_what_differs(tmp_path):
+    run = resolved(tmp_path, "extends: under\nfrom: other\nfit: {act: print, more: 3}\n")
+    assert run.recipe["fit"] == {"steps": 2, "act": "print", "of": [1, "a c"], "more": 3}
+    assert set(run.recipe["needs"]) == {"data", "student"} and run.recipe["seed"] == 0
+    assert resolved(tmp_path, "extends: under\n").recipe["fit"]["steps"] == 1
+    run = resolved(tmp_path, "extends: under\nneeds: {data: {folder: a/b}, student: null}\n")
+    assert run.recipe["needs"] == {"data": "a/b"}, "a need is replaced as a whole, or taken out"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: undre\n", "undre.yaml: there is no 'undre'; did you mean 'under'"),
+        ("extends: top\n", "top.yaml: files extend each other in a circle"),
+        ("extends: under\nsed: 1\n", "top.yaml: nothing reads the key 'sed'; did you mean 'seed'"),
+        ("extends: under\nfrom: prat\n", "top.yaml: fit: .*prat.*did you mean 'part.steps'"),
+        ("extends: under\nfrom: null\n", "top.yaml: from: None is no part of the scale"),
+        ("verb: fit\nseed: 0\nfrom: part\n", "top.yaml: from: part: nothing in the recipe refers"),
+    ],
+)
+def test_a_recipe_that_extends_wrongly_is_refused(tmp_path, text, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
+        resolved(tmp_path, text)

@@ -4,7 +4,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from omegaconf import OmegaConf
 from tiny_probe import WORLD, clips, probe
 
@@ -12,12 +11,11 @@ from datamodules.shards.reader import ShardWriter
 from experiments.metrics.registry import METRICS
 from experiments.runs.folder import RunFolder
 from experiments.verbs import score
-from experiments.worlds.digits import calibrate, calibration
+from experiments.worlds.digits import calibration
 from experiments.worlds.digits import score as world
 from lightning_modules.networks.encoders.autoencoders import PatchTransform
 
 SCORE = {"metrics": "all", "first": 256, "clips": 128, "reference_clips": 256, "corrupt": "none"}
-SCORE["calibration"] = calibration.load()["hash"]
 
 
 def write_run(path, kind, source, field):
@@ -40,17 +38,6 @@ def write_run(path, kind, source, field):
     return path
 
 
-@pytest.fixture(autouse=True)
-def constants(tmp_path, monkeypatch):
-    """The stored constants as if they were made from the runs of these tests; their file."""
-    file = tmp_path / "calibration.yaml"
-    stored = yaml.safe_load(calibration.FILE.read_text())
-    stored["made_from"] |= {"probe": "probe-00000000", "heldout": "heldout-00000000"}
-    file.write_text(yaml.safe_dump(stored))
-    monkeypatch.setattr(calibration, "FILE", file)
-    return file
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
@@ -60,20 +47,22 @@ def runs(tmp_path_factory):
     (folder / "probe-00000000").mkdir()
     probe().hand_off(folder / "probe-00000000")
     (folder / "probe-00000000" / "done.json").write_text("{}")
+    score.run(*prepare(folder, "calibration-00000000", needs=CALIBRATES, score={"clips": 384}))
+    (folder / "calibration-00000000" / "done.json").write_text("{}")
     return folder
 
 
-def prepare(runs, name, samples="heldout-00000000", **changes):
+CALIBRATES = {"reference": "heldout-00000000", "probe": "probe-00000000"}
+
+
+def prepare(runs, name, samples="heldout-00000000", needs=None, score=None, **changes):
+    needs = needs or CALIBRATES | {"calibration": "calibration-00000000", "samples": samples}
     recipe = {
-        "recipe": "score",
+        "recipe": name.rpartition("-")[0],
         "verb": "score",
         "seed": 0,
-        "needs": {
-            "samples": samples,
-            "reference": "heldout-00000000",
-            "probe": "probe-00000000",
-        },
-        "score": {**SCORE, **changes},
+        "needs": needs,
+        "score": score or {**SCORE, **changes},
         "launch": {"threads": 1, "accelerator": "cpu", "scale": "tiny"},
     }
     (runs / name).mkdir(exist_ok=True)
@@ -160,34 +149,47 @@ def test_too_few_clips_and_missing_needs_are_refused(runs):
     with pytest.raises(ValueError, match="clips 256..755 wanted"):
         score.run(*prepare(runs, "score-00000008", clips=500))
     recipe, _ = prepare(runs, "score-00000009")
+    for role in ("samples", "calibration", "reference"):
+        needs = {other: name for other, name in recipe["needs"].items() if other != role}
+        with pytest.raises(ValueError, match=f"needs.{role} is missing"):
+            score.check(recipe | {"needs": needs})
     del recipe["needs"]["probe"]
-    with pytest.raises(ValueError, match="score needs one of probe, law"):
+    with pytest.raises(ValueError, match="score needs one of .*probe"):
         score.check(recipe)
 
 
-def test_stale_constants_are_refused_with_the_cure(runs, constants):
-    recipe, folder = prepare(runs, "score-00000010", calibration="0" * 16)
-    line = f'calibration: "{SCORE["calibration"]}" into experiments/scale/tiny.yaml'
-    with pytest.raises(ValueError, match=line):
+def test_the_calibration_says_what_it_was_made_from_and_scores_name_its_content(runs):
+    found = json.loads((runs / "calibration-00000000" / calibration.FILE).read_text())
+    made_from = found["made_from"]
+    assert made_from["probe"] == "probe-00000000" and len(made_from["probe_sha256"]) == 64
+    assert made_from["reference"] == "heldout-00000000" and made_from["reference_fingerprint"]
+    assert made_from["real"] == [0, 192] and made_from["measured"] == [192, 384]
+    score.run(*prepare(runs, "score-00000010", metrics=["world.total"]))
+    (line,) = (runs / "score-00000010" / "scores.jsonl").read_text().splitlines()
+    assert json.loads(line)["calibration"] == calibration.digest(found)
+
+
+@pytest.mark.parametrize("role", ["probe", "reference"])
+def test_constants_of_other_runs_are_refused_with_the_cure(runs, tmp_path, role):
+    here = shutil.copytree(runs, tmp_path / "runs")
+    file = here / "calibration-00000000" / calibration.FILE
+    stored = json.loads(file.read_text())
+    stored["made_from"][role] = "other-11111111"
+    file.write_text(json.dumps(stored))
+    cure = rf"needs.calibration=\{{recipe: calibration, needs: \{{{role}"
+    with pytest.raises(ValueError, match=f"the {role} other-11111111.*{cure}"):
+        score.run(*prepare(here, "score-00000011"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs", "message"),
+    [
+        ({"clips": 1}, CALIBRATES, "score.clips: 1; half"),
+        ({"clips": 8, "corrupt": "none"}, CALIBRATES, "score.corrupt"),
+        ({"clips": 8}, {"probe": "probe-00000000"}, "needs.reference is missing"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused(runs, settings, needs, message):
+    recipe, _ = prepare(runs, "calibration-00000001", needs=needs, score=settings)
+    with pytest.raises(ValueError, match=message):
         score.check(recipe)
-    stored = yaml.safe_load(constants.read_text())
-    for role in ("probe", "heldout"):
-        other = stored | {"made_from": stored["made_from"] | {role: f"{role}-11111111"}}
-        constants.write_text(yaml.safe_dump(other))
-        recipe, folder = prepare(runs, "score-00000010")
-        cure = r"experiments\.calibrate RUNS/probe-00000000 RUNS/heldout-00000000"
-        with pytest.raises(ValueError, match=f"{role}-11111111.*{role}-00000000.*{cure}"):
-            score.run(recipe, folder)
-    stored["bounds"]["jump"] += 1
-    constants.write_text(yaml.safe_dump(stored))
-    with pytest.raises(ValueError, match="is not the hash of"):
-        score.run(*prepare(runs, "score-00000010"))
-
-
-def test_calibrating_prints_the_line_that_scores_then_accept(runs, constants, capsys):
-    needs = [str(runs / "probe-00000000"), str(runs / "heldout-00000000")]
-    calibrate.main([*needs, "--clips", "384", "--out", str(constants)])
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert yaml.safe_load(line)["calibration"] != SCORE["calibration"]
-    recipe, _ = prepare(runs, "score-00000011", **yaml.safe_load(line))
-    score.check(recipe)

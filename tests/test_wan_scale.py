@@ -17,7 +17,8 @@ from experiments.checkpoints.networks import autoencoder_id
 from experiments.generation import generation
 from experiments.generation.mp4 import clip_file, write_mp4
 from experiments.runs.config import flatten
-from experiments.runs.recipe import Library, load_scale, resolve
+from experiments.runs.files import load_scale
+from experiments.runs.recipe import Library, resolve
 from experiments.worlds.wan import vbench
 from sweeps.plan.graph import load_sweep
 from sweeps.report.assemble import our_table
@@ -26,7 +27,7 @@ from sweeps.report.results import Cell, Results
 
 ROOT = Path(__file__).parent.parent
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
-PUBLISHED = {  # recipe -> what Appendix A of the design notes and the paper say
+PUBLISHED = {  # recipe -> what the paper and its code say
     "stage1_teacher_forcing": {
         "fit.steps": 20_000, "fit.batch": 64, "fit.ema_decay": 0.0, "fit.clip_gradient": 10.0,
         "fit.precision": "bf16-mixed", "stage.learning_rate": 2e-6, "stage.betas": [0.0, 0.999],

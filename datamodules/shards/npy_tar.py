@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -93,6 +94,37 @@ def decode_info(data: bytes, where: str) -> dict[str, Any]:
             f"{where}: its json is corrupt ({error}): fetch or write the shard again"
         ) from error
     return info
+
+
+def decode_fields(
+    members: dict[str, list[int]],
+    fields: dict[str, dict[str, Any]],
+    read: Callable[[int, int], Any],
+    where: str,
+) -> dict[str, np.ndarray]:
+    """The arrays of one stored sample, padded as they were given to the writer.
+
+    Args:
+        members: of the sample: name -> offset and bytes.
+        fields: the wanted ones: name -> what the set says of its shape and dtype.
+        read: the bytes at an offset, of a length.
+        where: the sample, for messages.
+
+    Raises:
+        ValueError: an array is corrupt, or is not of that shape and dtype.
+    """
+    arrays = {}
+    for name, want in fields.items():
+        array = decode_array(bytes(read(*members[f"{name}.npy"])), f"{where}, field {name}")
+        if name in PADDED and len(array) < want["shape"][0]:
+            array = with_padding(array, want["shape"][0])
+        if list(array.shape) != want["shape"] or str(array.dtype) != want["dtype"]:
+            raise ValueError(
+                f"{where}: {name} is {array.dtype} {list(array.shape)}, manifest.json says "
+                f"{want['dtype']} {want['shape']}: write the shard again"
+            )
+        arrays[name] = array
+    return arrays
 
 
 def sha256(path: Path) -> str:

@@ -35,13 +35,12 @@ from typing import Any
 import numpy as np
 
 from datamodules.shards.npy_tar import (
-    PADDED,
     Index,
     decode_array,
+    decode_fields,
     decode_info,
     local_folder,
     sha256,
-    with_padding,
 )
 from datamodules.shards.shard_set import KINDS, VERSION
 from datamodules.shards.writer import ShardWriter
@@ -175,19 +174,9 @@ class ShardReader(Sequence[dict[str, Any]]):
         file, key, members = self._places[index]
         where = f"sample {key!r} in {self.folder / file}"
         info = decode_info(bytes(read(*members["json"])), where)
-        sample = {"key": key, "caption": info["caption"], "info": info}
-        for name in fields:
-            array = decode_array(bytes(read(*members[f"{name}.npy"])), f"{where}, field {name}")
-            want = self.manifest["fields"][name]
-            if name in PADDED and len(array) < want["shape"][0]:
-                array = with_padding(array, want["shape"][0])
-            if list(array.shape) != want["shape"] or str(array.dtype) != want["dtype"]:
-                raise ValueError(
-                    f"{where}: {name} is {array.dtype} {list(array.shape)}, manifest.json says "
-                    f"{want['dtype']} {want['shape']}: write the shard again"
-                )
-            sample[name] = array
-        return sample
+        wanted = {name: self.manifest["fields"][name] for name in fields}
+        arrays = decode_fields(members, wanted, read, where)
+        return {"key": key, "caption": info["caption"], "info": info, **arrays}
 
 
 def require(shards: ShardReader, **expected: Any) -> None:

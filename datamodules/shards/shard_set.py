@@ -6,13 +6,20 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.atomic import write_bytes
-from datamodules.shards.npy_tar import Index, encode_array, local_folder
+from datamodules.shards.npy_tar import (
+    Index,
+    decode_fields,
+    decode_info,
+    encode_array,
+    local_folder,
+)
 from datamodules.shards.shard_file import (
     REQUIRED_FIELDS,
     Fields,
@@ -69,6 +76,25 @@ class ShardSet:
     def finished(self, number: int) -> Note | None:
         """What tar `number` holds if it is finished; ValueError if it belongs to another set."""
         return finished(self.folder, number, self.identity)
+
+    def shortened(self, number: int, note: Note, count: int) -> Note:
+        """The note of tar `number`, which holds `note`, after it was cut to its first samples.
+
+        It is as if the others had never been written, and keeps what was refused beside all of
+        them. An interruption leaves the old tar, the new one, or one that is made again.
+        """
+        path, fields = tar_path(self.folder, number), note["fields"]
+        shorter = self.start(number, fields)
+        try:
+            data = memoryview(path.read_bytes())
+            for key, members in list(note["members"].items())[:count]:
+                where = f"sample {key!r} in {path}"
+                info = decode_info(_at(data, *members["json"]), where)
+                shorter.write(key, decode_fields(members, fields, partial(_at, data), where), info)
+            return shorter.finish(note["remarks"])
+        except BaseException:
+            shorter.abandon()
+            raise
 
     def seal(
         self,
@@ -162,3 +188,7 @@ class ShardSet:
             if twice := seen & set(note["members"]):
                 raise ValueError(f"sample key {min(twice)!r} is written twice into {self.folder}")
             seen |= set(note["members"])
+
+
+def _at(data: memoryview, offset: int, size: int) -> bytes:
+    return bytes(data[offset : offset + size])

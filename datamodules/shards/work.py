@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,6 @@ from datamodules.atomic import flock, write_text
 from datamodules.curation.refusal import Refusal, counted
 from datamodules.shards.shard_file import Note, tar_path
 from datamodules.shards.shard_set import ShardSet
-from datamodules.shards.shorten import shortened
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
@@ -215,7 +215,7 @@ class ShardMaker:
         made = sum(note["shard"]["count"] for note in notes)
         if self._work.wanted is not None and made > self._work.wanted:
             kept = notes[-1]["shard"]["count"] - (made - self._work.wanted)
-            notes[-1] = shortened(self._set, tars - 1, notes[-1], kept)
+            notes[-1] = self._set.shortened(tars - 1, notes[-1], kept)
         return notes
 
     def _make(self, number: int) -> None:
@@ -284,7 +284,7 @@ class ShardMaker:
         done, total = min(self._done() + more, self._total), self._total
         made = done - self._before
         seconds = (now - self._started) * (total - done) / max(made, 1)
-        note = f"{self._work.kind}, {_clock(seconds)} to go" if made else self._work.kind
+        note = self._work.kind + (f", {timedelta(seconds=round(seconds))} to go" if made else "")
         self._folder.progress(done, total, note)
         if now - self._said > SAY_EVERY_S:
             self._said = now
@@ -296,9 +296,3 @@ class ShardMaker:
         table.writerow(["name", "reason", "detail"])
         table.writerows((each.name, each.reason, each.detail) for each in refused)
         write_text(self._folder.path / "refused.csv", text.getvalue())
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.runs.config import override
-from experiments.runs.recipe import Library, load_scale
+from experiments.runs.files import load_scale
+from experiments.runs.recipe import Library
 
 BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2, "16-mixed": 2}
 """Of an activation, or of a weight as it is multiplied, at Lightning's precisions."""

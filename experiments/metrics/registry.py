@@ -1,7 +1,8 @@
 """What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
 
 The first word of an id is its suite: `world` looks at clips of the tiny world through a probe,
-`law` compares clips and students with a law known in closed form. A metric says what it needs; a
+`law` compares clips and students with a law known in closed form, the others prepare or read what
+other programs measure on real scenes. A metric says what it needs; a
 view says what it offers; `all` means all that a view can answer.
 
 A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a

@@ -87,6 +87,13 @@ def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
     return tree
 
 
+def put(tree: dict, changes: dict) -> dict:
+    """A copy of ``tree`` with ``changes`` put into it, section by section; keys may be new."""
+    for path, value in flatten(changes).items():
+        tree = _with(tree, path.split("."), value)
+    return tree
+
+
 def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
     """Those settings that change the scale but not this recipe, which fixes its own value."""
     paths_of = {path: path.split(".") for path in settings if not path.startswith("launch.")}
@@ -173,8 +180,9 @@ def _has(tree: Any, parts: list[str]) -> bool:
 def _with(tree: dict, parts: list[str], value: Any) -> dict:
     """The tree with another value at a place; only what leads there is copied."""
     first, *rest = parts
-    inner = _with(tree.get(first, {}), rest, value) if rest else copy.deepcopy(value)
-    return tree | {first: inner}
+    under = tree.get(first)
+    under = under if isinstance(under, dict) else {}
+    return tree | {first: _with(under, rest, value) if rest else copy.deepcopy(value)}
 
 
 def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -5,11 +5,11 @@ it complete, later ones winning::
 
     experiments/scale/<scale>.yaml < experiments/recipes/<recipe>.yaml < sweep cell < command line
 
-The scale tree holds numbers and what several recipes share; a scale that ``extends`` another says
-only what differs. Recipes are structure and interpolate it
-(``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). An override of a key
-of the scale tree changes the scale, hence also every need behind the run; an override of a key of
-the recipe changes this run alone, and reaches a need only where the recipe passes it on
+The scale tree holds numbers. Recipes are structure and interpolate it
+(``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). A recipe or a scale
+that ``extends`` another says only what differs, see `files.py`. An override of a key of the scale
+tree changes the scale, hence also every need behind the run; an override of a key of the recipe
+changes this run alone, and reaches a need only where the recipe passes it on
 (``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). A key nobody declared is refused.
 
 A run is named ``<recipe>-<8 hex>``; the hash covers the resolved recipe with its needs replaced by
@@ -20,13 +20,11 @@ Only OmegaConf is imported here: a sweep is planned and ``--help`` answered with
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.runs.config import extend, fixed, flatten, interpolate, nearest, override
+from experiments.runs.config import fixed, flatten, interpolate, nearest, override
+from experiments.runs.files import load_recipe, load_scale
 
 VERBS = ("curate", "fit", "pairs", "sample", "score")
 RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
@@ -111,7 +110,7 @@ class Resolver:
 
     def ineffective(self, recipe: str, settings: Mapping[str, Any]) -> list[str]:
         """Settings of the scale that this recipe overrules with a value of its own."""
-        return fixed(load(self.library.recipes, recipe), self._tree, flatten(settings))
+        return fixed(load_recipe(self.library.recipes, recipe), self._tree, flatten(settings))
 
     def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
         key = (name, id(scale), canonical(settings))
@@ -121,7 +120,7 @@ class Resolver:
         if name in above:
             raise ValueError(f"{file}: needs go in a circle: {' -> '.join([*above, name])}")
         if name not in self._recipes:
-            self._recipes[name] = load(self.library.recipes, name)
+            self._recipes[name] = load_recipe(self.library.recipes, name)
             _check_declared(self._recipes[name], scale, file)
         own, before = self._recipes[name], scale
         try:
@@ -175,44 +174,7 @@ def recipes(library: Library | None = None, verb: str | None = None) -> list[str
     """Names of all recipes, or of those that one verb runs."""
     folder = (library or Library()).recipes
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    return [name for name in names if verb in (None, load(folder, name).get("verb"))]
-
-
-def load(folder: Path, name: str) -> dict[str, Any]:
-    """The YAML file ``folder/name.yaml`` as a plain tree, interpolations untouched."""
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise FileNotFoundError(
-            f"{path}: there is no {name!r}{nearest(name, known)}"
-            f" (there are: {', '.join(known) or 'none'})"
-        )
-    return copy.deepcopy(_parse(path, path.stat().st_mtime_ns))
-
-
-def load_scale(folder: Path, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tree of a scale, on top of the one that it ``extends``.
-
-    Raises ValueError for a key that the other scale does not have, and for scales in a circle.
-    """
-    file, tree = folder / f"{name}.yaml", load(folder, name)
-    under = tree.pop("extends", None)
-    if under is None:
-        return tree
-    if under in (*above, name):
-        raise ValueError(f"{file}: scales extend each other in a circle: {under}, {name}")
-    return extend(load_scale(folder, under, (*above, name)), tree, file, folder / f"{under}.yaml")
-
-
-@lru_cache
-def _parse(path: Path, _changed: int) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold a mapping of keys to values")
-    return tree
+    return [name for name in names if verb in (None, load_recipe(folder, name).get("verb"))]
 
 
 def run_name(resolved: Mapping[str, Any]) -> str:

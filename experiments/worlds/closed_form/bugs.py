@@ -1,4 +1,4 @@
-"""The size of published bugs (algorithms.md, section 13) where the right answer is known.
+"""The size of published bugs where the right answer is known.
 
 Each is switched on where it lives, in a call of the exact network or of the exact flow map, with
 the published numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Exceptions are

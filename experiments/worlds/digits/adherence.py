@@ -4,7 +4,7 @@ Total.
 A caption has up to four attributes, each read by the probe and the law: the digit, moving or still,
 the direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K * sum_k
 a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable",
-"smooth" and so on are what 95% of real clips keep (`calibration.yaml`).
+"smooth" and so on are what 95% of real clips keep (`calibration.py`).
 """
 
 import numpy as np
@@ -74,7 +74,7 @@ def answers(view: View) -> dict[str, np.ndarray]:
         NotApplicable: without a calibration.
     """
     if view.calibration is None:
-        raise NotApplicable("no calibration: run python -m experiments.worlds.digits.calibrate")
+        raise NotApplicable("no calibration: these are the clips that it is made from")
     limit, measured = view.calibration["bounds"], bounds_of(view)
     within = {name: measured[name] <= limit[name] for name in measured}
     read = view.readings.classes.argmax(axis=-1)

@@ -1,82 +1,130 @@
-"""The constants of World Quality and World Reward: how they are measured, and how they are read.
-
-They lie in `calibration.yaml`; `python -m experiments.worlds.digits.calibrate` measures them anew.
-A scale names their hash, so that scores by other constants are other runs.
+"""The constants of World Quality and World Reward: measured by a run, which every score needs.
 
 Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
 corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
-of a question: what 95% of the real clips keep. The clips measured (512..1023 of the held-out set,
-judged against 0..511) are not those that the ceiling row of the table shows.
+of a question: what 95% of the real clips keep. Half of the clips are measured, beside the other
+half; the ceiling row of the table shows others.
+
+The run needs `reference` (held-out clips) and `probe`, and leaves `calibration.json`::
+
+    {"quality": {dimension: {"floor": 0.3, "ceiling": 0.9}}, "bounds": {name: 3.7},
+     "made_from": {"probe": run, "probe_sha256": ..., "reference": run, ...}}
 """
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from datamodules.atomic import write_text
+from datamodules.shards.reader import open_shards
+from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
 from experiments.worlds.digits import adherence, distribution, quality  # noqa: F401  distribution registers its metrics
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import PIXELS, corrupt
-from experiments.worlds.digits.reference import Reference
+from experiments.worlds.digits.probe_network import ProbeNetwork
+from experiments.worlds.digits.reference import Reference, read_clips, world_of
 
-FILE = Path(__file__).with_name("calibration.yaml")
+log = logging.getLogger(__name__)
+FILE = "calibration.json"
 SHARE = 0.95  # of real clips that a bound lets through
+GIVEN = {"reference", "probe", "folder"}
 
 
-def load(path: Path | None = None) -> dict[str, Any]:
-    """The constants in `path` (default: `FILE`), with `hash` of their content.
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a recipe whose settings do not fit, before anything is loaded."""
+    settings = bind(measure_constants, recipe["score"], GIVEN, "score")
+    if settings["clips"] < 2:
+        raise ValueError(
+            f"score.clips: {settings['clips']}; half of them are measured, so 2 or more"
+        )
+    if "reference" not in recipe["needs"]:
+        raise ValueError("needs.reference is missing: constants are those of held-out real clips")
+
+
+def run(recipe: dict[str, Any], folder: RunFolder) -> None:
+    """Measure the constants of ``needs.reference`` through ``needs.probe``."""
+    settings = bind(measure_constants, recipe["score"], GIVEN, "score")
+    measure_constants(folder.need("reference"), folder.need("probe"), folder, **settings)
+
+
+def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips: int) -> None:
+    """Measure floors, ceilings and bounds, and write them down with what they were made from.
+
+    Args:
+        reference, probe: run folders.
+        folder: of this run.
+        clips: how many of the reference are read, from its front; the second half is measured
+            beside the first.
 
     Raises:
-        FileNotFoundError: nobody has calibrated.
-        ValueError: a constant is missing, not finite, or a floor is not below its ceiling.
+        ValueError: too few clips, or a dimension whose floor is not below its ceiling.
     """
-    path = path or FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: run python -m experiments.worlds.digits.calibrate"
-        )
-    constants = yaml.safe_load(path.read_text())
-    for name in quality.WEIGHTS:
-        bounds = constants.get("quality", {}).get(name, {})
-        if not {"floor", "ceiling"} <= set(bounds) or not bounds["floor"] < bounds["ceiling"]:
-            raise ValueError(f"{path}: quality.{name} needs floor < ceiling: calibrate again")
-    return {**constants, "hash": digest(constants)}
+    real, attributes, manifest = read_clips(reference / "shards", 0, clips)
+    half, network = clips // 2, ProbeNetwork.load(probe / "probe")
+    beside = Reference(real[:half], network, world_of(manifest), manifest["fps"])
+    found = calibrate(real[half:], attributes[half:], beside)
+    _require_sound(found, f"{clips} clips of {reference.name} through {probe.name}")
+    meta = json.loads((probe / "probe" / "meta.json").read_text())
+    found["made_from"] = {
+        "probe": probe.name,
+        "probe_sha256": meta["sha256"],
+        "probe_gate": meta["gate"],
+        "reference": reference.name,
+        "reference_fingerprint": open_shards(reference / "shards").fingerprint,
+        "real": [0, half],
+        "measured": [half, clips],
+        "floors": list(PIXELS),
+        "bounds_keep": SHARE,
+    }
+    write_text(folder.path / FILE, json.dumps(found, indent=1, sort_keys=True))
+    log.info("constants %s: %s", digest(found), found["quality"])
 
 
-def fitting(wanted: str, probe: str, heldout: str, scale: str) -> dict[str, Any]:
-    """The constants, if they are those that a recipe wants and were made from what it needs.
+def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
+    """The constants that a run has measured, with `hash` of their content.
 
     Compared are the names of the runs, which say how they were made: the same probe trained on
     another machine may differ in its last bits, and is the same eye.
 
     Args:
-        wanted: the hash that the recipe names.
-        probe, heldout: names of the runs that the recipe scores with and against.
-        scale: for the message.
+        run: folder of the calibration.
+        probe, reference: names of the runs that a score is made with.
 
     Raises:
-        ValueError: made from other runs, or with another hash; both say how to get the right ones.
+        FileNotFoundError: the run holds no constants.
+        ValueError: one is missing, a floor is not below its ceiling, or they are of other runs.
     """
-    constants = load()
-    made_from = constants.get("made_from", {})
-    cure = f"python -m experiments.worlds.digits.calibrate RUNS/{probe} RUNS/{heldout}"
-    for role, needed in (("probe", probe), ("heldout", heldout)):
-        if made_from.get(role) != needed:
-            raise ValueError(
-                f"{FILE} was made from the {role} {made_from.get(role)}, this recipe needs "
-                f"{needed}: make that run (python -m experiments fit probe --with-needs), then "
-                f"{cure}, and put the line it prints into experiments/scale/{scale}.yaml"
-            )
-    if constants["hash"] != wanted:
-        raise ValueError(
-            f"score.calibration: {wanted!r} is not the hash of {FILE}; if that file is right, put "
-            f'calibration: "{constants["hash"]}" into experiments/scale/{scale}.yaml, else make '
-            f"it anew by {cure} and put in the line that this prints"
+    path = run / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which a score goes by: needs.calibration must be a run of the"
+            " recipe calibration"
         )
-    return constants
+    constants = json.loads(path.read_text())
+    _require_sound(constants, str(path))
+    for role, needed in (("probe", probe), ("reference", reference)):
+        made_from = constants["made_from"][role]
+        if made_from != needed:
+            raise ValueError(
+                f"{path} was made from the {role} {made_from}, this score needs {needed}: measure"
+                f" others, needs.calibration={{recipe: calibration, needs: {{{role}: ...}}}}"
+            )
+    return {**constants, "hash": digest(constants)}
+
+
+def _require_sound(constants: dict[str, Any], where: str) -> None:
+    for name in quality.WEIGHTS:
+        bounds = constants.get("quality", {}).get(name, {})
+        if not {"floor", "ceiling"} <= set(bounds) or not bounds["floor"] < bounds["ceiling"]:
+            raise ValueError(
+                f"{where}: quality.{name} needs floor < ceiling, and has {bounds or 'neither'}:"
+                " take more clips (data.reference), or delete the run folder and measure again"
+            )
 
 
 def digest(constants: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """World Quality: VBench's seven quality dimensions with its weights, each in the world's own terms.
 
 Every dimension is a value per clip, min-max normalised between a floor and a ceiling measured once
-(`calibration.yaml`) and clipped there: looking cleaner than real is no merit, since freezing and
+(`calibration.py`) and clipped there: looking cleaner than real is no merit, since freezing and
 blur do.
 
     World Quality = 100 * sum_d w_d * clip((x_d - floor_d) / (ceiling_d - floor_d), 0, 1) / sum_d
@@ -129,7 +129,7 @@ def resampled_means(view: View) -> dict[str, np.ndarray]:
 def constants(view: View) -> dict[str, dict[str, float]]:
     """Floors and ceilings of the calibration."""
     if view.calibration is None:
-        raise NotApplicable("no calibration: run python -m experiments.worlds.digits.calibrate")
+        raise NotApplicable("no calibration: these are the clips that it is made from")
     return view.calibration["quality"]
 
 

@@ -1,13 +1,19 @@
 """Real clips through the eyes of the probe: what clips are judged beside, computed once."""
 
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from datamodules.shards.reader import ShardReader, open_shards
+from experiments.generation.codec import autoencoder_of
 from experiments.metrics.distances import Manifold
+from experiments.worlds.digits import trajectory
 from experiments.worlds.digits.appearance import background, noise, sharpness
+from experiments.worlds.digits.moving_digits import World
 from experiments.worlds.digits.probe_network import ProbeNetwork, Readings
-from experiments.worlds.digits.trajectory import Path, World, follow
 
 MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold (2,048 frames)
 
@@ -31,9 +37,9 @@ class Reference:
         return self.probe.read(self.clips)
 
     @cached_property
-    def path(self) -> Path:
+    def path(self) -> trajectory.Path:
         """Nearest lawful path of each real clip."""
-        return follow(self.readings.position, self.world)
+        return trajectory.follow(self.readings.position, self.world)
 
     @cached_property
     def manifold(self) -> Manifold:
@@ -50,3 +56,51 @@ class Reference:
             float(np.exp(np.log(np.maximum(sharp, 1e-6)).mean())),
             float(noise(self.clips, mask).mean()),
         )
+
+
+def read_clips(
+    shards: Path, first: int, count: int
+) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, Any]]:
+    """Clips `first`.. as pixels uint8 [count, T, H, W, c], their attributes, and the manifest.
+
+    Real clips go through the autoencoder, as generated ones do, so that its loss is no difference.
+
+    Raises:
+        ValueError: too few clips, or a set without pixels and latents.
+    """
+    reader = open_shards(shards)
+    if first < 0 or count < 1 or first + count > len(reader):
+        raise ValueError(
+            f"score: clips {first}..{first + count - 1} wanted, {shards} has {len(reader)}: lower "
+            "score.clips, score.first or score.reference_clips"
+        )
+    field = next((name for name in ("latents", "video") if name in reader.fields), None)
+    if field is None:
+        raise ValueError(f"{shards}: has neither latents nor video; score wants clips")
+    stored = [reader.read(i, [field]) for i in range(first, first + count)]
+    values = np.stack([sample[field] for sample in stored])
+    if field == "latents":
+        latents = torch.from_numpy(values).float()
+        values = autoencoder_of(reader.manifest).decode(latents).numpy()
+    return values, [_attributes(sample, reader) for sample in stored], reader.manifest
+
+
+def world_of(manifest: dict[str, Any]) -> World:
+    """The law behind a held-out set.
+
+    Raises:
+        ValueError: the set does not say which world it is of.
+    """
+    if "world" not in manifest:
+        raise ValueError("the reference's manifest.json names no world: curate it again")
+    return World(**manifest["world"])
+
+
+def _attributes(sample: dict[str, Any], reader: ShardReader) -> dict[str, Any]:
+    try:
+        return sample["info"]["attributes"]
+    except KeyError:
+        raise ValueError(
+            f"sample {sample['key']!r} of {reader.folder} has no attributes, which its caption is "
+            "judged by: sample from prompts of the tiny world"
+        ) from None

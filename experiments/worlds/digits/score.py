@@ -1,8 +1,11 @@
 """Scores by the `world.*` metrics: sampled clips beside held-out real ones, through a probe.
 
 Needs: `samples` (shards with pixels, captions and attributes), `reference` (held-out clips),
-`probe` (a fitted WorldProbe). The rows `ceiling` and `floor` of the table are the same on held-out
-clips themselves, past those that serve as the reference, as they are or corrupted in one known way.
+`probe` (a fitted WorldProbe), `calibration` (the run that measured the constants). The rows
+`ceiling` and `floor` of the table are the same on held-out clips themselves, past those that serve
+as the reference, as they are or corrupted in one known way.
+
+A recipe with neither samples nor calibration is the calibration: `calibration.py` has it.
 """
 
 import json
@@ -12,66 +15,70 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from datamodules.shards.reader import ShardReader, open_shards
-from experiments.generation.codec import autoencoder_of
-from experiments.launch.hardware import launch_of
+from datamodules.shards.reader import open_shards
 from experiments.metrics import records
 from experiments.metrics.registry import measure, selected
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
-from experiments.worlds.digits import adherence, distribution, quality  # noqa: F401  they register
-from experiments.worlds.digits.calibration import fitting
+from experiments.worlds.digits import (  # noqa: F401  they register the metrics
+    adherence,
+    calibration,
+    distribution,
+    quality,
+)
+from experiments.worlds.digits.calibration import constants_of
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import NAMES
 from experiments.worlds.digits.corruption import corrupt as corrupted
-from experiments.worlds.digits.moving_digits import World
 from experiments.worlds.digits.probe_network import ProbeNetwork
-from experiments.worlds.digits.reference import Reference
+from experiments.worlds.digits.reference import Reference, read_clips, world_of
 
 log = logging.getLogger(__name__)
 OFFERS = ("pixels", "probe", "calibration")
-GIVEN = {"samples", "reference", "probe", "folder", "seed"}
+ROLES = ("samples", "reference", "probe", "calibration")
+GIVEN = {*ROLES, "folder", "seed"}
 PACKAGES = ("numpy", "scipy", "torch", "opencv-python-headless")
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
+    needs = recipe["needs"]
+    if _calibrates(recipe):
+        calibration.check(recipe)
+        return
+    for role in ROLES:
+        if role not in needs:
+            raise ValueError(f"needs.{role} is missing: score needs {', '.join(ROLES)}")
     settings = bind(score_clips, recipe["score"], GIVEN, "score")
     selected(settings["metrics"], OFFERS)
     if settings["corrupt"] not in NAMES:
         raise ValueError(
             f"score.corrupt: no corruption {settings['corrupt']!r}; there are {', '.join(NAMES)}"
         )
-    launch = launch_of(recipe)
-    needs = recipe["needs"]
-    for role in ("samples", "reference", "probe"):
-        if role not in needs:
-            raise ValueError(f"needs.{role} is missing: score needs samples, reference and probe")
     _disjoint(
         needs["samples"] == needs["reference"], settings["first"], settings["reference_clips"]
     )
-    _constants(settings["calibration"], needs["probe"], needs["reference"], launch.scale)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Score ``needs.samples`` against ``needs.reference`` through ``needs.probe``."""
-    score_clips(
-        samples=folder.need("samples"),
-        reference=folder.need("reference"),
-        probe=folder.need("probe"),
-        folder=folder,
-        seed=recipe["seed"],
-        **bind(score_clips, recipe["score"], GIVEN, "score"),
-    )
+    """Score ``needs.samples`` against ``needs.reference`` through ``needs.probe``, or calibrate."""
+    if _calibrates(recipe):
+        calibration.run(recipe, folder)
+        return
+    needs = {role: folder.need(role) for role in ROLES}
+    settings = bind(score_clips, recipe["score"], GIVEN, "score")
+    score_clips(**needs, folder=folder, seed=recipe["seed"], **settings)
+
+
+def _calibrates(recipe: dict[str, Any]) -> bool:
+    return not {"samples", "calibration"} & set(recipe["needs"])
 
 
 def score_clips(
     samples: Path,
     reference: Path,
     probe: Path,
+    calibration: Path,
     folder: RunFolder,
     seed: int,
     *,
@@ -80,24 +87,22 @@ def score_clips(
     clips: int,
     reference_clips: int,
     corrupt: str,
-    calibration: str,
 ) -> None:
     """Compute the metrics and write them down.
 
     Args:
-        samples, reference, probe: run folders.
+        samples, reference, probe, calibration: run folders.
         metrics: ids, or `all`.
         first: number of the first sample to score.
         clips: how many.
         reference_clips: how many of the reference, from its front.
         corrupt: what is done to the samples before they are scored; `none` for a student.
-        calibration: hash of the constants of `metrics/calibration.yaml`.
 
     Raises:
         ValueError: too few clips; samples that overlap the reference; clips of another world;
-            constants with another hash, or made from other runs.
+            constants that were made from other runs.
     """
-    constants = _constants(calibration, probe, reference, launch_of(folder.recipe).scale)
+    constants = constants_of(calibration, probe.name, reference.name)
     _disjoint(samples == reference, first, reference_clips)
     judged, beside = (open_shards(run / "shards") for run in (samples, reference))
     videos, attributes, _ = read_clips(samples / "shards", first, clips)
@@ -140,58 +145,6 @@ def _reference(run: Path, fingerprint: str, clips: int, probe: Path, probe_hash:
     real, _, manifest = read_clips(run / "shards", 0, clips)
     network = ProbeNetwork.load(probe / "probe")
     return Reference(real, network, world_of(manifest), manifest["fps"])
-
-
-def read_clips(
-    shards: Path, first: int, count: int
-) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, Any]]:
-    """Clips `first`.. as pixels uint8 [count, T, H, W, c], their attributes, and the manifest.
-
-    Real clips go through the autoencoder, as generated ones do, so that its loss is no difference.
-
-    Raises:
-        ValueError: too few clips, or a set without pixels and latents.
-    """
-    reader = open_shards(shards)
-    if first < 0 or count < 1 or first + count > len(reader):
-        raise ValueError(
-            f"score: clips {first}..{first + count - 1} wanted, {shards} has {len(reader)}: lower "
-            "score.clips, score.first or score.reference_clips"
-        )
-    field = next((name for name in ("latents", "video") if name in reader.fields), None)
-    if field is None:
-        raise ValueError(f"{shards}: has neither latents nor video; score wants clips")
-    stored = [reader.read(i, [field]) for i in range(first, first + count)]
-    values = np.stack([sample[field] for sample in stored])
-    if field == "latents":
-        latents = torch.from_numpy(values).float()
-        values = autoencoder_of(reader.manifest).decode(latents).numpy()
-    return values, [_attributes(sample, reader) for sample in stored], reader.manifest
-
-
-def world_of(manifest: dict[str, Any]) -> World:
-    """The law behind a held-out set.
-
-    Raises:
-        ValueError: the set does not say which world it is of.
-    """
-    if "world" not in manifest:
-        raise ValueError("the reference's manifest.json names no world: curate it again")
-    return World(**manifest["world"])
-
-
-def _attributes(sample: dict[str, Any], reader: ShardReader) -> dict[str, Any]:
-    try:
-        return sample["info"]["attributes"]
-    except KeyError:
-        raise ValueError(
-            f"sample {sample['key']!r} of {reader.folder} has no attributes, which its caption is "
-            "judged by: sample from prompts of the tiny world"
-        ) from None
-
-
-def _constants(wanted: str, probe: str | Path, heldout: str | Path, scale: str) -> dict[str, Any]:
-    return fitting(wanted, Path(probe).name, Path(heldout).name, scale or "SCALE")
 
 
 def _disjoint(same: bool, first: int, reference_clips: int) -> None:

@@ -1,0 +1,101 @@
+"""The YAML files of recipes and scales, each on top of the one that it ``extends``.
+
+A scale says only what differs and may add no key. A recipe may: what two recipes share stands in
+one of them, or in ``recipes/shared/`` if it is no recipe by itself::
+
+    extends: shared/fit           # a recipe, by its path in the folder
+    from: stages.causal_ode       # ${from.steps} means ${stages.causal_ode.steps} of the scale
+    needs:
+      data: {recipe: causal_pairs}
+    stage: {class: CausalODE}     # goes into the other's section; a need is replaced as a whole
+
+``from`` of the file that is on top counts. Both words are gone before anything is resolved.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from experiments.runs.config import extend, nearest, put
+
+Tree = dict[str, Any]
+_Join = Callable[[Tree, Tree, Path, Path], Tree]  # under, changes, and their files
+_FROM = re.compile(r"\$\{\s*from\.")
+
+
+def load(folder: Path, name: str) -> Tree:
+    """The YAML file ``folder/name.yaml`` as a plain tree, interpolations untouched.
+
+    Raises FileNotFoundError with the names that there are, ValueError for what is no mapping.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise FileNotFoundError(
+            f"{path}: there is no {name!r}{nearest(path.stem, known)}"
+            f" (there are: {', '.join(known) or 'none'})"
+        )
+    return copy.deepcopy(_parse(path, path.stat().st_mtime_ns))
+
+
+def load_scale(folder: Path, name: str) -> Tree:
+    """The whole tree of a scale.
+
+    Raises ValueError for a key that the scale under it does not have, and for scales in a circle.
+    """
+    return _on_top(folder, name, extend)
+
+
+def load_recipe(folder: Path, name: str) -> Tree:
+    """The whole tree of a recipe, as if everything stood in one file.
+
+    Raises ValueError for recipes in a circle, and for ``from`` where nothing uses it, or for its
+    use where no file says it.
+    """
+    tree = _on_top(folder, name, _join)
+    file, source, text = folder / f"{name}.yaml", tree.pop("from", None), json.dumps(tree)
+    used = _FROM.search(text) is not None
+    if used and not isinstance(source, str):
+        raise ValueError(
+            f"{file}: from: {source!r} is no part of the scale that ${{from...}} could mean; write"
+            " one, such as from: stages.stage1"
+        )
+    if not used and source is not None:
+        raise ValueError(f"{file}: from: {source}: nothing in the recipe refers to ${{from...}}")
+    return json.loads(_FROM.sub(f"${{{source}.", text)) if used else tree
+
+
+def _join(under: Tree, changes: Tree, *_: Path) -> Tree:
+    return put(under, changes)
+
+
+def _on_top(folder: Path, name: str, join: _Join, above: tuple[str, ...] = ()) -> Tree:
+    file, tree = folder / f"{name}.yaml", load(folder, name)
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    if under in (*above, name):
+        raise ValueError(f"{file}: files extend each other in a circle: {under}, {name}")
+    below = _on_top(folder, under, join, (*above, name))
+    return join(below, tree, file, folder / f"{under}.yaml")
+
+
+@lru_cache
+def _parse(path: Path, _changed: int) -> Tree:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold a mapping of keys to values")
+    return tree

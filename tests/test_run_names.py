@@ -1,0 +1,46 @@
+"""Recipes may be written otherwise; the runs that they mean keep their names.
+
+A name hashes the resolved recipe, and finished runs are found by it. `fixtures/run_names.json`
+holds the names of every run of the sweeps as commit 8879c7c resolved them:
+`{"<sweep> <scale> <seeds>": {recipe: hashes}}`.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.runs.recipe import Run, run_name
+from sweeps.plan.graph import load_sweep
+
+FILE = Path(__file__).parent / "fixtures" / "run_names.json"
+NAMES = {
+    sweep: {f"{recipe}-{hash}" for recipe, hashes in by_recipe.items() for hash in hashes.split()}
+    for sweep, by_recipe in json.loads(FILE.read_text()).items()
+}
+CALIBRATION = "2d1521d4533a2d6f"  # of the constants that were a file of the product then
+
+
+def old_name(run: Run) -> str:
+    """The name that 8879c7c gave a run.
+
+    One thing has changed. The constants of the tiny world's scores were a file, and the hash of its
+    content a setting of each score; now a run measures them, and each score needs that run.
+    """
+    recipe = run.recipe
+    if "calibration" not in recipe["needs"]:
+        return run.name
+    needs = {role: name for role, name in recipe["needs"].items() if role != "calibration"}
+    score = recipe["score"] | {"calibration": CALIBRATION}
+    return run_name(recipe | {"needs": needs, "score": score})
+
+
+@pytest.mark.parametrize("words", NAMES)
+def test_names_are_those_of_the_commit_that_began_the_runs(words):
+    sweep, scale, seeds = words.split()
+    runs = load_sweep(sweep, scale, [int(seed) for seed in seeds.split(",")]).runs
+    new = [run for run in runs.values() if run.recipe["recipe"] == "calibration"]
+    assert {old_name(run) for run in runs.values() if run not in new} == NAMES[words]
+    scores = [run for run in runs.values() if "calibration" in run.needs]
+    assert len(new) == bool(scores), "one calibration for all scores"
+    assert len(runs) == len(NAMES[words]) + len(new)
