@@ -76,7 +76,7 @@ def report_on(sweep: Sweep, runs_dir: Path) -> Report:
 
 
 def write(sweep: Sweep, runs_dir: Path, folder: Path) -> Report:
-    """Write table.md, table.csv, records.csv and index.html into `folder`; returns their content."""
+    """Write table.md, table.csv, records.csv and index.html to `folder`; returns their content."""
     from sweeps.report.page import page
 
     report = report_on(sweep, runs_dir)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.shards.reader import open_shards
-
 SHOWN_FRAMES = 8
 TALLEST = 96  # px; larger frames are scaled down
 
@@ -30,6 +28,8 @@ def read_clips(run: Path, count: int, keys: Sequence[str] = ()) -> dict[str, Cli
     Raises:
         FileNotFoundError, ValueError: the run's shards are missing or damaged (they are named).
     """
+    from datamodules.shards.reader import open_shards  # with it comes torch
+
     shards = open_shards(run / "shards")
     if "video" not in shards.fields:
         return {}

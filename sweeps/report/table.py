@@ -179,6 +179,7 @@ def _row(place: Place, told: Sequence[str], numbers: FrameNumbers) -> Row:
         entries[column.id] = _entry(margin, column, absent)
     id = "-".join(map(label_text, tags.values()))
     name = ", ".join(layout.name(label, value) for label, value in tags.items())
+    name = id if len(tags) == 1 and not set(tags) <= set(layout.names) else name
     return Row(place.labels, place.address, id, name, "", entries, _runs_by_clips(place.done))
 
 
