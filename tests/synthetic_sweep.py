@@ -75,7 +75,8 @@ def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0,
     (folder / "record.json").write_text(json.dumps(record))
     if done:
         (folder / "done.json").write_text("{}")
-    recipe = {"recipe": name, "verb": verb, "seed": 0, "fit": {"steps": steps}, "needs": {}}
+    recipe = {"recipe": name, "verb": verb, "seed": 0, "fit": {"steps": steps}}
+    recipe["needs"] = {role: need.name for role, need in needs.items()}
     return Run(name, recipe, needs, "tiny")
 
 

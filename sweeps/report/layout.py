@@ -150,7 +150,9 @@ def _with_judge(said: Mapping[str, Any], judge: Mapping[str, Any]) -> Layout:
 
 def judge_of(sweep: Sweep) -> Mapping[str, Any]:
     """The first entry of judges.yaml whose need a run of a cell has; {} when there is none."""
-    needs = {role for cell in sweep.cells for run in cell.runs.values() for role in run.needs}
+    needs = {
+        role for cell in sweep.cells for run in cell.runs.values() for role in run.recipe["needs"]
+    }
     judges = read_yaml(TABLES / "judges.yaml").values()
     return next((judge for judge in judges if judge["need"] in needs), {})
 
