@@ -1,7 +1,8 @@
-"""A checkpoint of many files that is, under its name, whole or not there at all.
+"""Atomic replacement of a checkpoint that is a folder of many files.
 
-A folder cannot be replaced atomically, a link to it can: the name is a link to one of two folders
-beside it, the next checkpoint grows in the other one, and the link is turned over when it is whole.
+A folder cannot be replaced atomically, but a symbolic link can: the checkpoint's name is a link to
+one of two folders next to it; the next checkpoint is written to the other one, then the link is
+switched.
 """
 
 import os
@@ -15,15 +16,14 @@ from datamodules.atomic import sync
 
 @contextmanager
 def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[Path]:
-    """The folder to write to; at the end of the block ``path`` leads to it.
+    """The folder to write to; at the end of the ``with`` block ``path`` links to it.
 
-    All ranks enter together and write into one folder on a shared disk, each its own files. The
-    ``first`` one clears it, waits until all is on the disk, turns the link over and deletes what it
-    led to before.
+    All ranks enter together and write their files into one folder on a shared disk. The ``first``
+    rank clears it, syncs it to disk, switches the link and deletes the previous folder.
 
     Raises:
-        OSError: if it could not be written, for example because the disk is full; what ``path`` led
-            to before is untouched.
+        OSError: if it could not be written, for example because the disk is full; the previous
+            checkpoint is untouched.
     """
     used = os.readlink(path) if path.is_symlink() else ""
     folder = next(path.with_name(f".{path.name}.{n}") for n in "01" if used != f".{path.name}.{n}")
@@ -50,7 +50,7 @@ def replaced(path: Path, first: bool, barrier: Callable[[], None]) -> Iterator[P
 
 @contextmanager
 def _or_nothing(path: Path, folder: Path, first: bool, used: bool) -> Iterator[None]:
-    """What cannot be written leaves no folder, and an error that says what there is."""
+    """On a failed write, remove the folder and say which checkpoint is left."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError

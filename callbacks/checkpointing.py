@@ -1,8 +1,8 @@
 """Checkpoints that survive interruption, a full disk and a diverging loss.
 
-A checkpoint serves to *resume this run*; what the next run starts from is the hand-off. It is
-written beside its place, synced and renamed, so the file under the name is always whole, and read
-with `weights_only=True`, so nothing is ever unpickled.
+A checkpoint serves to *resume this run*; the next run starts from the hand-off. It is written to a
+temporary file, synced and renamed, so it is never partial, and read with `weights_only=True`, so
+nothing is unpickled.
 """
 
 import logging
@@ -22,11 +22,11 @@ from torch import Tensor
 from datamodules.atomic import growing, replacing
 
 log = logging.getLogger(__name__)
-LAST_S = 5.0  # what training has taken less than this to make is made again, not saved
+LAST_S = 5.0  # skip the final checkpoint if it would save less training time than this
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint whole or not at all; reads tensors and plain values only."""
+    """Writes a checkpoint atomically; reads tensors and plain values only."""
 
     def save_checkpoint(
         self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: Any = None
@@ -73,12 +73,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(Callback):
-    """Saves `path` every so often, after the last step, and when the process is asked to stop.
+    """Saves `path` periodically, after the last step, and on SIGINT or SIGTERM.
 
-    SIGINT or SIGTERM lets the running step finish, saves and ends `fit` normally with `interrupted`
-    set: a resumed run continues exactly there. Before the first step nothing is saved, after the
-    last one nothing interrupted. A second SIGINT stops at once, with the last periodic
-    checkpoint to resume from; a second SIGTERM changes nothing: a cluster sends several.
+    On a signal the running step finishes, a checkpoint is saved and `fit` returns with
+    `interrupted` set; a resumed run continues exactly there. Nothing is saved before the first
+    step, and after the last one a signal has no effect. A second SIGINT stops at once (resume from
+    the last periodic checkpoint); further SIGTERMs, which clusters send, are ignored.
 
     Args:
         path: of the one checkpoint that is kept.
@@ -94,79 +94,79 @@ class Checkpoint(Callback):
         self.interrupted = False
         self.saved_step: int | None = None
         self._previous: dict[int, Any] = {}
-        self._asked = False
+        self._signalled = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals. Move behind all other callbacks: their state of this step belongs
-        into the checkpoint.
+        """Install signal handlers. Move behind all other callbacks, so that the checkpoint has
+        their state after this step.
         """
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
-        self.interrupted = self._asked = False
-        # Lightning's own answer to SIGTERM is a broadcast inside the handler, which meets whatever
-        # the other ranks are just doing.
+        self.interrupted = self._signalled = False
+        # Lightning's own SIGTERM handler broadcasts, which can collide with a collective of the
+        # running step.
         trainer._signal_connector.register_signal_handlers = lambda: None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, or do not even begin."""
+        """Start the clock; stop before the first step if a signal came during setup."""
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         if trainer.is_global_zero:
             growing(self.path).unlink(missing_ok=True)
-        asked, _ = self._agreed(trainer)
-        if asked:
+        stop, _ = self._agreed(trainer)
+        if stop:
             log.info("stopped before the first step")
             self.interrupted = trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; stop if asked: between steps, never inside an accumulated batch."""
+        """Save or stop if due: between steps, never between micro-batches of one step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        asked, due = self._agreed(trainer)
-        if asked or due:
+        stop, due = self._agreed(trainer)
+        if stop or due:
             trainer.save_checkpoint(self.path, weights_only=False)
             self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
             self._step = trainer.global_step
-        if asked:
+        if stop:
             log.info("stopped at step %d; saved %s", trainer.global_step, self.path)
             self.interrupted = trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back, when the strategy has put its networks together."""
-        self._listen_no_more()
+        """Restore signal handlers, after the strategy has gathered its networks."""
+        self._restore_signals()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back; a state cut off inside a step is not worth saving."""
-        self._listen_no_more()
+        """Restore signal handlers; a state in the middle of a step is not saved."""
+        self._restore_signals()
 
     def _agreed(self, trainer: Trainer) -> tuple[bool, bool]:
-        """Whether to stop and whether to save: together, since all ranks write a checkpoint.
+        """Whether to stop and whether to save, agreed by all ranks, as all write a checkpoint.
 
-        To stop is what any rank was asked; to save is due by the first rank's clock.
+        Stop if any rank got a signal; save by the first rank's clock.
         """
         age = time.monotonic() - self._saved_at
         late = self.every_s is not None and age >= self.every_s
         late |= trainer.global_step == trainer.max_steps and age >= LAST_S
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
-        answer = torch.tensor(
-            [self._asked, trainer.is_global_zero and (late or far)],
+        votes = torch.tensor(
+            [self._signalled, trainer.is_global_zero and (late or far)],
             dtype=torch.int32, device=trainer.strategy.root_device,
         )  # fmt: skip
-        asked, due = trainer.strategy.reduce(answer, reduce_op="max").tolist()
-        return bool(asked), bool(due)
+        stop, due = trainer.strategy.reduce(votes, reduce_op="max").tolist()
+        return bool(stop), bool(due)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signalled = True
         if number == signal.SIGINT:
             signal.signal(number, self._previous.pop(number))
 
-    def _listen_no_more(self) -> None:
+    def _restore_signals(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -207,13 +207,13 @@ class StopOnNaN(Callback):
 
 
 def stopped(trainer: Trainer) -> bool:
-    """Whether training ends before its time, so that nothing is handed on."""
-    asked = (c.interrupted for c in trainer.callbacks if isinstance(c, Checkpoint))
-    return trainer.interrupted or any(asked)
+    """Whether training was interrupted, so that nothing is handed on."""
+    signalled = (c.interrupted for c in trainer.callbacks if isinstance(c, Checkpoint))
+    return trainer.interrupted or any(signalled)
 
 
 def diverged(trainer: Trainer, what: str) -> str:
-    """The message that ends a run of which nothing good can come: what is left and what to try."""
+    """The error message of a diverged run: the last good checkpoint and what to try."""
     good = "there is no checkpoint yet"
     for callback in trainer.callbacks:
         if isinstance(callback, Checkpoint) and callback.saved_step is not None:

@@ -1,4 +1,4 @@
-"""How far training has come: a bar on a terminal, lines in a log, a call for a sweep."""
+"""Training progress: a bar on a terminal, lines in a log, a callable for a sweep."""
 
 import logging
 import time
@@ -36,11 +36,11 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Fall silent, as Lightning asks on all ranks but the first."""
+        """Disable output, as Lightning does on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Enable output again."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,7 +64,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh what is due."""
+        """Refresh bar, log and report when due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now, done, total = time.monotonic(), trainer.global_step, _total(trainer)
         if not self._enabled or (done < total and now - self._refreshed < 0.5):
@@ -80,13 +80,13 @@ class Progress(ProgressBar):
             log.info("step %d/%d  %s  %.0f s left", done, total, note, left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take the bar away: a message follows."""
+        """Remove the bar: an error message follows."""
         self._close()
 
     def _close(self) -> None:

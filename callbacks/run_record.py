@@ -1,6 +1,6 @@
-"""What a training run cost: passes through each network, samples, seconds, memory, throughput.
+"""Measured cost of a training run: passes through each network, samples, time, memory, throughput.
 
-Measured, never typed. Only training steps count as passes: panels drawn in between do not.
+Only training steps count: validation samples do not.
 """
 
 import resource
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 class RunRecord(Callback):
     """Counts over all interruptions of a run; `summary()` has the result.
 
-    `throughput/clips_per_s` is logged as often as anything is: everything that happened since the
-    last time (panels, checkpoints) is in it.
+    `throughput/clips_per_s` is logged every `log_every_n_steps` and includes all that happened
+    since the last entry (validation samples, checkpoints).
 
     Networks are those of `pl_module.networks()`, a dict from role to module. A *backward* is
     counted when a gradient reaches a network's output.

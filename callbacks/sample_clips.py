@@ -1,8 +1,7 @@
-"""A fixed panel of held-out prompts, generated every so often beside the real clips, if there are.
+"""Validation samples: a fixed panel of held-out prompts, next to the real clips if there are any.
 
-Numbers say that a student got better; a panel says at what. The same prompts and the same noise
-every time, so that two panels differ by training alone. Each goes into TensorBoard (an animated
-image and a contact sheet) and, as files, into the run's folder.
+Prompts and noise are the same every time, so that two panels differ by training alone. Each is
+written to TensorBoard (an animated image and a contact sheet) and to the run's folder.
 """
 
 import io
@@ -40,7 +39,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Panel:
-    """Held-out prompts with the clips they describe, where there are such.
+    """Held-out prompts, with the real clips they describe if there are any.
 
     Args:
         text: [P, L, D] embeddings.
@@ -56,18 +55,18 @@ class Panel:
 
 
 class SampleClips(Callback):
-    """Shows the panel as `pl_module.sample(text, keys)` makes it: real left, generated right.
+    """Logs the panel, sampled by `pl_module.sample(text, keys)`: real left, generated right.
 
     Args:
         panel: what to sample.
         autoencoder: decodes latents to pixels.
         folder: the run's folder; files go to `folder/samples`.
-        every: optimizer steps between panels; one more is drawn at the last step.
+        every: optimizer steps between panels; the last step has one too.
         fps: frames per second of the clips.
-        ema: sample the average instead of the student, if there is one.
-        at_once: most prompts sampled in one call; 0: all. It changes no clip but by rounding.
-        computing: makes the context in which the network is asked, such as autocast.
-        least_width: clips narrower than this many pixels are enlarged by a whole factor.
+        ema: sample the EMA instead of the student, if there is one.
+        at_once: batch size of sampling; 0: all prompts. Changes clips by rounding alone.
+        autocast: makes the autocast context of sampling.
+        least_width: clips narrower than this many pixels are enlarged by an integer factor.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class SampleClips(Callback):
         fps: float,
         ema: StudentEMA | None = None,
         at_once: int = 0,
-        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         least_width: int = 96,
     ) -> None:
         if every < 1:
@@ -87,14 +86,14 @@ class SampleClips(Callback):
         self._panel, self._autoencoder = panel, autoencoder
         self._folder, self._every, self._fps = Path(folder) / "samples", every, fps
         self._ema, self._least_width = ema, least_width
-        self._at_once, self._computing = at_once or len(panel.keys), computing
+        self._at_once, self._autocast = at_once or len(panel.keys), autocast
         self._real = None if panel.videos is None else _small(panel.videos.cpu().numpy())
         self._step = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw a panel if it is time, between steps."""
+        """Sample a panel if due, between steps."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
@@ -107,10 +106,10 @@ class SampleClips(Callback):
 
     @torch.no_grad()
     def _sample(self, pl_module: LightningModule) -> Tensor:
-        """Latents [P, F, C, h, w]; on every rank, since the network may be spread over them."""
+        """Latents [P, F, C, h, w]; on every rank, since the network may be sharded."""
         text, keys, some = self._panel.text.to(pl_module.device), self._panel.keys, self._at_once
         average = nullcontext() if self._ema is None else self._ema.swapped(pl_module)
-        with average, self._computing():
+        with average, self._autocast():
             clips = [
                 pl_module.sample(text[start : start + some], keys[start : start + some])
                 for start in range(0, len(keys), some)
@@ -118,7 +117,7 @@ class SampleClips(Callback):
         return torch.cat(clips)
 
     def _decoded(self, latents: Tensor) -> np.ndarray:
-        """Uint8 [P, T, H, W, c], clip by clip: at Wan's size one has a hundred million pixels."""
+        """Uint8 [P, T, H, W, c], clip by clip, as one of Wan's has a hundred million pixels."""
         clips = [self._autoencoder.decode(clip[None].float()).cpu().numpy() for clip in latents]
         return np.concatenate([_small(clip) for clip in clips])
 
@@ -150,26 +149,26 @@ class SampleClips(Callback):
                 _to_tensorboard(logger, "samples/sheet", files["png"], sheet.size, step)
 
     def _column(self, rows: list[np.ndarray], widen: int) -> Image.Image:
-        """Stack pictures [H, W, 3], each with its caption under it."""
+        """Stack images [H, W, 3], each with its caption below."""
         scale = max(1, -(-self._least_width // (rows[0].shape[1] // widen)))
         height, width = rows[0].shape[0] * scale, rows[0].shape[1] * scale
         page = Image.new("RGB", (width, len(rows) * (height + _CAPTION)), "white")
         pen = ImageDraw.Draw(page)
         for number, (row, caption) in enumerate(zip(rows, self._panel.captions, strict=True)):
             top = number * (height + _CAPTION)
-            picture = Image.fromarray(row).resize((width, height), Image.Resampling.NEAREST)
-            page.paste(picture, (0, top))
+            image = Image.fromarray(row).resize((width, height), Image.Resampling.NEAREST)
+            page.paste(image, (0, top))
             pen.text((2, top + height), caption, fill="black")
         return page
 
 
-def _coloured(picture: np.ndarray) -> np.ndarray:
+def _coloured(image: np.ndarray) -> np.ndarray:
     """[..., 1 or 3] -> [..., 3]."""
-    return np.broadcast_to(picture, (*picture.shape[:-1], 3))
+    return np.broadcast_to(image, (*image.shape[:-1], 3))
 
 
 def _small(clips: np.ndarray) -> np.ndarray:
-    """Uint8 [P, T, H, W, c], where need be shrunk by averaging squares of pixels."""
+    """Uint8 [P, T, H, W, c], downsampled by average pooling if wider than `_WIDEST`."""
     factor = -(-clips.shape[3] // _WIDEST)
     if factor == 1:
         return clips
@@ -180,11 +179,11 @@ def _small(clips: np.ndarray) -> np.ndarray:
     return squares.mean((3, 5)).round().astype(np.uint8)
 
 
-def _strip(pictures: list[np.ndarray], row: int) -> np.ndarray:
+def _strip(images: list[np.ndarray], row: int) -> np.ndarray:
     """Row `row` of each of [P, H, W, c], side by side."""
-    first, *rest = (_coloured(picture[row]) for picture in pictures)
+    first, *rest = (_coloured(image[row]) for image in images)
     gap = np.full((first.shape[0], _GAP, 3), 255, np.uint8)
-    return np.concatenate([first, *(part for picture in rest for part in (gap, picture))], 1)
+    return np.concatenate([first, *(part for image in rest for part in (gap, image))], 1)
 
 
 def _line(clip: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""An exponential moving average of the student alone: what is sampled, scored and handed off.
+"""EMA of the student (the generator) alone, in float32: it is sampled, scored and handed off.
 
-Lightning's own averaging copies the whole module, teacher and critic included; this one follows
-`pl_module.student`, in float32, and moves only after steps that moved the student.
+Lightning's own averaging copies the whole module, real and fake score included. This one advances
+only on steps that update the student (`Stage.student_updated`, see `training/gated_adamw.py`).
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_modules.training.ema import EMA
-from lightning_modules.training.sharding import fill, place, share
+from lightning_modules.training.sharding import fill, local_shard, move_to_device
 
 
 class StudentEMA(Callback):
-    """shadow <- decay shadow + (1 - decay) student, from the student's `start_step`-th update on.
+    """shadow <- decay shadow + (1 - decay) student, after each update of the student.
 
     Args:
-        decay: share of the shadow that stays at each update of the student.
-        start_step: updates of the student before the average begins, at the student of that moment.
+        decay: EMA decay per student update.
+        start_step: student updates before the EMA starts, from the student's current weights.
     """
 
     def __init__(self, decay: float, start_step: int = 0) -> None:
@@ -32,16 +32,16 @@ class StudentEMA(Callback):
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the student while it is whole: a strategy may split it over the ranks."""
+        """Copy the student before a strategy shards it."""
         if self._ema is None:
             self._ema = EMA(pl_module.student, self.decay)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the shadow to where the student is."""
-        place(trainer.strategy, self._ema.module, pl_module.device, kept=True)
+        """Move or shard the shadow as the student is."""
+        move_to_device(trainer.strategy, self._ema.module, pl_module.device, keep=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the student, unless a checkpoint has brought a shadow."""
+        """Start at the student, unless a checkpoint has restored a shadow."""
         self._step = trainer.global_step
         if self.start_step == 0 and not self._begun:
             self._begin(pl_module)
@@ -53,9 +53,9 @@ class StudentEMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Follow the student if this step moved it."""
+        """Update the shadow if this step updated the student."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not (stepped and getattr(pl_module, "student_updated", True)):
+        if not (stepped and pl_module.student_updated):
             return
         self.updates += 1
         if self._begun:
@@ -64,18 +64,18 @@ class StudentEMA(Callback):
             self._begin(pl_module)
 
     def ema_state_dict(self) -> dict[str, Tensor] | None:
-        """Return the shadow's weights under the student's names; None before the average begins."""
+        """The shadow's weights under the student's names; None before the EMA starts."""
         return self._ema.state_dict() if self._begun else None
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
-        """Let the student hold the average inside the block; before it begins, its own weights."""
+        """Swap the EMA into the student inside the `with` block; nothing before the EMA starts."""
         if not self._begun:
             yield
             return
         student = list(pl_module.student.parameters())
-        own = [share(parameter).clone() for parameter in student]
-        fill(student, map(share, self._ema.module.parameters()))
+        own = [local_shard(parameter).clone() for parameter in student]
+        fill(student, map(local_shard, self._ema.module.parameters()))
         try:
             yield
         finally:
@@ -86,7 +86,7 @@ class StudentEMA(Callback):
         return {"updates": self.updates, "shadow": self.ema_state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the shadow of a checkpoint, also where no step is left to train.
+        """Restore the shadow of a checkpoint, even if no step is left to train.
 
         Lightning restores callbacks after `setup`, and under DeepSpeed after `on_fit_start`.
         """

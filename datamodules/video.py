@@ -10,7 +10,7 @@ A batch is
     video          [b, T, H, W, c]       uint8
 
 with the fields that the set has (or that were asked for) and b the global batch divided by the
-number of processes and by the parts in which it comes (`Trainer(accumulate_grad_batches=parts)`).
+number of processes and of micro-batches (`Trainer(accumulate_grad_batches=...)`).
 Batch s of a run is a function of (seed, s), whatever these two numbers are: see `order.py`.
 
 The run is one Lightning epoch of `steps` batches: `Trainer(max_epochs=1,
@@ -123,7 +123,7 @@ class VideoDataModule(L.LightningDataModule):
         batch: int,
         steps: int,
         seed: int,
-        parts: int = 1,
+        micro_batches: int = 1,
         workers: int = 0,
         fields: list[str] | None = None,
         cache_bytes: int = 2**29,
@@ -135,7 +135,7 @@ class VideoDataModule(L.LightningDataModule):
             batch: samples a step, over all processes.
             steps: batches of the whole run.
             seed: of the order.
-            parts: pieces in which a batch is delivered, one after the other.
+            micro_batches: equal parts of a batch, delivered one after the other.
             workers: loader processes; 0 reads in the training process. Never changes a batch.
             fields: arrays to load; None for all.
             cache_bytes: a set up to this size is kept in memory, per process.
@@ -158,14 +158,14 @@ class VideoDataModule(L.LightningDataModule):
                 f"batch={batch}, steps={steps}, workers={workers}, seed={seed}: "
                 "batch must be positive and the others not negative"
             )
-        if parts < 1 or batch % parts:
-            raise ValueError(f"parts={parts}: must divide the batch of {batch}")
-        self.parts = parts
+        if micro_batches < 1 or batch % micro_batches:
+            raise ValueError(f"micro_batches={micro_batches}: must divide the batch of {batch}")
+        self.micro_batches = micro_batches
         self.fields = tuple(fields or self.shards.fields)
         self.batch, self.steps, self.seed, self.workers = batch, steps, seed, workers
         self.cache_bytes = cache_bytes
         self._consumed = 0  # whole batches, by all processes; set when a checkpoint is loaded
-        self._counted_in = parts  # of the run that the checkpoint was made by
+        self._counted_in = micro_batches  # of the run that the checkpoint was made by
         self._dataset: ShardDataset | None = None
 
     @property
@@ -198,18 +198,18 @@ class VideoDataModule(L.LightningDataModule):
                     "Lightning would replace the resumable order by its own sampler: "
                     "use Trainer(use_distributed_sampler=False)"
                 )
-        if self._counted_in != self.parts:
-            self._count_parts()
+        if self._counted_in != self.micro_batches:
+            self._recount()
         self.setup("fit")
         assert self._dataset is not None
-        order = StepBatches(  # parts follow each other in the row of samples as batches do
+        order = StepBatches(  # micro-batches are consecutive, as batches are
             count=len(self._dataset),
-            batch=self.batch // self.parts,
-            steps=self.steps * self.parts,
+            batch=self.batch // self.micro_batches,
+            steps=self.steps * self.micro_batches,
             seed=self.seed,
             rank=rank,
             world=world,
-            start=self._consumed * self.parts,
+            start=self._consumed * self.micro_batches,
         )
         return _StartedLoader(
             self._dataset,
@@ -234,13 +234,13 @@ class VideoDataModule(L.LightningDataModule):
         """
         consumed = self._consumed
         if self.trainer is not None:
-            parts = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-            consumed, rest = divmod(parts, self.parts)
-            assert not rest, "a checkpoint inside a batch would lose the gradients of its parts"
-        return {"consumed": consumed, "parts": self.parts, **self._identity()}
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            consumed, rest = divmod(done, self.micro_batches)
+            assert not rest, "a checkpoint inside a batch would lose accumulated gradients"
+        return {"consumed": consumed, "parts": self.micro_batches, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the batches of `state_dict`, with any number of workers, processes and parts.
+        """Resume after the batches of `state_dict`, with any number of workers and micro-batches.
 
         Raises:
             ValueError: the checkpoint was made with another seed, batch size or shard set.
@@ -254,11 +254,11 @@ class VideoDataModule(L.LightningDataModule):
         self._consumed = int(state_dict["consumed"])
         self._counted_in = int(state_dict["parts"])
 
-    def _count_parts(self) -> None:
-        """Lightning counts parts: from a checkpoint with another number, go on in ours."""
+    def _recount(self) -> None:
+        """Lightning counts micro-batches: convert the count of a checkpoint with another number."""
         current = self.trainer.fit_loop.epoch_loop.batch_progress.current
         unfinished = current.ready - current.completed  # 1 in what `on_train_batch_end` saved
-        current.ready = current.started = current.processed = self._consumed * self.parts
+        current.ready = current.started = current.processed = self._consumed * self.micro_batches
         current.completed = current.ready - unfinished
 
     def _identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The stages by the names a recipe may write. Importing this package imports no torch."""
+"""The stages by their names in recipes (``stage.class``). Importing this imports no torch."""
 
 STAGES = {
     "Bidirectional": "lightning_modules.bidirectional",
@@ -15,4 +15,4 @@ STAGES = {
 """Class name -> the module that holds it."""
 
 ALONE = ("WorldProbe",)
-"""Stages that one device trains, whatever a launch says."""
+"""Stages that train on one device, whatever ``launch`` says."""

@@ -1,4 +1,4 @@
-"""Stage 2 left out: the multi-step AR diffusion model itself starts Stage 3."""
+"""No Stage 2: Stage 3 is initialised with the multi-step AR diffusion model."""
 
 from typing import Any
 
@@ -8,15 +8,12 @@ from lightning_modules.training.stage import Stage
 
 
 class ARDiffusion(Stage):
-    """Trains nothing: the Stage-1 student is handed on as it is (Table 2, "AR diffusion").
-
-    Its recipe has no steps. Asked to train all the same, it refuses.
-    """
+    """Trains nothing: the Stage-1 student is handed on unchanged (Causal Forcing++, Table 2)."""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Refuse.
+        """Refuse to train.
 
         Raises:
-            ValueError: always; the recipe must say ``steps: 0``.
+            ValueError: always; the recipe must have ``fit.steps: 0``.
         """
         raise ValueError("ARDiffusion trains nothing: set fit.steps to 0 in its recipe")

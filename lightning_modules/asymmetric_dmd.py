@@ -1,4 +1,4 @@
-"""Stage 3: asymmetric distribution matching with self-rollout (Self Forcing; Causal Forcing++)."""
+"""Stage 3: asymmetric DMD with self-rollout (Self Forcing; Causal Forcing++)."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from lightning_modules.training.distribution_matching import DistributionMatchin
 
 
 class AsymmetricDMD(DistributionMatching):
-    """A causal student, generating from its *own* past, under two bidirectional scores.
+    """A causal student (the generator) conditioned on its *own* rollout; bidirectional scores.
 
-    Each step draws one exit for the first block and one for all others; every block leaves its
-    sampler there, which is where its gradient comes from and what becomes the next block's past.
-    Only prompts are read.
+    Each step draws one exit step (``exit_flag`` in Self Forcing's code) for the first block and one
+    for all others. Every block leaves its few-step sampler there: only that call carries gradient,
+    and its ``x0`` becomes the context of later blocks. Reads prompts only.
     """
 
     chapter = "stage3"
     fields = ("text",)
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
-        """Self rollout, truncated at the exit step."""
+        """Self-rollout, truncated at the exit step."""
         times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         first_exit = random.shared_integer("first_exit", self.first_few_steps)
         exit_step = random.shared_integer("exit", self.few_steps)
@@ -40,7 +40,7 @@ class AsymmetricDMD(DistributionMatching):
         )
 
     def past(self, text: Tensor) -> Past:
-        """The student's own; on the critic's turns, without gradient, with fewer calls."""
+        """The student's own context; without gradient (fake-score steps) with fewer calls."""
         if torch.is_grad_enabled():
             return Past(self.student, text)
         return FastPast(self.student, text, frames=self.clip_shape[0], commit="fused")
@@ -48,5 +48,5 @@ class AsymmetricDMD(DistributionMatching):
     def velocity(
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
-        """The scores see the whole clip at once."""
+        """Both scores are bidirectional."""
         return forcing.bidirectional(net, x_t, t, text)

@@ -1,4 +1,4 @@
-"""The base model: bidirectional flow matching, the part that Wan's own weights play at scale."""
+"""The base model: bidirectional flow matching. At Wan's scale its place is taken by Wan itself."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from lightning_modules.training.flow_matching import FlowMatching
 
 
 class Bidirectional(FlowMatching):
-    """Flow matching with one ``t`` per clip and every frame visible to every other."""
+    """Flow matching with one ``t`` per clip and full attention."""
 
     chapter = "base"
 
@@ -22,12 +22,12 @@ class Bidirectional(FlowMatching):
         return self.times_per_sample(random)
 
     def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
-        """No past and no future: all at once."""
+        """Full attention over all frames."""
         return forcing.bidirectional(self.student, x_t, t, text)
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
-        """All frames together by the guided ODE."""
+        """All frames jointly, by the guided ODE."""
         noise = Randomness(self.seed, 0, keys, self.device).normal("noise", self.clip_shape)
         grid = time_grid(self.intervals, self.shift).float().to(self.device)
         v = forcing.bidirectional_ode(self.evaluated, text, self.negative, self.guidance)

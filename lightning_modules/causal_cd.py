@@ -1,4 +1,4 @@
-"""Stage 2 by causal consistency distillation, the method of Causal Forcing++ (eq. 3)."""
+"""Stage 2: causal consistency distillation, the method of Causal Forcing++ (Eq. 3)."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ from lightning_modules.training.stage import Stage
 
 
 class CausalCD(Stage):
-    """``min E ||G_theta(x_t, t | x0^{<i}) - sg G_theta-(x_t', t' | x0^{<i})||^2``.
+    """``min E ||G_theta(x_t, t | x0^{<i}) - sg G_theta-(x_t', t' | x0^{<i})||^2`` (Eq. 3).
 
-    ``x_t`` is the real clip noised; ``x_t'`` one step of the AR teacher's guided ODE further on, to
-    the next point of a grid of ``intervals``; ``theta-`` an EMA of ``theta``, updated after every
-    step. Nothing is generated and nothing stored.
+    ``x_t`` is the noised real clip, ``x_t'`` the result of one step of the AR teacher's guided ODE
+    to the next point of a grid of ``intervals``, and ``theta-`` an EMA of ``theta``, updated after
+    every optimizer step. No trajectory is generated or stored.
 
     The last pair ends at t' = 0, where ``G(x, 0) = x`` holds by construction: it anchors the target
-    at data. The published code stops one pair earlier (``terminal_pair: false``).
+    at data. The published code omits this pair (``terminal_pair: false``).
 
     Args:
         teacher: the frozen AR teacher of Stage 1.
-        intervals: of the shifted grid; published 48.
+        intervals: of the shifted grid; published 48 (``discrete_cd_N``).
         solver: of the teacher's step, ``euler`` (published) or ``heun``.
-        guidance: of the teacher's step, standard scale; published 3.
-        decay: of theta-; published 0.99.
-        terminal_pair: include the pair that reaches t' = 0.
+        guidance: CFG scale of the teacher's step; published 3.
+        decay: EMA decay of theta-; published 0.99.
+        terminal_pair: include the pair that ends at t' = 0.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class CausalCD(Stage):
         return loss
 
     def optimizer_step(self, epoch: int, batch_index: int, *args: Any, **kwargs: Any) -> None:
-        """theta- follows theta, once per update: DeepSpeed calls this for every part of a batch."""
+        """Update theta- once per step: DeepSpeed calls this for every micro-batch."""
         super().optimizer_step(epoch, batch_index, *args, **kwargs)
         if (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
             self.target.update(self.student)
 
     @property
     def evaluated(self) -> nn.Module:
-        """theta-: what the published code saves, samples and hands on."""
+        """theta-, which the published code saves and samples as well."""
         return self.target.module
 
     def networks(self) -> dict[str, nn.Module]:
@@ -91,7 +91,7 @@ class CausalCD(Stage):
         return super().networks() | {"target": self.target.module}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """theta- is part of the state: a target that snaps back on resume is another method."""
+        """Save theta-: resuming with another target would change the method."""
         checkpoint["target"] = self.target.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

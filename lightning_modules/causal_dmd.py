@@ -1,4 +1,4 @@
-"""Stage 2 by causal DMD: distribution matching under teacher forcing (Causal Forcing++, eq. 7)."""
+"""Stage 2: causal DMD, distribution matching under teacher forcing (Causal Forcing++, Eq. 7)."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from lightning_modules.training.distribution_matching import DistributionMatchin
 
 
 class CausalDMD(DistributionMatching):
-    """Student, real and fake score are all causal and all see the *true* past ``x0^{<i}``.
+    """DMD whose student, real and fake score are all causal, on clean context ``x0^{<i}`` (Eq. 7).
 
-    The real score is the AR teacher, the critic starts as its copy. All frames are generated at
-    once from noise, each given the true past, leaving the few-step sampler at a random step.
+    The real score is the AR teacher; the fake score is initialised from it. All frames are
+    generated in parallel from noise, and the few-step sampler exits at a random step.
     """
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
-        """Few-step sampling of every frame beside the true past; gradient at the exit only."""
+        """Few-step sampling of every block on clean context; gradient at the exit step only."""
         times = time_grid(self.few_steps, self.shift)[:-1].float()
         exit_step = random.shared_integer("exit", self.few_steps)
         x = x0 = random.normal("noise", self.clip_shape)
@@ -34,5 +34,5 @@ class CausalDMD(DistributionMatching):
     def velocity(
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
-        """Teacher forcing beside the real clip."""
+        """Teacher forcing: conditioned on the clean real clip."""
         return forcing.teacher_forcing(net, x_t, t, text, self.sizes, clean=batch["latents"])

@@ -1,4 +1,4 @@
-"""Diffusion forcing: Stage 1's alternative, whose past is as noisy as it happens to be."""
+"""Diffusion forcing: the alternative Stage 1, conditioned on noisy context."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from lightning_modules.teacher_forcing import TeacherForcing
 class DiffusionForcing(TeacherForcing):
     """Flow matching with ``t^i`` per block, where block i sees ``x_t^{<=i}`` (CausVid's layout).
 
-    Sampling commits clean blocks, a past this training seldom showed: the mismatch that teacher
-    forcing removes.
+    Sampling conditions on clean blocks, which training rarely sees: the train-test mismatch that
+    teacher forcing removes.
     """
 
     def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
-        """Each block beside the noisy blocks before it."""
+        """Each block conditioned on the noisy blocks before it."""
         return forcing.diffusion_forcing(self.student, x_t, t, text, self.sizes)

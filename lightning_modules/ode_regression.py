@@ -1,4 +1,4 @@
-"""Stage 2 by ODE distillation: one regression onto stored trajectories, two kinds of past."""
+"""Stage 2: ODE distillation, regression onto stored trajectories of two kinds of teacher."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from lightning_modules.training.stage import Stage
 
 
 class ODERegression(Stage):
-    """``min E ||G_theta(x_{t_j}, t_j, c) - x_end||^2`` over the stored points of a teacher's ODE.
+    """``min E ||G_theta(x_{t_j}, t_j, c) - x_end||^2`` over the stored states of a teacher's ODE.
 
-    Batches carry ``trajectory`` ``[B, S + 1, F, C, H, W]``: S noisy states and the ODE's end.
+    Batches have ``trajectory`` ``[B, S + 1, F, C, H, W]``: S noisy states and the ODE's endpoint.
 
     Args:
-        times: the S noise levels the states were stored at; the data's own, never re-derived.
+        times: noise levels of the S stored states, read from the data, never recomputed.
     """
 
     def __init__(self, *, times: list[float], **stage: Any) -> None:
@@ -25,13 +25,13 @@ class ODERegression(Stage):
         self.register_buffer("times", torch.tensor(times, dtype=torch.float32), persistent=False)
 
     def state_at(self, trajectory: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``index`` ``[B, F]`` points at: ``x_t`` ``[B, F, C, H, W]`` and ``t`` ``[B, F]``."""
+        """The states at ``index`` ``[B, F]``: ``x_t`` ``[B, F, C, H, W]`` and ``t`` ``[B, F]``."""
         batch = torch.arange(len(trajectory), device=index.device)[:, None]
         frame = torch.arange(index.shape[1], device=index.device)[None, :]
         return trajectory[batch, index, frame], self.times[index]
 
     def learn(self, x_t: Tensor, v: Tensor, t: Tensor, end: Tensor) -> Tensor:
-        """The regression in x0, unweighted."""
+        """Unweighted regression in x0."""
         x0 = to_x0(x_t, v, t)
         loss = regression(x0, end)
         self.report("train/loss", loss)
@@ -40,17 +40,17 @@ class ODERegression(Stage):
 
 
 class CausalODE(ODERegression):
-    """Causal ODE (Causal Forcing): the AR teacher's ODE, conditioned on the true past.
+    """Causal ODE (Causal Forcing): the AR teacher's ODE, conditioned on clean context.
 
-    All frames share ``t_j``; the past is the *real* clip ``latents`` that the trajectory was
-    generated beside; the target is the teacher's end, not the real frame.
+    All frames share ``t_j``. The context is the *real* clip ``latents`` on which the trajectory was
+    conditioned; the target is the endpoint of the teacher's ODE, not the real frame.
     """
 
     past = "causal"
     fields = ("trajectory", "latents", "text")
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """One batch of causal pairs."""
+        """One batch of causal ODE pairs."""
         random, trajectory, text = self.randomness(batch), batch["trajectory"], batch["text"]
         j = random.integer("time", len(self.times), (1,)).expand(-1, self.clip_shape[0])
         x_t, t = self.state_at(trajectory, j)
@@ -59,17 +59,18 @@ class CausalODE(ODERegression):
 
 
 class SelfForcingODE(ODERegression):
-    """The initialisation of CausVid and Self Forcing: a *bidirectional* teacher's ODE.
+    """The ODE initialisation of CausVid and Self Forcing: a *bidirectional* teacher's ODE.
 
-    Blocks are noisy independently and see each other so (diffusion forcing). The teacher's end
-    depends on noise of future frames that the student cannot see, hence the regression's floor.
+    Noise levels are independent per block, and the context is noisy (diffusion forcing). The
+    teacher's endpoint depends on the noise of future frames, which the student cannot see, so the
+    regression has an irreducible error.
     """
 
     past = "bidirectional"
     fields = ("trajectory", "text")
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """One batch of bidirectional pairs."""
+        """One batch of bidirectional ODE pairs."""
         random, trajectory, text = self.randomness(batch), batch["trajectory"], batch["text"]
         j = random.integer("time", len(self.times), (len(self.sizes),))
         x_t, t = self.state_at(trajectory, j[:, self.block_of_frame])

@@ -15,7 +15,7 @@ from lightning_modules.training.flow_matching import FlowMatching
 class TeacherForcing(FlowMatching):
     """``min E w(t) ||v_theta(x_t^i, t^i, c | x0^{<i}) - (eps^i - x0^i)||^2``, ``t^i`` per block.
 
-    The past is the clean one, strictly earlier, all blocks in one pass.
+    Conditioned on the clean context of strictly earlier blocks, all blocks in one forward pass.
     """
 
     chapter = "stage1"
@@ -25,12 +25,12 @@ class TeacherForcing(FlowMatching):
         return self.times_per_block(random)
 
     def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
-        """Each block beside the clean blocks before it."""
+        """Each block conditioned on the clean blocks before it."""
         return forcing.teacher_forcing(self.student, x_t, t, text, self.sizes, clean=x0)
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
-        """Block by block, each by the guided ODE, given its own generated past."""
+        """Block by block by the guided ODE, conditioned on its own generated context."""
         noise = Randomness(self.seed, 0, keys, self.device).normal("noise", self.clip_shape)
         past = Past(self.evaluated, text, self.negative, self.guidance)
         return rollout(past, noise, self.sizes, Solve(time_grid(self.intervals, self.shift)))

@@ -35,7 +35,7 @@ from lightning_modules.diffusion_forcing import DiffusionForcing
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
 from lightning_modules.teacher_forcing import TeacherForcing
-from lightning_modules.training.sharding import share
+from lightning_modules.training.sharding import local_shard
 
 STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.1, 4, 4
 FLOW = {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0}
@@ -73,7 +73,7 @@ class Watch(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self.seen["held"] = {
-            role: sum(share(p).numel() for p in net.parameters())
+            role: sum(local_shard(p).numel() for p in net.parameters())
             for role, net in module.networks().items()
         }
         for role, net in module.networks().items():
@@ -112,7 +112,7 @@ class Watch(Callback):
     def _shares(module, role) -> list[torch.Tensor]:
         """A number a parameter; of this rank's share."""
         parameters = getattr(module, role).parameters()
-        return [share(parameter).double().pow(2).sum() for parameter in parameters]
+        return [local_shard(parameter).double().pow(2).sum() for parameter in parameters]
 
 
 class StopAt(Checkpoint):
@@ -124,7 +124,7 @@ class StopAt(Checkpoint):
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
         last = trainer.global_rank == trainer.world_size - 1
-        self._asked |= last and trainer.global_step + 1 == self.step
+        self._signalled |= last and trainer.global_step + 1 == self.step
 
 
 PLACE = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
@@ -141,7 +141,7 @@ def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
         net.gradient_checkpointing = case.get("checkpointing", False)
     parts = case.get("parts", 1)
     data = VideoDataModule(
-        shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
+        shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=parts, fields=list(kind.fields)
     )
     world = int(PLACE.get("WORLD_SIZE", 1))
     accelerator = case.get("accelerator", "cpu")

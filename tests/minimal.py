@@ -1,7 +1,7 @@
 """The smallest networks, batches and stages, and velocities written with nothing but loops.
 
 Latents are [4, 4, 4, 4] (frames, channels, height, width), prompts [3, 8]; a network has one layer
-of width 24. What a test wants to know it computes from the draws of `Randomness` and from `beside`,
+of width 24. Tests compute what they expect from the draws of `Randomness` and from `conditioned`,
 which runs one block of one clip at a time and shares no code with the stages.
 """
 
@@ -150,11 +150,11 @@ def blocks_of(sizes: Sequence[int]) -> list[slice]:
     return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
-def beside(
+def conditioned(
     net: nn.Module, block: slice, x: Tensor, t: Tensor, text: Tensor, past: Tensor, past_t: Tensor,
     sizes: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """The velocity of the frames `block` of one clip `x` beside `past[:start]`: no batch, no mask
+    """The velocity of the frames `block` of one clip `x` given `past[:start]`: no batch, no mask
     of two halves, no cache.
     """
     start, stop = block.start, block.stop
@@ -169,13 +169,13 @@ def beside(
 def beside_clean(net, x, t, text, clean, sizes) -> Tensor:
     """Teacher forcing of one clip, block by block."""
     zero = torch.zeros(len(x))
-    parts = [beside(net, block, x, t, text, clean, zero, sizes) for block in blocks_of(sizes)]
+    parts = [conditioned(net, block, x, t, text, clean, zero, sizes) for block in blocks_of(sizes)]
     return torch.cat(parts)
 
 
 def beside_noisy(net, x, t, text, sizes) -> Tensor:
     """Diffusion forcing of one clip, block by block."""
-    parts = [beside(net, block, x, t, text, x, t, sizes) for block in blocks_of(sizes)]
+    parts = [conditioned(net, block, x, t, text, x, t, sizes) for block in blocks_of(sizes)]
     return torch.cat(parts)
 
 

@@ -13,7 +13,7 @@ from callbacks.student_ema import StudentEMA
 from datamodules.order import StepBatches, rank_batch
 from datamodules.shards.reader import ShardWriter
 from datamodules.video import VideoDataModule
-from experiments.launch.hardware import Launch, parts_of
+from experiments.launch.hardware import Launch, micro_batches_of
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.teacher_forcing import TeacherForcing
@@ -49,7 +49,7 @@ class StopAt(Checkpoint):
         self.index = index
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self._asked |= batch_idx == self.index
+        self._signalled |= batch_idx == self.index
 
 
 def trained(kind, shards, parts, *callbacks, resume=None):
@@ -57,7 +57,7 @@ def trained(kind, shards, parts, *callbacks, resume=None):
              CausalCD: {"teacher": network(2)}}  # fmt: skip
     module = stage(kind, **KINDS[kind], **roles.get(kind, {}))
     data = VideoDataModule(
-        shards, batch=BATCH, steps=STEPS, seed=3, parts=parts, fields=list(kind.fields)
+        shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=parts, fields=list(kind.fields)
     )
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=STEPS, max_epochs=1, gradient_clip_val=0.1,
@@ -139,15 +139,15 @@ def test_parts_and_ranks_share_a_batch_out(parts, world, share, count):
      (14, 2, 4, 7), (64, 2, 99, 1)],
 )  # fmt: skip
 def test_parts_follow_from_the_devices(batch, devices, limit, parts):
-    assert parts_of(batch, Launch(devices=devices, batch_per_device=limit)) == parts
+    assert micro_batches_of(batch, Launch(devices=devices, batch_per_device=limit)) == parts
 
 
 @pytest.mark.parametrize("devices", [6, 0, -1, 128])
 def test_devices_that_cannot_share_a_batch(devices):
     with pytest.raises(ValueError, match=r"launch.devices: .* batch of 64 .*\[1, 2, 4, 8"):
-        parts_of(64, Launch(devices=devices))
+        micro_batches_of(64, Launch(devices=devices))
 
 
 def test_parts_must_divide_the_batch(shards):
-    with pytest.raises(ValueError, match="parts=3: must divide the batch of 4"):
-        VideoDataModule(shards, batch=BATCH, steps=STEPS, seed=3, parts=3)
+    with pytest.raises(ValueError, match="micro_batches=3: must divide the batch of 4"):
+        VideoDataModule(shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=3)

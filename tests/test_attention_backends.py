@@ -14,13 +14,13 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention, masks
-from lightning_modules.networks.wan.attention import attend, choose, spread, use
+from lightning_modules.networks.wan.attention import attend, attention_mask, choose, use
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATRICES = {
-    "teacher forcing": visibility.teacher_forcing((1, 2, 2)),
-    "diffusion forcing": visibility.block_causal((1, 2, 2)),
-    "frame by frame": visibility.block_causal((1,) * 5),
+    "teacher forcing": visibility.teacher_forcing_mask((1, 2, 2)),
+    "diffusion forcing": visibility.block_causal_mask((1, 2, 2)),
+    "frame by frame": visibility.block_causal_mask((1,) * 5),
     "nobody but oneself": torch.eye(4, dtype=torch.bool),
 }
 eager_flex = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -79,7 +79,7 @@ def test_kernels_agree(name, tokens, cached, backend, forced):
     visible = MATRICES[name]
     forced(backend)
     parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens)
-    mask = spread(visible, tokens, cached, CPU, torch.float32)
+    mask = attention_mask(visible, tokens, cached, CPU, torch.float32)
     assert isinstance(mask, torch.Tensor) == (backend == "dense")
     expected = by_formula(*parts, visible, tokens, cached)
     torch.testing.assert_close(attend(*parts, mask), expected, rtol=1e-5, atol=1e-5)
@@ -90,10 +90,10 @@ def test_kernels_agree(name, tokens, cached, backend, forced):
 @torch.no_grad()
 def test_flash_attends_piece_by_piece(sizes, tokens, cached, forced, flash):
     """Where only the end of the keys is hidden, no mask is needed."""
-    visible = visibility.block_causal(sizes)
+    visible = visibility.block_causal_mask(sizes)
     forced("flash")
     parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens)
-    mask = spread(visible, tokens, cached, CPU, torch.float32)
+    mask = attention_mask(visible, tokens, cached, CPU, torch.float32)
     expected = by_formula(*parts, visible, tokens, cached)
     half = [part.bfloat16() for part in parts]
     torch.testing.assert_close(attend(*half, mask).float(), expected, rtol=0.05, atol=0.05)
@@ -110,7 +110,7 @@ def test_flash_attends_piece_by_piece(sizes, tokens, cached, forced, flash):
 def test_flash_needs_prefixes_and_half_precision(forced, flash):
     forced("flash")
     with pytest.raises(ValueError, match="launch.attention: flash-attn takes no mask"):
-        spread(MATRICES["teacher forcing"], 3, 0, CPU, torch.float32)
+        attention_mask(MATRICES["teacher forcing"], 3, 0, CPU, torch.float32)
     with pytest.raises(ValueError, match="queries are torch.float32"):
         attend(*heads(6, 6))
 
@@ -121,7 +121,7 @@ def test_flash_needs_prefixes_and_half_precision(forced, flash):
 def test_a_network_is_the_same_under_every_kernel(backend, forced):
     net = make_net()
     x, t, text = torch.randn(2, 6, 4, 4, 4), torch.rand(2, 6), torch.randn(2, 5, 8)
-    call = {"frames": torch.arange(3).repeat(2), "visible": visibility.teacher_forcing((1, 2))}
+    call = {"frames": torch.arange(3).repeat(2), "visible": visibility.teacher_forcing_mask((1, 2))}
     expected = net(x, t, text, **call)
     forced(backend)
     torch.testing.assert_close(net(x, t, text, **call), expected, rtol=1e-5, atol=1e-5)
@@ -160,7 +160,7 @@ def test_tiles_are_torchs(rows, tokens, cached):
 
 def test_full_size_needs_no_dense_matrix():
     """42 frames of 1,560 tokens: 512 x 512 tiles, about half of them seen, in no time."""
-    visible = visibility.teacher_forcing((1,) * 21)
+    visible = visibility.teacher_forcing_mask((1,) * 21)
     rows = masks.hidden_rows(visible, 0)
     start = time.perf_counter()
     mask = masks.block_mask(rows, 1560, 0, CPU)
@@ -175,10 +175,10 @@ def test_full_size_needs_no_dense_matrix():
 
 
 def test_a_dense_mask_of_many_tokens_is_refused():
-    visible = visibility.teacher_forcing((1,) * 21)
+    visible = visibility.teacher_forcing_mask((1,) * 21)
     with pytest.raises(ValueError, match=r"65520 x 65520 tokens would take 8\.0 GiB \(limit 1 GiB"):
-        spread(visible, 1560, 0, CPU, torch.bfloat16)
-    assert spread(None, 1560, 0, CPU, torch.bfloat16) is None
+        attention_mask(visible, 1560, 0, CPU, torch.bfloat16)
+    assert attention_mask(None, 1560, 0, CPU, torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,10 @@ def test_the_choice_is_said_once_a_run(caplog):
     use("auto", CPU)
     with caplog.at_level("INFO"):
         for _ in range(3):
-            attend(*heads(6, 6), spread(MATRICES["frame by frame"][:2, :2], 3, 0, CPU, torch.float))
+            attend(
+                *heads(6, 6),
+                attention_mask(MATRICES["frame by frame"][:2, :2], 3, 0, CPU, torch.float),
+            )
     assert [r.message for r in caplog.records] == ["attention: dense where frames are hidden (cpu)"]
 
 
@@ -246,7 +249,7 @@ def test_compiled_tiles_agree(forced):
     visible, tokens = MATRICES["teacher forcing"], 50
     forced("flex")
     parts = heads(len(visible) * tokens, len(visible) * tokens)
-    mask = spread(visible, tokens, 0, CPU, torch.float32)
+    mask = attention_mask(visible, tokens, 0, CPU, torch.float32)
     compiled = torch.compile(attention._flex_kernel("cpu"), dynamic=False, fullgraph=True)
     out = compiled(*(part.transpose(1, 2) for part in parts), block_mask=mask)
     expected = by_formula(*parts, visible, tokens, 0)
@@ -263,7 +266,7 @@ class TestOnCuda:
             forced(backend)
             parts = heads(len(visible) * tokens, (cached + len(visible)) * tokens, CUDA)
             parts = [part.requires_grad_() for part in parts]
-            out = attend(*parts, spread(visible, tokens, cached, CUDA, torch.float32))
+            out = attend(*parts, attention_mask(visible, tokens, cached, CUDA, torch.float32))
             grads = torch.autograd.grad(out.square().sum(), parts)
             found[backend] = [out.detach(), *grads]
         for ours, expected in zip(found["flex"], found["dense"], strict=True):
@@ -272,22 +275,22 @@ class TestOnCuda:
     @pytest.mark.skipif(attention.flash_missing() is not None, reason="needs flash-attn")
     @torch.no_grad()
     def test_flash_agrees_with_dense(self, forced):
-        visible, tokens, cached, found = visibility.block_causal((1, 1)), 390, 3, {}
+        visible, tokens, cached, found = visibility.block_causal_mask((1, 1)), 390, 3, {}
         parts = heads(2 * tokens, 5 * tokens, CUDA, torch.bfloat16)
         for backend in ("dense", "flash"):
             forced(backend)
-            mask = spread(visible, tokens, cached, CUDA, torch.bfloat16)
+            mask = attention_mask(visible, tokens, cached, CUDA, torch.bfloat16)
             found[backend] = attend(*parts, mask)
         torch.testing.assert_close(found["flash"], found["dense"], rtol=2e-2, atol=2e-2)
 
     def test_teacher_forcing_at_full_length_is_linear_in_memory(self, forced):
         """65,520 tokens, two heads: less than a tenth of the dense mask's 8 GiB."""
         forced("auto")
-        visible, tokens = visibility.teacher_forcing((1,) * 21), 1560
+        visible, tokens = visibility.teacher_forcing_mask((1,) * 21), 1560
         shape = (1, 42 * tokens, 2, 128)
         parts = [torch.randn(shape, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
         parts = [part.requires_grad_() for part in parts]
-        mask = spread(visible, tokens, 0, CUDA, torch.bfloat16)
+        mask = attention_mask(visible, tokens, 0, CUDA, torch.bfloat16)
         torch.cuda.reset_peak_memory_stats()
         attend(*parts, mask).float().square().mean().backward()
         assert torch.cuda.max_memory_allocated() < 0.8 * 2**30

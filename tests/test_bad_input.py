@@ -212,7 +212,7 @@ def test_pairs_of_another_past(trained, refuse, tmp_path):
 
 
 def test_causal_pairs_of_other_blocks(trained, refuse):
-    """A trajectory beside the past of one partition is none of another's."""
+    """A trajectory conditioned on the context of one partition is none of another's."""
     data = f"needs.data={{folder: {finished(trained, 'causal_pairs')}}}"
     said = refuse(trained, "fit", "stage2_causal_ode", data, "stage.blocks=2")
     assert "says blocks is [1, 1, 1, 1], the recipe wants [2, 2]" in said

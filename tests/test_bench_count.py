@@ -71,8 +71,8 @@ def test_a_pass_beside_a_cache_that_knows_the_prompt():
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
 def test_what_is_seen(sizes):
     """Pairs of frames that see each other, as the masks have them."""
-    assert count.teacher_forcing(sizes).seen == int(visibility.teacher_forcing(sizes).sum())
-    assert count.diffusion_forcing(sizes).seen == int(visibility.block_causal(sizes).sum())
+    assert count.teacher_forcing(sizes).seen == int(visibility.teacher_forcing_mask(sizes).sum())
+    assert count.diffusion_forcing(sizes).seen == int(visibility.block_causal_mask(sizes).sum())
     assert count.teacher_forcing(sizes).frames == 2 * sum(sizes)
 
 

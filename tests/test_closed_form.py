@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import add_noise
-from lightning_modules.diffusion.visibility import teacher_forcing
+from lightning_modules.diffusion.visibility import teacher_forcing_mask
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
 F = 4
@@ -129,7 +129,7 @@ def test_both_ends_of_time_are_exact(law):
 def test_a_frame_that_sees_its_own_clean_content_knows_its_noise():
     """The leak of a mask with `<=`: the target itself, at every level."""
     x0, x_t, t, eps = noised(SWITCHING, 3)
-    leaky = teacher_forcing((1,) * F)
+    leaky = teacher_forcing_mask((1,) * F)
     leaky[F:, :F] |= torch.eye(F, dtype=torch.bool)
     net, text = network(SWITCHING), one_hot(None, 3)
     v = net(
@@ -215,7 +215,7 @@ def test_gradient_flows_into_what_is_asked_and_seen():
         ({"weights": (0.7, 0.2)}, "do not sum to 1"),
         ({"weights": (1.0,)}, "not a positive one for each mean"),
         ({"means": ((1.0,), (1.0, 2.0))}, "not vectors of one size"),
-        ({"means": ((1.0,), (2.0,))}, "do not turn"),
+        ({"means": ((1.0,), (2.0,))}, "have no pairs"),
         ({"noise": 0.0}, "must be positive"),
         ({"frames": 0}, "at least one"),
     ],

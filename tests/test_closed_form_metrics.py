@@ -29,7 +29,7 @@ GAUSSIAN = GaussianWorld(
 
 class ExactMap(nn.Module):
     """A student that has learnt the exact flow map, `squeezed` towards what it would be without
-    noise; only beside a clean past, in parallel or with a cache.
+    noise; only on clean context, in parallel or with a cache.
     """
 
     def __init__(self, law: GaussianWorld, squeezed: float = 1.0) -> None:

@@ -33,7 +33,7 @@ FAKE = GaussianWorld(
 class FlowMap(nn.Module):
     """A perfect Stage 2, ``(x_t - f(x_t)) / t``, plus one number to train.
 
-    Beside the true past (a call of `forcing.teacher_forcing`) the map is known; asked otherwise, or
+    On clean context (a call of `forcing.teacher_forcing`) the map is known; asked otherwise, or
     at t = 0 where the map is the identity, it answers as the exact velocity.
     """
 
@@ -84,7 +84,7 @@ def test_consistency_loss_of_the_exact_flow_map_vanishes(law, solver):
 
 @pytest.fixture(scope="module", params=[SWITCHING, AR1], ids=["switching", "ar1"])
 def world(request):
-    """A law, clips of it, noise, and where the flow map takes the noise beside the true past."""
+    """A law, clips of it, noise, and where the flow map takes the noise on clean context."""
     law = request.param
     data = batch(law, 64)
     noise = Randomness(5, 0, data["key"]).normal("noise", (F, 2, 1, 1))
@@ -93,7 +93,7 @@ def world(request):
 
 
 def solved(world, intervals: int, solver: str) -> tuple[Tensor, Solve]:
-    """Ends beside the true past and what was kept, as the verb `pairs` makes them."""
+    """Ends on clean context and what was kept, as the verb `pairs` makes them."""
     law, data, noise, _ = world
     sampler = Solve(time_grid(intervals, 2.0), range(0, intervals + 1, intervals // 4), solver)
     past = Past(network(law), data["text"])

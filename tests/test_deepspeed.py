@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from datamodules.shards.reader import ShardWriter
 from experiments.checkpoints.networks import load_network
-from experiments.launch.ranks.topology import Place, free_port
+from experiments.launch.ranks.topology import Topology, free_port
 
 pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
 pytestmark = pytest.mark.slow
@@ -65,8 +65,8 @@ def in_group(world: int, cases: list[dict], shards: Path, folder: Path) -> None:
     """Run the program in `world` processes, or fail with what they said."""
     port, processes = free_port(), []
     for rank in range(world):
-        place = Place(rank, world, rank, port=port)
-        environment = {**os.environ, **place.environment(), "OMP_NUM_THREADS": "1"}
+        topology = Topology(rank, world, rank, port=port)
+        environment = {**os.environ, **topology.environment(), "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHONPATH": f"{HERE}:{HERE.parent}", "PYTHONWARNINGS": "ignore"}
         words = [str(shards), str(folder), json.dumps(cases)]
         with open(folder / f"said-{rank}.txt", "w") as said:

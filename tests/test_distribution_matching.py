@@ -65,7 +65,7 @@ def self_rollout(module, row, random, text, sizes, exits):
 
 
 def generate_beside_truth(module, row, random, text, sizes, exit_step, truth):
-    """One clip, every frame beside the true past, left at the exit step."""
+    """One clip, every frame on clean context, left at the exit step."""
     x = x0 = random.normal("noise", SHAPE)[row]
     times = grid(module.few_steps)
     for step in range(exit_step + 1):

@@ -165,7 +165,7 @@ def test_the_average_is_taken_unless_told_otherwise(use, tmp_path, caplog):
         same(to_published(weights_in(new)), networks[key])
         source = json.loads((new / "causal.json").read_text())["source"]
         assert source == {"file": "all.pt", "weights": key}
-    assert "taking generator_ema, the average; --raw takes generator" in caplog.text
+    assert "using generator_ema, the EMA; --raw selects generator" in caplog.text
 
 
 def test_the_key_model_is_a_raw_student(use, tmp_path):

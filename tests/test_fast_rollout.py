@@ -95,7 +95,7 @@ def test_without_commits_the_past_is_what_was_shown_last(net, steps):
     clip = rollout(past, noise, sizes, few_steps(random, sizes, steps, first=steps))
     level = few_step_times(sizes, steps, steps, 5.0)[0][-1].expand(3, 6)
     last = noise
-    if steps == 2:  # the first step, each block beside the blocks before it as they were last
+    if steps == 2:  # step 1, conditioned on the earlier blocks as they were last
         t = torch.ones(3, 6)
         last = torch.empty_like(noise)
         for block in (slice(0, 1), slice(1, 3), slice(3, 6)):
@@ -165,7 +165,7 @@ def test_given_frames_are_the_true_past(net, sizes, count, commit):
     given = random.normal("real", SHAPE)[:, :count]
     past = FastPast(watched, text, frames=6, commit=commit)
     one_step = few_steps(random, sizes, steps=1, first=4)
-    clip = rollout(past, noise, sizes, one_step, given=given)
+    clip = rollout(past, noise, sizes, one_step, conditioning=given)
     assert torch.equal(clip[:, :count], given)
     denoised = [frames for frames, times, *_ in watched.calls if max(times) == 1.0]
     assert len(denoised) == sum(1 for end in accumulate(sizes) if end > count)  # one step each
@@ -175,7 +175,7 @@ def test_given_frames_are_the_true_past(net, sizes, count, commit):
     v = forcing.teacher_forcing(net, noise, t, text, sizes, clean=clip)
     later = to_x0(noise, v, t)[:, count:]
     torch.testing.assert_close(clip[:, count:], later, rtol=1e-4, atol=1e-5)
-    plain = rollout(Past(net, text), noise, sizes, one_step, given=given)
+    plain = rollout(Past(net, text), noise, sizes, one_step, conditioning=given)
     torch.testing.assert_close(clip, plain, **FUSED)
 
 
@@ -185,7 +185,7 @@ def test_a_static_cache_is_for_sampling_alone(net):
     with pytest.raises(AssertionError, match="no_grad"):
         past.velocity(noise[:, :1], torch.tensor(1.0), slice(0, 1))
     with torch.no_grad(), pytest.raises(ValueError, match="cache of 2 frames holds 0: 3 more"):
-        StaticKVCache(layers=1, capacity=2).beside(0, frames=3)
+        StaticKVCache(layers=1, capacity=2).with_context(0, frames=3)
 
 
 @torch.no_grad()

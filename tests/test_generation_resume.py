@@ -20,7 +20,7 @@ from experiments.launch import shard_workers as together
 from experiments.runs.folder import RunFolder
 from experiments.verbs import pairs
 
-TAR_BYTES = {"pairs": 14_000, "sample": 4_400}  # two and three samples of the smallest size
+SHARD_BYTES = {"pairs": 14_000, "sample": 4_400}  # two and three samples of the smallest size
 TARS = {"pairs": 4, "sample": 3}
 KINDS = {
     "pairs": ["pairs", "causal_pairs", "stages.pairs.batch=2"],
@@ -35,7 +35,7 @@ def words(kind: str, runs: Path, *more: str) -> list[str]:
 
 def slowly(kind: str, runs: Path) -> None:
     """The body of a process that is killed: the verb, waiting before every batch."""
-    generation.TAR_BYTES = TAR_BYTES[kind]
+    generation.SHARD_BYTES = SHARD_BYTES[kind]
     module = importlib.import_module(f"experiments.verbs.{kind}")
     stack = module.stack
     module.stack = lambda *given: time.sleep(0.3) or stack(*given)
@@ -71,7 +71,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_gone_on_with(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(generation, "TAR_BYTES", TAR_BYTES[kind])
+    monkeypatch.setattr(generation, "SHARD_BYTES", SHARD_BYTES[kind])
     whole, runs = (copied(tmp_path / name) for name in ("whole", "killed"))
     module, batches = importlib.import_module(f"experiments.verbs.{kind}"), []
 

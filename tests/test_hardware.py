@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.fabric.utilities import distributed
 
-from experiments.launch.hardware import Launch, hurried, prepare, settle
+from experiments.launch.hardware import Launch, accelerated, prepare, settle
 from experiments.launch.shard_workers import _devices
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
@@ -25,7 +25,7 @@ VERBS = {
 def test_a_gpu_that_is_not_there_never_becomes_a_cpu(tmp_path, name):
     recipe = resolve(name, "wan1.3b").recipe
     assert recipe["launch"]["accelerator"] == "gpu"
-    with pytest.raises(ValueError, match="launch.accelerator: gpu is wanted, .* set launch.acc"):
+    with pytest.raises(ValueError, match="launch.accelerator: gpu is set, .* set launch.acc"):
         VERBS[name](recipe, RunFolder(tmp_path))
 
 
@@ -65,6 +65,6 @@ def test_fewer_gpus_than_wanted_are_refused(monkeypatch):
 @pytest.mark.parametrize("wish", ["compile", "cuda_graphs"])
 def test_a_wish_that_this_device_cannot_fulfil_is_told(wish, caplog):
     network, cpu = torch.nn.Linear(1, 1), torch.device("cpu")
-    assert hurried(network, Launch(), cpu) is network and not caplog.text
-    assert hurried(network, Launch(**{wish: True}), cpu) is network
-    assert "do nothing here" in caplog.text and "Linear on cpu" in caplog.text
+    assert accelerated(network, Launch(), cpu) is network and not caplog.text
+    assert accelerated(network, Launch(**{wish: True}), cpu) is network
+    assert "have no effect here" in caplog.text and "Linear on cpu" in caplog.text

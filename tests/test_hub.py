@@ -124,11 +124,14 @@ def test_a_silent_side_is_told(wan_folder, tmp_path, caplog):
         require_autoencoder("teacher", alone, shards)
         (record,) = caplog.records
         assert re.match(
-            f"the teacher {alone} does not say which .* {shards.folder}", record.message
+            f"the teacher {alone} does not name its autoencoder, .* {shards.folder}", record.message
         )
         shards.manifest["autoencoder"] = None
         require_autoencoder("teacher", wan_folder, shards)
-        assert f"{shards.folder}/manifest.json does not say which" in caplog.records[1].message
+        assert (
+            f"{shards.folder}/manifest.json does not name its autoencoder"
+            in caplog.records[1].message
+        )
         require_autoencoder("teacher", alone, shards)  # of a world without autoencoder
         require_autoencoder("teacher", wan_folder, shards_of(tmp_path / "b", wan_folder))
     assert len(caplog.records) == 2

@@ -168,7 +168,7 @@ def test_two_nodes_one_is_lost_and_both_go_on(tmp_path, nodes):
     time.sleep(0.5)
     os.killpg(second.pid, signal.SIGKILL)
     said, _ = first.communicate(timeout=60)
-    assert first.returncode == 1 and "has lost another process" in said
+    assert first.returncode == 1 and "lost another rank" in said
     second.communicate(timeout=10)
     assert RunFolder(made).state() == "interrupted"
 

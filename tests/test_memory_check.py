@@ -1,4 +1,4 @@
-"""What is asked of memory before a verb loads anything, and what README says of it."""
+"""What is asked of memory before a verb loads anything, and what docs/ says of it."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ from experiments.runs.folder import RunFolder
 from experiments.verbs import curate
 from experiments.worlds.wan.encoders import WanEncoders
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CLIP, TEXT = (21, 16, 60, 104), 512
 SMALL, LARGE = (Load(PUBLISHED[size], CLIP, 1, TEXT, HALF) for size in ("1.3B", "14B"))
@@ -61,7 +61,9 @@ def test_each_zero_stage_splits_what_it_splits(stage):
 
 def a_fit(tmp_path, **launch):
     folder = RunFolder(only(copied(tmp_path), "stage3_asymmetric_dmd"))
-    data = SimpleNamespace(shards=open_shards(folder.need("data") / "shards"), batch=4, parts=1)
+    data = SimpleNamespace(
+        shards=open_shards(folder.need("data") / "shards"), batch=4, micro_batches=1
+    )
     return lambda device: before_fit(folder, data, Launch(**launch), False, True, device)
 
 
@@ -131,12 +133,12 @@ def test_a_sampler_counts_the_vae_of_its_pixels(wan_folder, free, caplog, pixels
     assert ("weights of vae" in caplog.text) == pixels
 
 
-# -- README ----------------------------------------------------------------------------------
+# -- docs ------------------------------------------------------------------------------------
 
 
-def rows(first: str) -> dict[str, list[str]]:
-    """Cells of the table whose first column is headed so, by their first cell."""
-    table = README.partition(f"| {first} |")[2].partition("\n\n")[0]
+def rows(page: str, first: str) -> dict[str, list[str]]:
+    """Cells of the page's table whose first column is headed so, by their first cell."""
+    table = (DOCS / page).read_text().partition(f"| {first} |")[2].partition("\n\n")[0]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     return {cells[0]: cells[1:] for cells in lines}
 
@@ -146,7 +148,7 @@ def agrees(cell: str, size: float) -> bool:
     return cell == f"{size / GIB:.{digits}f}"
 
 
-def test_readmes_memory_per_gpu_is_what_is_counted():
+def test_the_docs_memory_per_gpu_is_what_is_counted():
     spread = Zero(), Zero(2, 8), Zero(3, 8), Zero(3, 64)
     asked = {
         "Stage 1 at 1.3B": ("TeacherForcing", SMALL),
@@ -155,7 +157,7 @@ def test_readmes_memory_per_gpu_is_what_is_counted():
         "Stage 3, 1.3B / 14B / 14B": ("AsymmetricDMD", SMALL, LARGE, LARGE, True),
         "Stage 3, 14B / 14B / 14B": ("AsymmetricDMD", LARGE, LARGE, LARGE, True),
     }
-    found = rows("student / critic / teacher")
+    found = rows("clusters.md", "student / fake score / real score or teacher")
     assert set(found) == set(asked)
     for name, networks_ in asked.items():
         for cell, zero in zip(found[name], spread, strict=True):
@@ -163,10 +165,11 @@ def test_readmes_memory_per_gpu_is_what_is_counted():
             size = sum(item.bytes for item in items if item.exact and item.what != "KV cache")
             assert agrees(cell, size), f"{name}: {cell}, counted {size / GIB:.2f}"
     pasts = SMALL.keys_and_values(sum(range(21)))
-    assert f"{pasts / GIB:.0f} GiB together for a clip at 1.3B" in README
+    said = f"{pasts / GIB:.0f} GiB together for a clip at 1.3B"
+    assert said in " ".join((DOCS / "clusters.md").read_text().split())
 
 
-def test_readmes_memory_of_each_step_is_what_is_counted():
+def test_the_docs_memory_of_each_step_is_what_is_counted():
     vae_bytes = 126_892_531 * FULL  # of the published VAE, as diffusers builds it
     asked = {
         "Stage 1, 20K steps": step("TeacherForcing", SMALL),
@@ -181,7 +184,7 @@ def test_readmes_memory_of_each_step_is_what_is_counted():
             *of_rollout(SMALL, 1, 21, guided=False), memory.Item("VAE", vae_bytes)
         ],
     }  # fmt: skip
-    found = rows("step")
+    found = rows("wan.md", "step")
     for name, items in asked.items():
         size = sum(item.bytes for item in items)
         cell = found[name][2].removesuffix(" GiB")

@@ -108,7 +108,7 @@ def test_consistency_loss_of_the_exact_flow_map_vanishes():
 
 
 def ode_pairs(intervals: int, keep: int) -> dict:
-    """Trajectories of the teacher beside the true past, as the verb `pairs` makes them."""
+    """Trajectories of the teacher on clean context, as the verb `pairs` makes them."""
     data, grid = real(), time_grid(intervals, 2.0)
     kept = range(0, intervals + 1, intervals // keep)
     solver, noise = Solve(grid, kept), Randomness(5, 0, data["key"]).normal("noise", SHAPE)
@@ -153,7 +153,7 @@ def test_distribution_matching_is_at_rest_where_the_distributions_agree(kind):
 
 def test_distribution_matching_pulls_the_student_back():
     """The student's clips stand too low (their velocity is off by 0.5); a critic that knows it
-    tells. In closed form: beside the true past, real = N(m, q^2) and fake = N(m - 0.5, q^2).
+    tells. In closed form: on clean context, real = N(m, q^2) and fake = N(m - 0.5, q^2).
     """
 
     class Lower(Velocity):

@@ -5,9 +5,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from minimal import SHAPE, SHIFT, SIZES, TEXT, beside, blocks_of, draw, grid, network, together
+from minimal import SHAPE, SHIFT, SIZES, TEXT, blocks_of, conditioned, draw, grid, network, together
 from omegaconf import OmegaConf
-from test_replay import Recorder
+from test_cuda_graphs import Recorder
 from tiny_networks import LAW
 
 from datamodules.shards.reader import ShardWriter, open_shards
@@ -99,7 +99,7 @@ def test_causal_trajectories_go_beside_the_true_past(clips, tmp_path, blocks):
             def v(x, t, block=block, truth=truth, text=text):
                 whole, levels = truth.clone(), torch.zeros(len(truth))
                 whole[block], levels[block] = x, t
-                return beside(
+                return conditioned(
                     teacher, block, whole, levels, text, truth, torch.zeros(len(truth)), sizes
                 )
 
@@ -171,10 +171,10 @@ def test_the_verb_hurries_its_teacher(run, monkeypatch):
     """As ``launch`` wants it; what it is given is what is asked."""
     recorder = Recorder()
 
-    def hurried(net, launch, _):
+    def accelerated(net, launch, _):
         return Replay(net, recorder) if launch.cuda_graphs else net
 
-    monkeypatch.setattr(pairs, "hurried", hurried)
+    monkeypatch.setattr(pairs, "accelerated", accelerated)
     pairs.run(run.recipe, run)
     assert recorder.replayed > 0
 

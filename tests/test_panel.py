@@ -47,7 +47,7 @@ def autocast():
 def test_prompts_alone_are_shown_clip_by_clip_and_small(tmp_path):
     panel = Panel(torch.zeros(3, 5, 3), ["a", "b", "c"], ["one", "two", "three"], None)
     wide, module = Wide(), Notes()
-    shown = SampleClips(panel, wide, tmp_path, every=10, fps=16, at_once=2, computing=autocast)
+    shown = SampleClips(panel, wide, tmp_path, every=10, fps=16, at_once=2, autocast=autocast)
     fit(tmp_path, [shown], module)
     assert module.asked == [(["a", "b"], True), (["c"], True)]
     assert wide.decoded == [(1, torch.float32)] * 3

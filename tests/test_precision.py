@@ -9,7 +9,7 @@ from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.networks import Wan
 from lightning_modules.networks.wan.precision import to_bfloat16
-from lightning_modules.networks.wan.rotary import rotate, rotation
+from lightning_modules.networks.wan.rotary import apply_rope, rope_table
 from lightning_modules.teacher_forcing import TeacherForcing
 
 RATE = 2e-6  # the published one: three bits below the resolution of a bfloat16 weight of 0.02
@@ -94,20 +94,20 @@ def test_time_is_float32_all_the_way():
 def test_rotary_tables_are_never_rounded():
     """They are no part of the module, so no cast reaches them, and turning is done in float32."""
     places, device = (0, 20, 999), torch.device("cpu")
-    rotation.cache_clear()
+    rope_table.cache_clear()
     net = to_bfloat16(network(1))
     assert not dict(net.bfloat16().named_buffers())
     with torch.autocast("cpu", torch.bfloat16):
-        turn = rotation(places, 2, 2, 12, device)
+        rope = rope_table(places, 2, 2, 12, device)
         x = torch.randn(12, 2, 12).bfloat16()
-        turned = rotate(x, turn)
-    assert turn.dtype == torch.complex64
+        rotated = apply_rope(x, rope)
+    assert rope.dtype == torch.complex64
     t_pairs = 12 - 4 * (12 // 6)  # channels that turn with time
     angles = torch.tensor([place * 10_000.0 ** -(2 / t_pairs) for place in places]).double()
-    second = turn[:, 0, 1].reshape(3, 4)[:, 0]
+    second = rope[:, 0, 1].reshape(3, 4)[:, 0]
     assert (second.real - angles.cos()).abs().max() < 1e-4  # bfloat16: 2e-3
-    exact = torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (-1, 2))) * turn)
-    assert torch.equal(turned, exact.flatten(-2).bfloat16())  # rounded once, at the end
+    exact = torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (-1, 2))) * rope)
+    assert torch.equal(rotated, exact.flatten(-2).bfloat16())  # rounded once, at the end
 
 
 @half

@@ -51,7 +51,7 @@ def few_steps(random, sizes, steps=4, first=4, exits=None):
 @pytest.mark.parametrize("sizes", PARTITIONS)
 @torch.no_grad()
 def test_every_block_of_a_rollout_is_its_teacher_forced_twin(net, sizes):
-    """The cached path equals the parallel pass beside the very clip that was generated."""
+    """The cached path equals the parallel pass conditioned on the generated clip."""
     random, text, noise = setting()
     clip = rollout(Past(net, text), noise, sizes, few_steps(random, sizes, steps=1, first=1))
     t = torch.ones(3, SHAPE[0])
@@ -185,7 +185,7 @@ def test_streaming_commits_only_when_more_is_wanted(net):
 @pytest.mark.parametrize("sizes", PARTITIONS)
 @torch.no_grad()
 def test_teacher_forced_ode_cached_equals_parallel(net, sizes):
-    """Causal ODE pairs: blocks beside committed *real* blocks = the 2N-pass trajectory."""
+    """Causal ODE pairs: blocks conditioned on committed *real* blocks = the 2N-pass trajectory."""
     random, text, noise = setting()
     real, grid, kept = random.normal("real", SHAPE), time_grid(6, 5.0), [0, 3, 6]
     negative = random.normal("negative", (5, 8))[0]

@@ -81,7 +81,9 @@ def test_longer_clips(prompts, tmp_path):
 
 def test_frames_are_given_by_clips_alone(prompts, tmp_path):
     bare = write(tmp_path / "bare", "prompts")
-    with pytest.raises(ValueError, match=r"sample.given: 1 frames .* has latents None; give clips"):
+    with pytest.raises(
+        ValueError, match=r"sample.given: 1 conditioning .* has latents None; give clips"
+    ):
         sampled(bare, tmp_path, network(1), given=1)
     with pytest.raises(ValueError, match=r"sample.count: prompts 1\.\.3 wanted"):
         sampled(prompts, tmp_path / "more", network(1), first=1)
@@ -100,7 +102,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.given": 1, "blocks": 2}, r"use one of \[2, 4, 6\]"),
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
-        ({"sampler": "bidirectional_ode", "sample.window": 4}, "makes all frames together"),
+        ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
         ({"launch.attention": "sage"}, "launch.attention: 'sage' is not a valid"),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_team import group  # noqa: F401
+from test_launcher import group  # noqa: F401
 from toy_training import Do
 from toy_training import fit as fit_toy
 
@@ -174,7 +174,7 @@ def test_a_rank_that_is_lost_to_a_signal_of_slurms_is_left_to_it(
             threading.Timer(after_s, os.kill, (os.getpid(), number)).start()
         else:
             send([number])
-        raise RankLost("rank 1 of 2 was ended by SIGKILL")
+        raise RankLost("rank 1 of 2 was killed by SIGKILL")
 
     monkeypatch.setattr(slurm_job, "execute", killed)
     assert lose(task=1) == []

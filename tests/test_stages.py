@@ -98,8 +98,8 @@ def test_flow_matching(kind, blocks):
 @pytest.mark.parametrize("blocks", PARTITIONS, ids=str)
 @pytest.mark.parametrize("kind", [CausalODE, SelfForcingODE])
 def test_ode_regression(kind, blocks):
-    """Causal ODE: one state for all frames, beside the *real* past; the target is the teacher's
-    end. Self Forcing's: a state for each block, beside noisy blocks.
+    """Causal ODE: one state for all frames, conditioned on the *real* clip; the target is the
+    teacher's endpoint. Self Forcing's: a state for each block, conditioned on noisy blocks.
     """
     data, sizes = batch(4, states=4), SIZES[str(blocks)]
     module = stage(kind, blocks, times=TIMES)

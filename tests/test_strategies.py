@@ -12,7 +12,7 @@ from callbacks.checkpoint_folder import replaced
 from experiments.launch.hardware import Launch
 from experiments.launch.ranks.launcher import lost_peer
 from experiments.launch.ranks.topology import free_port
-from experiments.launch.strategies import STRATEGIES, check_strategy, resumable, spread
+from experiments.launch.strategies import STRATEGIES, check_strategy, launch_for, resumable
 from experiments.worlds.digits.probe import WorldProbe
 from lightning_modules.causal_cd import CausalCD
 
@@ -40,8 +40,8 @@ def test_what_cannot_work_is_refused_with_what_can(launch, precision, said):
 
 def test_a_stage_for_one_device_gets_one():
     launch = Launch(devices=8, nodes=2, strategy="deepspeed", workers=3)
-    assert spread(CausalCD, launch) == launch
-    assert spread(WorldProbe, launch) == Launch(workers=3)
+    assert launch_for(CausalCD, launch) == launch
+    assert launch_for(WorldProbe, launch) == Launch(workers=3)
 
 
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):

@@ -62,7 +62,7 @@ def test_throughput(stage):
 
 
 def test_panel(tmp_path):
-    """Moving pictures with captions, real beside generated."""
+    """Animated images with captions, real next to generated."""
     made = run(
         tmp_path, "fit", "base", "--with-needs", "launch.panel_every=2", "stages.base.steps=5"
     )

@@ -16,19 +16,19 @@ def drawn(rows: str) -> torch.Tensor:
 
 def test_framewise_drawing():
     expected = drawn("100000 110000 111000 000100 100010 110001")
-    assert torch.equal(visibility.teacher_forcing((1, 1, 1)), expected)
+    assert torch.equal(visibility.teacher_forcing_mask((1, 1, 1)), expected)
 
 
 def test_chunkwise_drawing():
     expected = drawn("11000000 11000000 11110000 11110000 00001100 00001100 11000011 11000011")
-    assert torch.equal(visibility.teacher_forcing((2, 2)), expected)
+    assert torch.equal(visibility.teacher_forcing_mask((2, 2)), expected)
 
 
 @given(sizes=partitions)
 def test_teacher_forcing_equals_brute_force(sizes):
     block = [index for index, size in enumerate(sizes) for _ in range(size)]
     frames = len(block)
-    matrix = visibility.teacher_forcing(sizes)
+    matrix = visibility.teacher_forcing_mask(sizes)
     for query in range(2 * frames):
         for key in range(2 * frames):
             q, k = block[query % frames], block[key % frames]
@@ -42,7 +42,7 @@ def test_teacher_forcing_equals_brute_force(sizes):
 @given(sizes=partitions)
 def test_block_causal_equals_brute_force(sizes):
     block = [index for index, size in enumerate(sizes) for _ in range(size)]
-    matrix = visibility.block_causal(sizes)
+    matrix = visibility.block_causal_mask(sizes)
     for query, q in enumerate(block):
         for key, k in enumerate(block):
             assert matrix[query, key] == (k <= q)
@@ -51,7 +51,7 @@ def test_block_causal_equals_brute_force(sizes):
 @given(blocks=st.integers(2, 12), size=st.integers(1, 3))
 def test_density(blocks, size):
     """(1 + 1/N) / 4 of the square, for N equal blocks."""
-    density = visibility.teacher_forcing((size,) * blocks).double().mean().item()
+    density = visibility.teacher_forcing_mask((size,) * blocks).double().mean().item()
     assert density == pytest.approx((1 + 1 / blocks) / 4)
 
 

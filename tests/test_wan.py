@@ -8,9 +8,9 @@ from diffusers import AutoModel, WanTransformer3DModel
 from tiny_networks import TINY, C, F, H, L, W, asked, causal_matrix, shake, tiny_wan
 
 from lightning_modules.networks import Wan
-from lightning_modules.networks.wan.attention import attend, spread
+from lightning_modules.networks.wan.attention import attend, attention_mask
 from lightning_modules.networks.wan.rms_norm import rms_norm
-from lightning_modules.networks.wan.rotary import rotation
+from lightning_modules.networks.wan.rotary import rope_table
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +146,13 @@ def test_text_is_read_once_per_rollout_and_never_confused(net, batch):
 def test_rotation_tables():
     stock = WanTransformer3DModel(**TINY).rope
     cos, sin = stock(torch.empty(1, C, F, H, W))
-    ours = rotation(tuple(range(F)), H // 2, W // 2, 24, torch.device("cpu"))
+    ours = rope_table(tuple(range(F)), H // 2, W // 2, 24, torch.device("cpu"))
     torch.testing.assert_close(ours.real[:, 0], cos[0, :, 0, 0::2], atol=1e-6, rtol=0)
     torch.testing.assert_close(ours.imag[:, 0], sin[0, :, 0, 0::2], atol=1e-6, rtol=0)
     far = 123_456
-    turn = rotation((far,), 1, 1, 24, torch.device("cpu"))
+    rope = rope_table((far,), 1, 1, 24, torch.device("cpu"))
     exact = torch.tensor([far], dtype=torch.float64).cos().float()
-    assert torch.equal(turn.real[0, 0, :1], exact)  # the fastest pair turns one radian a frame
+    assert torch.equal(rope.real[0, 0, :1], exact)  # the fastest pair turns one radian a frame
 
 
 @torch.no_grad()
@@ -161,8 +161,8 @@ def test_bfloat16_weights_leave_positions_alone(batch):
     rounded = Wan(**TINY).bfloat16()
     assert not list(rounded.buffers())
     far = torch.arange(F) + 1000
-    turn = rotation(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
-    assert turn.dtype == torch.complex64
+    rope = rope_table(tuple(far.tolist()), H // 2, W // 2, 24, torch.device("cpu"))
+    assert rope.dtype == torch.complex64
     v = rounded(batch["noisy"], batch["t"], batch["text"], frames=far)
     assert v.dtype == torch.float32 and torch.isfinite(v).all()
     shifted = rounded(batch["noisy"], batch["t"], batch["text"], frames=torch.arange(F))
@@ -199,18 +199,21 @@ def test_tables_made_in_inference_mode_can_train(net, batch):
 
 def test_dense_mask():
     visible = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
-    mask = spread(visible, 2, 1, torch.device("cpu"), torch.float32)
+    mask = attention_mask(visible, 2, 1, torch.device("cpu"), torch.float32)
     hidden = -torch.inf
     drawn = [[0, 0, 0, 0, hidden, hidden]] * 2 + [[0] * 6] * 2
     assert mask.tolist() == drawn
-    assert spread(visible.clone(), 2, 1, torch.device("cpu"), torch.float32) is mask
+    assert attention_mask(visible.clone(), 2, 1, torch.device("cpu"), torch.float32) is mask
     assert (
-        spread(torch.ones(3, 3, dtype=torch.bool), 2, 1, torch.device("cpu"), torch.float32) is None
+        attention_mask(torch.ones(3, 3, dtype=torch.bool), 2, 1, torch.device("cpu"), torch.float32)
+        is None
     )
     with pytest.raises(ValueError, match="at least itself"):
-        spread(torch.zeros(2, 2, dtype=torch.bool), 2, 0, torch.device("cpu"), torch.float32)
+        attention_mask(
+            torch.zeros(2, 2, dtype=torch.bool), 2, 0, torch.device("cpu"), torch.float32
+        )
     with pytest.raises(ValueError, match="square bool"):
-        spread(torch.ones(2, 2), 2, 0, torch.device("cpu"), torch.float32)
+        attention_mask(torch.ones(2, 2), 2, 0, torch.device("cpu"), torch.float32)
 
 
 def test_attend_is_softmax():

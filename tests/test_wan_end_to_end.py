@@ -22,7 +22,7 @@ from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
 from experiments.checkpoints.networks import load_network
 from experiments.generation.codec import autoencoder_of
-from experiments.generation.conditioning import read_picture
+from experiments.generation.conditioning import read_image
 from experiments.runs.recipe import Library
 from sweeps.plan.graph import load_sweep
 
@@ -178,7 +178,7 @@ def test_a_picture_is_where_a_video_begins(library, runs, student, tmp_path):
     made = verb(library, runs, "sample", "sample", *words)
     shards = open_shards(made / "shards")
     vae = autoencoder_of(shards.manifest)
-    image = torch.from_numpy(read_picture(tmp_path / "first.png", 16, 32, 3))
+    image = torch.from_numpy(read_image(tmp_path / "first.png", 16, 32, 3))
     for sample in shards:
         first = vae.encode(image[None, None])[0].numpy()
         np.testing.assert_allclose(sample["latents"][:1], first, atol=1e-5)

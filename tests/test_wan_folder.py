@@ -206,13 +206,13 @@ DAMAGE = {
     remove_config: r"config.json",
     cut_config: r"not readable as JSON .*download or copy the folder again",
     remove_weights: r"has no weights \(\*.safetensors\): download or copy",
-    cut_weights: r"is cut off or damaged \(.* bytes\): download or copy",
+    cut_weights: r"is truncated or damaged \(.* bytes\): download or copy",
     point_to_lfs: r"git-lfs pointer, not the file itself; run there: git lfs pull",
     remove_shard: r"1 of 3 weight files are missing \(.*-00002-of-00003.safetensors\): download",
-    cut_shard: r"-00002-of-00003.safetensors is cut off or damaged",
+    cut_shard: r"-00002-of-00003.safetensors is truncated or damaged",
     remove_index: r"has shards, but no index",
-    mix_shards: r"-00002-of-00003.safetensors has no \S+, which its index promises",
-    pickle: r"a pickle, which is never read; convert it",
+    mix_shards: r"-00002-of-00003.safetensors has no \S+, which its index lists",
+    pickle: r"a pickle, which is never read; if you trust it",
 }
 
 

@@ -200,7 +200,7 @@ def test_precision_of_what_is_only_asked(tmp_path):
     assert half.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert half.condition_embedder.time_proj.weight.dtype == torch.float32
     x, t, text = torch.randn(1, 2, 4, 4, 4), torch.rand(1, 2), torch.randn(1, 3, 8)
-    with torch.no_grad(), generation.computing(device, "bf16-mixed"):
+    with torch.no_grad(), generation.autocast(device, "bf16-mixed"):
         rounded, exact = (n(x, t, text, frames=torch.arange(2)) for n in (half, net))
     assert torch.equal(rounded, exact) and rounded.dtype == torch.float32
     with pytest.raises(ValueError, match="sample.precision: 'bf16' is none of"):

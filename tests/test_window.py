@@ -34,7 +34,7 @@ def held_frames(sizes, window: int, sinks: int) -> list[list[int]]:
 
 
 def masked_reference(net, noise, clip, text, sizes, window, sinks):
-    """Each block in one step from noise beside the finished clip; nothing is cached."""
+    """Each block in one step from noise, conditioned on the finished clip; nothing is cached."""
     seen, made, start = held_frames(sizes, window, sinks), [], 0
     for number, size in enumerate(sizes):
         block, stop = list(range(start, start + size)), start + size
@@ -92,7 +92,7 @@ def fill(cache: KVCache, frames: list[int]) -> None:
     keys = torch.cat(parts, 1)
     own = [(keys + layer, -keys) for layer in range(2)]
     for layer, pair in enumerate(own):
-        cache.beside(layer, len(frames))(*pair)
+        cache.with_context(layer, len(frames))(*pair)
     cache.append(frames, own)
 
 

@@ -14,11 +14,11 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.report import Row, Task
-from experiments.launch.hardware import Launch, hurried
+from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 
 HURRY = ("compile", "cuda_graphs")  # of ``launch``
@@ -31,9 +31,9 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
     grid = time_grid(intervals, subject.tree["shift"])
 
     @cache
-    def teacher() -> Network:
+    def teacher() -> VelocityNetwork:
         launch = Launch(**{key: subject.tree["launch"].get(key, False) for key in HURRY})
-        return hurried(subject.network(subject.tree["network"]), launch, subject.device)
+        return accelerated(subject.network(subject.tree["network"]), launch, subject.device)
 
     def row(past: str, passes: list[count.Pass]) -> list[Row]:
         text, negative = subject.prompt(batch), subject.prompt()[0]

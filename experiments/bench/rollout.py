@@ -26,9 +26,9 @@ from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.report import Row, Task
 from experiments.bench.vae import decode
-from experiments.launch.hardware import Launch, hurried
+from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion.fast_past import FastPast
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, stream
 
 FIRST_STEPS = 4  # of the first block, whatever the others have (sec. 3.2)
@@ -58,7 +58,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]
 
     def row(past: str, options: dict[str, bool], steps: int, name: str) -> list[Row]:
         student, encoder, vae = networks()
-        hurry = hurried(student, Launch(**options), subject.device)
+        hurry = accelerated(student, Launch(**options), subject.device)
         return [Rollout(subject, hurry, encoder, vae, steps, past).row(peak, protocol, name)]
 
     for past, options in VARIANTS:
@@ -75,7 +75,7 @@ class Rollout:
     def __init__(
         self,
         subject: Subject,
-        student: Network,
+        student: VelocityNetwork,
         encoder: nn.Module,
         vae: nn.Module,
         steps: int,

@@ -1,12 +1,12 @@
 """``import`` and ``export``: weights from and to other code.
 
-Imported are the students that CausVid, Self Forcing, Causal Forcing and Causal Forcing++ publish
-and Wan's own files; the result is a folder in diffusers format, which a recipe may name wherever it
-names a run (``needs.student={folder: ...}``). Exported are such folders: stock diffusers loads them
-and, knowing nothing of blocks, runs them bidirectionally.
+Import reads the students that CausVid, Self Forcing, Causal Forcing and Causal Forcing++ publish
+and Wan's own files, and writes a folder in diffusers format, which a recipe may name in place of a
+run (``needs.student={folder: ...}``). Export writes such folders: stock diffusers loads them, but
+runs them bidirectionally.
 
-Tensors are copied bit for bit, in the dtype they have. Files are read as safetensors or with
-``weights_only=True``; a folder appears whole or not at all.
+Tensors are copied bit for bit, in their dtype. Files are read as safetensors or with
+``weights_only=True``; a folder is written atomically.
 """
 
 import logging
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.checkpoints import sampling_config
-from experiments.checkpoints.networks import autoencoder_id, network_folder, numbers_of
+from experiments.checkpoints.networks import autoencoder_id, network_config, network_folder
 from experiments.checkpoints.wan_keys import (
     Weights,
     check_fits,
@@ -48,57 +48,57 @@ def import_checkpoint(
 
     Args:
         file: ``.pt``, ``.pth`` or ``.safetensors``, or a folder of safetensors with their index.
-        which: ``ema``, ``raw`` or ``critic``. By default the average where there is one: it is what
-            the methods sample and what Stage 3 starts from (CD writes nothing else after its
-            200th step); ``raw`` is what the chunk-wise student of Causal Forcing is published as.
-        config: a folder with a config.json, for networks of no published size.
+        which: ``ema``, ``raw`` or ``critic`` (the fake score). By default the EMA if there is one:
+            the methods sample it and start Stage 3 from it (CD saves nothing else after step 200);
+            the chunk-wise student of Causal Forcing is published as ``raw``.
+        config: a folder with a config.json, for networks of other than published sizes.
 
     Raises:
-        FileNotFoundError, FileExistsError: nothing to read, or something where it should go.
-        ValueError: a damaged file, one that holds more than tensors, no weights of that kind,
-            names or shapes that are not those of a Wan 2.1 text-to-video network.
+        FileNotFoundError, FileExistsError: nothing to read, or the target exists.
+        ValueError: a damaged file, one with more than tensors, no weights of that kind, or names or
+            shapes other than those of a Wan 2.1 text-to-video network.
     """
     _require_free(folder)
     found = _read(file)
     chosen, weights = _choose(found, which, file)
     try:
         named = to_diffusers(unwrapped(weights))
-        numbers = numbers_of(config) if config else config_of(named)
-        check_fits(named, numbers)
+        settings = network_config(config) if config else config_of(named)
+        check_fits(named, settings)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     source = {"source": {"file": file.name, "weights": chosen}}
     with _new_folder(folder) as growing:
-        _save(named, numbers, growing)
+        _save(named, settings, growing)
         sampling_config.write(growing, source)
     values = sum(tensor.numel() for tensor in named.values())
     log.info("%s (%s): %.2f billion parameters -> %s", file, chosen, values / 1e9, folder)
 
 
 def export_network(where: Path, folder: Path, original: bool = False) -> None:
-    """Write the network of a run, or of a folder, as ``folder``, for others to load.
+    """Write the network of a run or a folder as ``folder``, for other code to load.
 
     Args:
         where: a run that trained a network, or a folder with one.
-        original: write ``original/`` too, under the names of Wan's published code.
+        original: also write ``original/``, under the names of Wan's published code.
 
     Raises:
-        FileNotFoundError, FileExistsError: nothing to export, or something where it should go.
-        ValueError: weights that are damaged or are not a Wan's.
+        FileNotFoundError, FileExistsError: nothing to export, or the target exists.
+        ValueError: weights that are damaged or not those of a Wan.
     """
     _require_free(folder)
     source = network_folder(where)
-    files, numbers = weight_files(source), numbers_of(source)
+    files, config = weight_files(source), network_config(source)
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
-        check_fits(weights, numbers)
+        check_fits(weights, config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     settings = sampling_config.settings_of(where, source)
     if autoencoder := autoencoder_id(where):
         settings["autoencoder"] = autoencoder
     with _new_folder(folder) as growing:
-        _save(weights, numbers, growing)
+        _save(weights, config, growing)
         sampling_config.write(growing, settings)
         if original:
             (growing / "original").mkdir()
@@ -107,7 +107,7 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    """The tensors of a file, or of a folder of shards; mapped, not copied, into memory."""
+    """The tensors of a file, or of a folder of shards; memory-mapped."""
     try:
         if file.is_dir():
             return {name: t for part in weight_files(file) for name, t in load_file(part).items()}
@@ -119,7 +119,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     except UnpicklingError as error:
         raise ValueError(
             f"{file}: holds more than tensors, or is no checkpoint; such a file could run code and"
-            " is not read. Where you trust it, save its tensors alone, as safetensors"
+            " is not read. If you trust it, save its tensors alone, as safetensors"
         ) from error
     except (RuntimeError, EOFError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -129,7 +129,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _choose(
     found: Mapping[str, Any], which: str | None, file: Path
 ) -> tuple[str, Mapping[str, Tensor]]:
-    """The key of a checkpoint and the weights under it; a bare state dict has the key ``file``."""
+    """The key of a checkpoint and its weights; a bare state dict has the key ``file``."""
     there = {kind: key for kind in KEPT for key in _KEYS[kind] if isinstance(found.get(key), dict)}
     if not there and which in (None, "raw") and _all_tensors(found):
         return "file", found
@@ -142,7 +142,7 @@ def _choose(
             f" {other} (top level: {', '.join(map(str, list(found)[:5]))})"
         )
     if which is None and {"ema", "raw"} <= there.keys():
-        log.info("%s: taking %s, the average; --raw takes %s", file, there["ema"], there["raw"])
+        log.info("%s: using %s, the EMA; --raw selects %s", file, there["ema"], there["raw"])
     weights = found[there[kind]]
     if not _all_tensors(weights):
         raise ValueError(f"{file}: {there[kind]} holds more than tensors by name")
@@ -153,23 +153,23 @@ def _all_tensors(found: Mapping[str, Any]) -> bool:
     return bool(found) and all(isinstance(value, Tensor) for value in found.values())
 
 
-def _save(weights: Weights, numbers: Mapping[str, Any], folder: Path) -> None:
+def _save(weights: Weights, config: Mapping[str, Any], folder: Path) -> None:
     """config.json and safetensors, as diffusers writes them; every tensor keeps its dtype."""
     with torch.device("meta"):
-        network = WanTransformer3DModel(**numbers)
+        network = WanTransformer3DModel(**config)
     network.load_state_dict(weights, assign=True)
     network.save_pretrained(folder)
 
 
 def _require_free(folder: Path) -> None:
-    """Asked before anything large is read."""
+    """Checked before anything large is read."""
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; name another, or remove it")
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is complete; a failure leaves nothing."""
+    """A folder that is renamed to its name when complete; a failure leaves nothing."""
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     growing.mkdir(parents=True)
     try:

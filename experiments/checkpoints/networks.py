@@ -1,4 +1,4 @@
-"""Networks for the verbs: fresh ones from numbers, others from a run or a folder."""
+"""Networks for the verbs: randomly initialised from a config, or loaded from a run or a folder."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.pipeline_folder import load_part, locate, read_config
 
 ROLES = ("student", "teacher", "critic")
-"""The needs of a recipe that are networks, by the constructor argument they become."""
-PLACES = ("student", "transformer", "law", ".")
-"""Where a folder may hold its network: a run that trained, Wan's pipeline, a set of clips whose law
-is known, the network's own folder."""
+"""The needs of a recipe that are networks: the arguments of a stage's constructor."""
+SUBFOLDERS = ("student", "transformer", "law", ".")
+"""Where a folder may have its network: a training run, Wan's pipeline, the clips of a closed-form
+world, the network's own folder."""
 CLASSES = {"WanTransformer3DModel": "Wan", "ClosedForm": "ClosedForm"}
 """What config.json calls a network -> its class in `lightning_modules.networks`."""
 
 
-def fresh_network(numbers: Mapping[str, Any], seed: int) -> nn.Module:
-    """A Wan with seeded random weights and, like Wan's own, a head that starts at zero.
+def fresh_network(config: Mapping[str, Any], seed: int) -> nn.Module:
+    """A Wan with seeded random weights and, as in Wan's own code, a zero-initialised head.
 
     Raises:
         ValueError: naming the key of ``network`` that is unknown, missing or of the wrong type.
@@ -33,45 +33,45 @@ def fresh_network(numbers: Mapping[str, Any], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Wan(**check_network(numbers))
+        network = Wan(**check_network(config))
     nn.init.zeros_(network.proj_out.weight)
     nn.init.zeros_(network.proj_out.bias)
     return network
 
 
-def check_network(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network, checked against its constructor."""
+def check_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a network, checked against its constructor."""
     from lightning_modules.networks import Wan
 
-    return bind(Wan, numbers, section="network")
+    return bind(Wan, config, section="network")
 
 
-def empty_network(numbers: Mapping[str, Any]) -> nn.Module:
-    """A Wan of shapes alone, on torch's meta device: no weight is made, whatever its size."""
+def meta_network(config: Mapping[str, Any]) -> nn.Module:
+    """A Wan on torch's meta device: shapes only, no memory for weights."""
     from lightning_modules.networks import Wan
 
     with torch.device("meta"):
-        return Wan(**check_network(numbers))
+        return Wan(**check_network(config))
 
 
 def load_network(where: str | Path) -> nn.Module:
-    """The network of a folder, in one of the `PLACES` in it, or of a pipeline by its hub id.
+    """Load the network of a folder (in one of its `SUBFOLDERS`), or of a pipeline by its hub id.
 
     Raises:
-        FileNotFoundError: there is no network in any of these places, or only a part of one.
+        FileNotFoundError: there is no network, or an incomplete one.
         ValueError: its weights are damaged, incomplete or do not fit its config.json.
     """
     return _read(network_folder(where))
 
 
 def network_folder(where: str | Path) -> Path:
-    """Where a network's config.json and weights lie; nothing is loaded yet.
+    """The folder of a network's config.json and weights; loads nothing.
 
     Raises:
-        FileNotFoundError: there is no network in any of the places where one is looked for.
+        FileNotFoundError: none of the `SUBFOLDERS` has a config.json.
     """
     home = locate(where, "transformer")
-    for folder in (home / place for place in PLACES):
+    for folder in (home / name for name in SUBFOLDERS):
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError(
@@ -81,20 +81,20 @@ def network_folder(where: str | Path) -> Path:
     )
 
 
-def numbers_of(folder: Path) -> dict[str, Any]:
-    """The constructor's arguments of a network, as its config.json has them."""
+def network_config(folder: Path) -> dict[str, Any]:
+    """The constructor's arguments of a network, from its config.json."""
     return {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
 
 
 def autoencoder_id(where: str | Path) -> str | None:
     """The autoencoder of a network's latents.
 
-    It stands in the causal.json of what was exported; else it is the pipeline's own, or that of the
-    run's data. None where none of these is known: the data of a finished run may have been deleted,
-    and published students do not say.
+    From the causal.json of an exported network, else the pipeline's own VAE, else that of the run's
+    data. None if unknown: the data of a finished run may have been deleted, and published students
+    do not name it.
 
     Raises:
-        FileNotFoundError: there is no network, or only a part of its pipeline's VAE.
+        FileNotFoundError: there is no network, or its pipeline's VAE is incomplete.
         ValueError: the VAE is damaged.
     """
     home, network = locate(where, "transformer", "vae"), network_folder(where)

@@ -1,7 +1,7 @@
-"""``causal.json``: how a network is sampled, beside its weights.
+"""``causal.json``: the sampling configuration of a network, next to its weights.
 
-It is a file of its own because an unknown key of config.json would make stock diffusers warn, and a
-private one would be carried, silently, into whatever is trained from the folder.
+A separate file, because stock diffusers warns about unknown keys of config.json, and private keys
+would be copied, silently, into networks trained from the folder.
 """
 
 import importlib
@@ -21,22 +21,22 @@ NAME = "causal.json"
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write ``folder/causal.json``; the folder is a new one."""
+    """Write ``folder/causal.json`` in a new folder."""
     (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What ``folder/causal.json`` says; nothing where there is none."""
+    """The content of ``folder/causal.json``; empty if there is none."""
     path = folder / NAME
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def settings_of(where: Path, network: Path) -> dict[str, Any]:
-    """What is known of a network: from the run that trained it, or from what lies beside it.
+    """A network's source and sampler: from the run that trained it, or from its causal.json.
 
     Args:
         where: a run folder, or another.
-        network: where in it the weights lie.
+        network: the folder in it with the weights.
     """
     if (where / "recipe.yaml").is_file():
         run = RunFolder(where)
@@ -45,7 +45,7 @@ def settings_of(where: Path, network: Path) -> dict[str, Any]:
 
 
 def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of a stage's result, with every number it needs; guidance 1 is none."""
+    """The sampler of a stage's result with all its settings; guidance 1 is none."""
     kind = getattr(importlib.import_module(STAGES[stage["class"]]), stage["class"])
     sizes, shift = partition(stage["blocks"], stage["clip_shape"][0]), stage["shift"]
     shared = {

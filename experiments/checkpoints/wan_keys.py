@@ -1,7 +1,7 @@
-"""Names of Wan's weights: the published code's, diffusers', and how one becomes the other.
+"""State-dict keys of Wan: the published code's, diffusers', and the conversion between them.
 
-Weights trained by CausVid, Self Forcing and both Causal Forcing codes carry the published names
-behind the prefixes of the wrappers they were trained in. The one trap is a swap: the affine norm
+Weights trained by CausVid, Self Forcing and both Causal Forcing codes have the published names
+behind the prefixes of FSDP and checkpointing wrappers. Beware of one swap: the affine norm
 before cross-attention is `norm3` in the published code and `norm2` in diffusers.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from experiments.checkpoints.networks import empty_network
+from experiments.checkpoints.networks import meta_network
 
 Weights = dict[str, Tensor]
 
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _HOLDERS = re.compile(r"^((model|module|diffusion_model)\.)+")
-# diffusers' own conversion goes one way only, so the way back is written here.
+# diffusers converts in one direction only; this is the other.
 _TO_PUBLISHED = [
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
     (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
@@ -55,22 +55,22 @@ _TO_PUBLISHED = [
 
 
 def unwrapped(weights: Mapping[str, Tensor]) -> Weights:
-    """The same weights without the names of the wrappers they were trained in.
+    """The same weights without wrapper prefixes.
 
     Raises:
-        ValueError: two names differ in wrappers alone.
+        ValueError: two names differ only in their wrappers.
     """
     plain: Weights = {}
     for name, tensor in weights.items():
         bare = _HOLDERS.sub("", _WRAPPERS.sub("", name))
         if bare in plain:
-            raise ValueError(f"{name}: a second {bare}, wrappers aside; not one network's weights")
+            raise ValueError(f"{name}: a second {bare} without wrappers; not one network's weights")
         plain[bare] = tensor
     return plain
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> Weights:
-    """Weights under diffusers' names, from those or from published ones (without wrappers)."""
+    """Weights under diffusers' names, from diffusers' or published names without wrappers."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     if any(name.startswith("condition_embedder.") for name in weights):
@@ -90,10 +90,10 @@ def _published(name: str) -> str:
 
 
 def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config of a published size, by the shapes of weights under diffusers' names.
+    """The config of a published size, from the shapes of weights under diffusers' names.
 
     Raises:
-        ValueError: they are of no published size.
+        ValueError: no published size has these shapes.
     """
     width = weights["patch_embedding.weight"].shape[0] if "patch_embedding.weight" in weights else 0
     layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
@@ -113,7 +113,7 @@ def check_fits(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None
     Raises:
         ValueError: unknown or missing names, or another shape.
     """
-    network = empty_network(config)
+    network = meta_network(config)
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     differences = {
         "unknown": sorted(weights.keys() - expected.keys()),

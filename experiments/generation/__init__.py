@@ -1,1 +1,1 @@
-"""Clips from a student: the rollout in batches, what it is conditioned on, the files it becomes."""
+"""Generating clips: inference networks, batches, conditioning frames and output files."""

@@ -1,4 +1,4 @@
-"""The autoencoder that a shard set's latents were made with, from what its manifest says."""
+"""The autoencoder of a shard set's latents, from its manifest."""
 
 from typing import Any
 
@@ -8,12 +8,11 @@ from lightning_modules.networks.encoders import Autoencoder, PatchTransform, Wan
 
 
 def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu") -> Autoencoder:
-    """The decoder for latents of this set.
+    """The autoencoder that this set was encoded with.
 
     Raises:
-        FileNotFoundError: the Wan folder it came from is gone.
-        ValueError: the manifest names an autoencoder this code does not have, or one whose content
-            hash differs from the one it was written with.
+        FileNotFoundError: its Wan folder is missing.
+        ValueError: an unknown class, or a content hash other than the manifest's.
     """
     stored = manifest["autoencoder"]
     if stored["class"] == "WanVAE":
@@ -22,10 +21,10 @@ def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu")
     elif stored["class"] == "PatchTransform":
         autoencoder, cure = _patch_transform(manifest), "curate the set again"
     else:
-        raise ValueError(f"autoencoder {stored['class']!r} in the manifest is not known here")
+        raise ValueError(f"autoencoder {stored['class']!r} in the manifest is unknown")
     if autoencoder.id != stored["id"]:
         raise ValueError(
-            f"the manifest's autoencoder is {stored['id']}, found is {autoencoder.id}: {cure}"
+            f"the manifest's autoencoder is {stored['id']}, but found {autoencoder.id}: {cure}"
         )
     return autoencoder
 

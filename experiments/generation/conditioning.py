@@ -1,7 +1,7 @@
-"""What clips begin with instead of generating it: curated clips, or pictures (image to video).
+"""Conditioning frames: the first latent frames of a clip, from curated clips or from an image.
 
-A picture becomes the first latent frame, which Wan's VAE, like the tiny world's, makes of the first
-frame of a video alone. It is scaled to cover the clip and cut around its centre.
+Image to video: an image becomes the first latent frame, which encodes the first frame of a video
+alone in Wan's VAE and the tiny world's. It is resized to cover the clip and cropped to its centre.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Samples = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Given:
-    """What clips begin with.
+class Conditioning:
+    """Conditioning frames of the samples of a shard set.
 
     Args:
-        fields: of the prompts' set that must be read for it.
+        fields: arrays to read from the prompts' set.
         about: manifest entries.
-        frames: of a batch of samples, ``[B, given, C, h, w]``; None where nothing is given.
+        frames: from a batch of samples to ``[B, k, C, h, w]``; None for text to video.
     """
 
     fields: list[str] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Given:
     frames: Callable[[Samples], Tensor | None] = lambda samples: None
 
 
-def of_clips(
+def first_frames_of_clips(
     clips: ShardReader, count: int, clip_shape: Sequence[int], device: torch.device
-) -> Given:
+) -> Conditioning:
     """The first ``count`` latent frames of each clip of a set.
 
     Raises:
@@ -53,33 +53,35 @@ def of_clips(
     stored = clips.manifest["fields"].get("latents", {}).get("shape")
     if stored is None or stored[1:] != list(clip_shape[1:]) or stored[0] < count:
         raise ValueError(
-            f"sample.given: {count} frames of {clip_shape[1:]} wanted,"
+            f"sample.given: {count} conditioning frames of {clip_shape[1:]} wanted,"
             f" {clips.folder / 'manifest.json'} has latents {stored}; give clips as needs.prompts,"
-            " pictures as needs.pictures, or set it to 0"
+            " images as needs.pictures, or set it to 0"
         )
-    return Given(["latents"], frames=lambda samples: stack(samples, "latents", device)[:, :count])
+    return Conditioning(
+        ["latents"], frames=lambda samples: stack(samples, "latents", device)[:, :count]
+    )
 
 
-def of_pictures(
+def encoded_images(
     where: Path,
     prompts: ShardReader,
     numbers: range,
     clip_shape: Sequence[int],
     device: torch.device,
-) -> Given:
-    """The latent frame of each prompt's picture, by the autoencoder of the prompts' set.
+) -> Conditioning:
+    """The latent frame of each prompt's image, by the autoencoder of the prompts' set.
 
     Args:
-        where: a picture for all prompts, or a folder with one for each, named after the prompt's
+        where: one image for all prompts, or a folder with one for each, named after the prompt's
             key, or after its name in the set (``line-17.png``).
         prompts: the set.
-        numbers: of the prompts that will be asked for.
+        numbers: of the prompts that will be sampled.
         clip_shape: ``[F, C, h, w]``.
-        device: where pictures are encoded, and latents wanted.
+        device: where images are encoded and latents returned.
 
     Raises:
-        FileNotFoundError: no such folder, or no picture for some prompt.
-        ValueError: a file that is no picture; an autoencoder of other channels.
+        FileNotFoundError: no such folder, or no image for some prompt.
+        ValueError: a file that is not an image; an autoencoder with other channels.
     """
     files = _files(where, [prompts.read(number, []) for number in numbers])
     vae = autoencoder_of(prompts.manifest, device)
@@ -90,43 +92,42 @@ def of_pictures(
         )
     height, width = (side * vae.spatial_stride for side in clip_shape[2:])
 
-    @lru_cache(maxsize=1)  # the picture of all prompts is encoded once
+    @lru_cache(maxsize=1)  # an image shared by all prompts is encoded once
     def frame(file: Path) -> Tensor:
-        picture = torch.from_numpy(read_picture(file, height, width, vae.pixel_channels))
-        return vae.encode(picture[None, None].to(device))[0].float()
+        image = torch.from_numpy(read_image(file, height, width, vae.pixel_channels))
+        return vae.encode(image[None, None].to(device))[0].float()
 
     def frames(samples: Samples) -> Tensor:
         return torch.stack([frame(files[sample["key"]]) for sample in samples])
 
     hashes = {file: sha256(file) for file in set(files.values())}
     about = {"pictures": digest_of(hashes[file] for file in files.values())}
-    return Given(about=about, frames=frames)
+    return Conditioning(about=about, frames=frames)
 
 
-def read_picture(file: Path, height: int, width: int, colours: int) -> np.ndarray:
-    """Uint8 ``[H, W, 1 or 3]`` of a file, upright.
+def read_image(file: Path, height: int, width: int, colours: int) -> np.ndarray:
+    """Uint8 ``[H, W, 1 or 3]`` of a file, in its EXIF orientation.
 
     Raises:
-        ValueError: it is no picture, or a damaged one.
+        ValueError: it is not an image, or a damaged one.
     """
     try:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB" if colours == 3 else "L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{file}: no picture that can be read ({error}); give a whole one"
-            f" ({', '.join(SUFFIXES)})"
+            f"{file}: not a readable image ({error}); give a whole one ({', '.join(SUFFIXES)})"
         ) from error
     cut = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return np.array(cut).reshape(height, width, colours)
 
 
 def _files(where: Path, samples: Samples) -> dict[str, Path]:
-    """The picture of every sample, by its key."""
+    """The image of every sample, by its key."""
     if where.is_file():
         return {sample["key"]: where for sample in samples}
     if not where.is_dir():
-        raise FileNotFoundError(f"{where}: no such picture, nor a folder of pictures")
+        raise FileNotFoundError(f"{where}: no such image, nor a folder of images")
     there = {path.stem: path for path in where.iterdir() if path.suffix.lower() in SUFFIXES}
     files, missing = {}, []
     for sample in samples:
@@ -138,7 +139,7 @@ def _files(where: Path, samples: Samples) -> dict[str, Path]:
             files[sample["key"]] = found
     if missing:
         raise FileNotFoundError(
-            f"{where}: no picture for {len(missing)} of {len(samples)} prompts; name them"
+            f"{where}: no image for {len(missing)} of {len(samples)} prompts; name them"
             f" {'; '.join(missing[:3])}{'; ...' if missing[3:] else ''}"
             f" ({', '.join(SUFFIXES)}), or give one file for all prompts"
         )

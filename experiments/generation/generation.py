@@ -1,4 +1,4 @@
-"""What the verbs that generate share: a frozen network, its precision, batches to go on with."""
+"""Shared by the verbs that generate: inference networks, precision, and resumable batches."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,47 +17,47 @@ from lightning_modules.networks.wan.precision import to_bfloat16
 log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
 ENCODED_BY = ("fps", "channels", "normalisation", "autoencoder", "text_encoder", "negative_prompt")
-"""Entries of a manifest that what is generated from a set takes over."""
-TAR_BYTES = 2**29
-"""Of a tar of generated clips: what is lost at most by an interruption."""
+"""Manifest entries that generated shards inherit from their source."""
+SHARD_BYTES = 2**29
+"""Target size of a generated shard, which is what an interruption can lose."""
 
 
 def check_precision(precision: str, section: str) -> None:
-    """Refuse a precision that nobody knows here.
+    """Refuse an unknown precision.
 
     Raises:
-        ValueError: names the key and what there is.
+        ValueError: names the key and the choices.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"{section}.precision: {precision!r} is none of {', '.join(PRECISIONS)}")
 
 
 def frozen(where: Path, device: torch.device, precision: str) -> nn.Module:
-    """The network of a folder, only to be asked; in bfloat16 what autocast would round anyway."""
+    """Load a frozen network for inference; under bf16-mixed its linear weights are bfloat16."""
     network = load_network(where).eval().requires_grad_(False)
     if precision == "bf16-mixed":
         to_bfloat16(network)
     return network.to(device)
 
 
-def computing(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network of that precision is asked; states of solvers stay float32."""
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast for inference at this precision; solver states stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def per_tar(shapes: Mapping[str, Sequence[int]], bytes_each: int = 4) -> int:
-    """Samples of a tar of about `TAR_BYTES`, at most webdataset's usual 1024."""
+def samples_per_shard(shapes: Mapping[str, Sequence[int]], bytes_each: int = 4) -> int:
+    """Samples per shard of about `SHARD_BYTES`, at most webdataset's usual 1024."""
     sample = bytes_each * sum(prod(shape) for shape in shapes.values())
-    return max(1, min(1024, TAR_BYTES // sample))
+    return max(1, min(1024, SHARD_BYTES // sample))
 
 
 def batches(
     shards: ShardReader, numbers: range, size: int, fields: Sequence[str], written: set[str]
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Batches of samples of which something is still to be written, with the number they end at.
+    """Batches with at least one sample not yet ``written``, each with the index it ends at.
 
-    A batch is made anew as a whole, whatever of it was written before an interruption: the bits of
-    a sample may depend on the batch that it is computed in.
+    A partly written batch is generated again as a whole: the bits of a sample may depend on the
+    batch that it is computed in.
     """
     keys = shards.keys
     for start in range(numbers.start, numbers.stop, size):
@@ -72,10 +72,10 @@ def stack(samples: Sequence[dict[str, Any]], field: str, device: torch.device) -
 
 
 def require_same_encoders(sets: Mapping[str, ShardReader]) -> None:
-    """Shard sets that are used together must be made by the same VAE and text encoder.
+    """Shard sets that are used together must come from the same VAE and text encoder.
 
     Args:
-        sets: by what they are for. One that does not say what it was made with passes.
+        sets: by role. A set whose manifest names no encoder passes.
 
     Raises:
         ValueError: names both manifests, what differs and the cure.
@@ -97,9 +97,9 @@ def require_same_encoders(sets: Mapping[str, ShardReader]) -> None:
 
 
 def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
-    """A network and the latents that it meets must be of the same autoencoder.
+    """A network and its input latents must be of the same autoencoder.
 
-    Warns where one of them does not say; worlds whose latents are the data have none.
+    Warns if one of them does not name it; worlds whose latents are the data have none.
 
     Raises:
         ValueError: names the manifest, the network and the cure.
@@ -111,8 +111,8 @@ def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
     if None in (own, found):
         silent = f"the {role} {where}" if own is None else f"{manifest}"
         log.warning(
-            "%s does not say which autoencoder it was made with, so that nobody checked whether it"
-            " is that of %s, %s; the vae/ of a pipeline says it, put into a network's folder too",
+            "%s does not name its autoencoder, so it was not checked against that of %s, %s;"
+            " to have it checked, put the pipeline's vae/ into the network's folder",
             silent,
             manifest if own is None else f"the {role} {where}",
             own or found,
@@ -125,5 +125,5 @@ def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
 
 
 def encoders_of(shards: ShardReader) -> dict[str, Any]:
-    """What a set was encoded by, for the manifest of what is generated from it."""
+    """The encoders of a set, for the manifest of shards generated from it."""
     return {name: shards.manifest[name] for name in ENCODED_BY if name in shards.manifest}

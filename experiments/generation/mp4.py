@@ -1,4 +1,4 @@
-"""Clips as mp4 files: what people watch and other programs judge."""
+"""Clips as mp4 files, for viewing and for external benchmarks."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,21 +12,21 @@ _QUALITY = {"crf": "18", "preset": "medium"}  # visually lossless
 
 
 def clip_file(run: Path, key: str) -> Path:
-    """Where a sample run keeps the clip of a sample.
+    """The mp4 of a sample in a sample run.
 
-    By its key, which is unique and safe; published code names files after the first 100 characters
-    of the prompt, and loses those that share them.
+    Named by its key, which is unique; published code uses the first 100 characters of the prompt
+    and overwrites clips whose prompts share them.
     """
     return run / "videos" / f"{key}.mp4"
 
 
 def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
-    """Write pixels uint8 ``[T, H, W, 1 or 3]``: H.264, yuv420p; whole or not at all.
+    """Write pixels uint8 ``[T, H, W, 1 or 3]`` as H.264, yuv420p, atomically.
 
-    One thread: equal pixels give equal bytes.
+    Single-threaded, so that equal pixels give equal bytes.
 
     Raises:
-        ValueError: sides that are not even.
+        ValueError: an odd height or width.
     """
     _, height, width, _ = video.shape
     if height % 2 or width % 2:
@@ -36,7 +36,7 @@ def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
         stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1
-        for picture in np.broadcast_to(video, (*video.shape[:3], 3)):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        for image in np.broadcast_to(video, (*video.shape[:3], 3)):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,4 +1,4 @@
-"""How sampled clips are stored: decoded, as they are, or for people and other programs."""
+"""How sampled clips are stored: as decoded pixels, as latents, or as mp4 files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,12 @@ SAVED = ("pixels", "latents", "mp4")
 
 
 class Saver:
-    """What becomes of a batch of clips.
+    """Decodes and stores batches of clips.
 
     Args:
-        how: ``pixels`` decodes (shards of kind ``videos``); ``latents`` is for worlds whose latents
-            are the data (kind ``clips``); ``mp4`` writes a file a clip beside shards of latents.
+        how: ``pixels`` stores decoded videos (shards of kind ``videos``); ``latents`` is for worlds
+            whose latents are the data (kind ``clips``); ``mp4`` writes one file per clip in
+            addition to shards of latents.
         folder: of the run.
         manifest: of the prompts; names the autoencoder.
         device: where clips are decoded.
@@ -33,13 +34,13 @@ class Saver:
 
     @property
     def kind(self) -> str:
-        """Of the shards."""
+        """The kind of the shard set."""
         return "videos" if self._how == "pixels" else "clips"
 
     def arrays(
         self, samples: Sequence[Mapping[str, Any]], clips: Tensor
     ) -> list[dict[str, np.ndarray]]:
-        """What the shards store of each of ``clips`` ``[B, F, C, H, W]``; files are written."""
+        """The arrays to store for each of ``clips`` ``[B, F, C, H, W]``; writes mp4 files."""
         if self._how == "pixels":
             return [{"video": video} for video in self._pixels(clips)]
         if self._how == "mp4":

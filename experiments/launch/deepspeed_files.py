@@ -1,4 +1,4 @@
-"""The files of a ZeRO checkpoint: synced when written, tensors and plain values when read."""
+"""The files of a ZeRO checkpoint: synced on write, read without unpickling."""
 
 import os
 from typing import Any
@@ -13,20 +13,20 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 _KNOWN = [LossScaler, ZeroStageEnum, fragment_address]
-"""What DeepSpeed puts into its files beside tensors and plain values."""
+"""The classes in DeepSpeed's files other than tensors and plain values."""
 
 
 class SafeFiles(CheckpointEngine):
-    """Stands in for DeepSpeed's own, which unpickles whatever a file holds."""
+    """Replaces DeepSpeed's own engine, which unpickles its files."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Nothing: the folder is there."""
+        """Nothing to do: the folder exists."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file and wait until it is on the disk."""
+        """Write and fsync one file."""
         with open(path, "wb") as file:
             torch.save(state_dict, file)
             file.flush()
@@ -36,7 +36,7 @@ class SafeFiles(CheckpointEngine):
         """Read one file.
 
         Raises:
-            ValueError: it is damaged, or holds what no checkpoint of ours does.
+            ValueError: it is damaged, or holds other classes.
         """
         try:
             with torch.serialization.safe_globals(_KNOWN):
@@ -48,5 +48,5 @@ class SafeFiles(CheckpointEngine):
             ) from error
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Nothing more to do: every file is synced."""
+        """Nothing to do: every file is synced."""
         return True

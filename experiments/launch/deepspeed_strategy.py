@@ -1,15 +1,15 @@
 """DeepSpeed's ZeRO as a Lightning strategy that also runs on CPUs and never casts a weight.
 
-One engine holds all trained networks, with one optimizer that leaves the waiting one alone
-(``training/gated_adamw.py``). Differences to Lightning's own strategy, each tested in
+One engine holds all trained networks, with one optimizer that updates the active parameter groups
+only (``training/gated_adamw.py``). Differences to Lightning's own strategy, each tested in
 tests/test_deepspeed.py:
 
 * a CPU path (gloo), chosen by the accelerator;
-* bf16 is autocast over fp32 weights, gradients and their sums;
-* a batch in parts is divided once: Lightning and DeepSpeed both would;
+* bf16 is autocast over fp32 weights, gradients and gradient reduction;
+* the loss is divided by the number of micro-batches once: Lightning and DeepSpeed both would;
 * checkpoints are replaced atomically, synced, and read without unpickling;
-* networks that are only asked are split over the ranks with ZeRO-3, and what is handed on is whole
-  on the first rank after training.
+* with ZeRO-3 frozen networks are sharded too, and networks that are handed on are gathered on rank
+  0 after training.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from callbacks.checkpointing import diverged, stopped
 from experiments.launch.deepspeed_files import SafeFiles
 
 SHAPE = "shape.json"
-"""How a checkpoint was split, beside DeepSpeed's own files."""
+"""The file in a checkpoint that says how it was sharded."""
 
 
-class Zero(DeepSpeedStrategy):
+class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO of one stage.
 
     Args:
-        stage: 1 splits the optimizer's state over the ranks, 2 gradients too, 3 weights too.
+        stage: 1 shards the optimizer's state over the ranks, 2 gradients too, 3 weights too.
         autocast: compute in bfloat16.
         timeout: how long a rank waits for the others.
     """
@@ -48,15 +48,15 @@ class Zero(DeepSpeedStrategy):
     def __init__(self, stage: int, autocast: bool, timeout: timedelta) -> None:
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # at every call
         super().__init__(stage=stage, timeout=timeout, logging_batch_size_per_gpu=1)
-        # A small parameter that stays whole would have to be refreshed after every write to shares.
+        # A small parameter kept whole would have to be refreshed after every write to the shards.
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         if autocast:
             self.config["torch_autocast"] = {
                 "enabled": True,
                 "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],  # sums of gradients stay fp32
+                "lower_precision_safe_modules": [],  # gradient reduction stays fp32
             }
-        self._asked: list[Any] = []  # engines of networks that are only asked
+        self._frozen: list[Any] = []  # engines of frozen networks
         self._kept: list[nn.Module] = []
 
     # -- on CPUs -----------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class Zero(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """DeepSpeed wants an index; tensors land on the plain CPU all the same."""
+        """DeepSpeed requires a device index; tensors are on the plain CPU all the same."""
         return torch.device("cpu", self.local_rank) if self._on_cpu else super().root_device
 
     def setup_environment(self) -> None:
@@ -95,19 +95,19 @@ class Zero(DeepSpeedStrategy):
         self._kept = [self.lightning_module.student]
 
     def training_step(self, batch: Any, batch_index: int) -> Any:
-        """A part of a batch; DeepSpeed is told which one is the last."""
+        """One micro-batch; DeepSpeed is told which one ends the gradient accumulation."""
         last = (batch_index + 1) % self.lightning_module.trainer.accumulate_grad_batches == 0
         self.deepspeed_engine.set_gradient_accumulation_boundary(last)
         return super().training_step(batch, batch_index)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Lightning has divided the loss by the number of parts."""
+        """Lightning has divided the loss by the number of micro-batches."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        """One step of the engine, then the gradient's norm, which only the engine knows.
+        """One step of the engine, then log the gradient norm, which only the engine knows.
 
         Raises:
             ValueError: the norm is not finite; no checkpoint of these weights is written.
@@ -125,9 +125,9 @@ class Zero(DeepSpeedStrategy):
 
     # -- networks ----------------------------------------------------------------------------
 
-    def place(self, network: nn.Module, kept: bool) -> None:
-        """Split a network that is only asked over the ranks (ZeRO-3), or move it to the device."""
-        if kept:
+    def shard_or_move(self, network: nn.Module, keep: bool) -> None:
+        """Shard a frozen network over the ranks (ZeRO-3), or move it to the device."""
+        if keep:
             self._kept.append(network)
         if not self.zero_stage_3 or not list(network.parameters()):
             network.to(self.root_device)
@@ -142,14 +142,14 @@ class Zero(DeepSpeedStrategy):
             },
             dist_init_required=False,
         )
-        self._asked.append(engine)
+        self._frozen.append(engine)
 
     def on_train_end(self) -> None:
-        """What is handed on is whole again, on the first rank's CPU."""
+        """Gather the networks that are handed on, on rank 0's CPU."""
         self._make_whole()
 
     def teardown(self) -> None:
-        """Make it whole also after a fit that had no step left, whose training never ends."""
+        """Gather them also after a fit without steps left, for which on_train_end is not called."""
         self._make_whole()
         super().teardown()
 
@@ -164,7 +164,7 @@ class Zero(DeepSpeedStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Every rank writes its part; the name leads to the new folder when all have.
+        """Every rank writes its files; the name then points to the new folder.
 
         Raises:
             OSError: if it could not be written; the previous one is kept.
@@ -180,7 +180,7 @@ class Zero(DeepSpeedStrategy):
         """Weights, optimizer and everything else of this rank.
 
         Raises:
-            ValueError: it was split over another number of processes or in another way.
+            ValueError: it was sharded over another number of processes or in another way.
         """
         saved, own = json.loads(Path(checkpoint_path, SHAPE).read_text()), self._shape()
         if saved != own:
@@ -198,7 +198,7 @@ class Zero(DeepSpeedStrategy):
 
 
 def _gather(network: nn.Module, first: bool) -> None:
-    """Undo the split, one parameter at a time: whole on the first rank's CPU, empty elsewhere."""
+    """Gather one parameter at a time: whole on rank 0's CPU, empty elsewhere."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             with deepspeed.zero.GatheredParameters([parameter]):

@@ -1,15 +1,14 @@
 """Executing a run folder: lock, log, verb, record, done.
 
-Of a fit's ranks the first one does all this and the others join it: they only run the verb and
-keep a log of their own. A process that nobody started as a rank starts them (``launcher.py``).
+Rank 0 of a fit does all this; the other ranks only run the verb and keep a log of their own. A
+process that was not started as a rank launches the ranks (``launcher.py``).
 
 The same function serves the command line and the workers of a sweep. A worker executes many runs,
-so what a run may change for the next one (random states, torch's switches, logging, signals,
-environment, working directory) is set at its start and put back at its end: a run's result does
-not depend on who executes it.
+so process-wide state (random states, torch's switches, logging, signals, environment, working
+directory) is set at a run's start and restored at its end: results do not depend on the process.
 
-``kill -USR1`` lets a process write where all its threads stand to stderr while it executes a run,
-a rank of it, or watches over ranks: what to look at when a run hangs.
+``kill -USR1`` makes a process dump the stack traces of all its threads to stderr while it executes
+a run or a rank, or launches ranks: to find out where a run hangs.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.launch.ranks.launcher import execute_ranks, lost_peer
-from experiments.launch.ranks.topology import Place, place_of, ranks_here, wanted
+from experiments.launch.ranks.topology import Topology, ranks_here, topology_of, wanted
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import revision, versions
 from experiments.runs.recipe import config_hash
@@ -52,15 +51,15 @@ def execute(
     progress: Callable[[int, int, str], None] | None = None,
     package: str = "experiments.verbs",
 ) -> bool:
-    """Execute a run, or continue it where it was interrupted; False if it was done already.
+    """Execute or resume a run; False if it was done already.
 
-    ``package`` is where the verb's module is found. Raises Busy if another process works in the
-    folder, KeyboardInterrupt if the run was told to stop (what was saved is kept), and whatever the
-    verb raised, after writing failed.txt.
+    ``package`` has the verb's module. Raises Busy if another process works in the folder,
+    KeyboardInterrupt if the run was asked to stop (it can be resumed), and any error of the verb,
+    after writing failed.txt.
     """
     if folder.done:
         return False
-    with _answering():
+    with _stack_traces():
         return _execute(folder, progress, package)
 
 
@@ -70,46 +69,46 @@ def _execute(
     if ranks := ranks_here(folder.recipe):
         try:
             return execute_ranks(folder, ranks, progress, package)
-        except KeyboardInterrupt as stop:  # one without words: at once
+        except KeyboardInterrupt as stop:  # without a message: stopped at once
             raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
-    place = place_of(folder.recipe)
-    if place.rank:
-        _join(folder, place, package)
+    topology = topology_of(folder.recipe)
+    if topology.rank:
+        _join(folder, topology, package)
         return True
     folder.on_progress = progress
     with folder.lock():
         if folder.done:  # the previous holder finished it
             return False
         folder.clear_failure()
-        # Imported before anything is seeded: the first run of a process is like any other.
+        # Imported before seeding, so that the first run of a process is like any other.
         with _logged(folder.path / "log.txt"), _failing(folder):
             log.info("%s starts (process %d)", folder.name, os.getpid())
             module = verb_module(folder.recipe["verb"], package)
-        # Logged anew: the libraries imported now have loggers that pass nothing on.
+        # Once more: libraries imported since have loggers that do not propagate.
         logged = _logged(folder.path / "log.txt")
         with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
-            os.environ.update(place.environment())
+            os.environ.update(topology.environment())
             module.check(folder.recipe)
             module.run(folder.recipe, folder)
         folder.mark_done()
     return True
 
 
-def _join(folder: RunFolder, place: Place, package: str) -> None:
-    """The verb as another rank than the first."""
-    path = folder.path / f"log.rank{place.rank}.txt"
+def _join(folder: RunFolder, topology: Topology, package: str) -> None:
+    """Run the verb as a rank other than 0."""
+    path = folder.path / f"log.rank{topology.rank}.txt"
     with _logged(path), _failing(folder):
-        log.info("%s: %s starts (process %d)", folder.name, place, os.getpid())
+        log.info("%s: %s starts (process %d)", folder.name, topology, os.getpid())
         module = verb_module(folder.recipe["verb"], package)
     with _logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
-        os.environ.update(place.environment())
+        os.environ.update(topology.environment())
         module.check(folder.recipe)
         module.run(folder.recipe, folder)
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """SIGUSR1, which would end the process, asks where it stands; whatever stderr is by then."""
+def _stack_traces() -> Iterator[None]:
+    """Dump stack traces to stderr (file descriptor 2) on SIGUSR1."""
     faulthandler.register(signal.SIGUSR1, file=2)
     try:
         yield
@@ -119,40 +118,40 @@ def _answering() -> Iterator[None]:
 
 @contextmanager
 def _failing(folder: RunFolder) -> Iterator[None]:
-    """Writes down why it failed; says what an interruption has kept."""
+    """Writes failed.txt on an error; logs what an interrupted run has saved."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second,
-        log.info("%s", saved(folder))  # after it has saved what it wants to save
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
+        log.info("%s", saved(folder))
         raise KeyboardInterrupt(saved(folder)) from stop
     except BaseException as error:
         log.error("%s failed", folder.name, exc_info=error)
-        # Nor is it a failure to lose another rank, whose own failure may be there already.
+        # Losing another rank is no failure of this one; the other's may be written already.
         if not (lost_peer(error) or folder.failure()):
             folder.mark_failed("".join(traceback.format_exception(error)))
         raise
 
 
 def saved(folder: RunFolder) -> str:
-    """What an interrupted run has kept and how to go on."""
+    """What an interrupted run has saved and how to resume it."""
     last = folder.path / "checkpoints" / "last.ckpt"
     if last.exists():
         age = time.time() - last.stat().st_mtime
         kept = f"saved {age:.0f} s ago in {last}"
-    elif tars := len(list((folder.path / "shards").glob("*.tar"))):
-        kept = f"{tars} finished shards are kept"
+    elif shards := len(list((folder.path / "shards").glob("*.tar"))):
+        kept = f"{shards} finished shards are kept"
     else:
         kept = "no checkpoint yet, it will start again"
     verb = folder.recipe["verb"]
     return (
         f"{folder.name} interrupted: {kept}."
-        f" Go on with the same command, or: python -m experiments {verb} {folder.path}"
+        f" Resume with the same command, or: python -m experiments {verb} {folder.path}"
     )
 
 
 @contextmanager
 def _recorded(folder: RunFolder) -> Iterator[None]:
-    """Keeps record.json: time adds up over interruptions, even when the process is killed."""
+    """Keeps record.json; times add up over interruptions, even if the process is killed."""
     before = folder.read_record()
     launch = folder.recipe.get("launch", {})
     devices = prod(wanted(folder.recipe))
@@ -197,7 +196,7 @@ def _recorded(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Appends everything that is logged to a file, also by loggers that do not propagate."""
+    """Appends all log messages to a file, including those of loggers that do not propagate."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -222,7 +221,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _isolated(seed: int) -> Iterator[None]:
-    """The same process-wide state at the start of every run, and the old one back at its end."""
+    """Sets the same process-wide state for every run, and restores the old one at its end."""
     with ExitStack() as stack:
         environment, directory = dict(os.environ), os.getcwd()
         stack.callback(_restore_environment, environment)
@@ -237,13 +236,13 @@ def _isolated(seed: int) -> Iterator[None]:
         if "torch" in sys.modules:
             _isolate_torch(sys.modules["torch"], seed, stack)
         stack.callback(gc.unfreeze)
-        stack.callback(gc.collect)  # of what the run made; of all libraries: a third of a second
+        stack.callback(gc.collect)  # frozen libraries are skipped: they take a third of a second
         gc.freeze()
         yield
 
 
 def _isolate_torch(torch: ModuleType, seed: int, stack: ExitStack) -> None:
-    # Last of all: what a worker's cache keeps, its next run and that run's ranks cannot have.
+    # Runs last: memory in this process's cache is not available to the next run's ranks.
     stack.callback(lambda: torch.cuda.is_initialized() and torch.cuda.empty_cache())
     stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
     stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -265,7 +264,7 @@ def _restore_environment(old: dict[str, str]) -> None:
 
 
 def _reset_peak_memory() -> None:
-    """A worker's peak belongs to its earlier runs; Linux can forget it, elsewhere it stays."""
+    """Reset the peak of a worker's earlier runs (Linux only)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a run computes: the ``launch`` section of a recipe, which never changes its meaning."""
+"""The ``launch`` section of a recipe: devices and their use, never a run's result or name."""
 
 import logging
 import os
@@ -20,29 +20,28 @@ class Launch:
 
     Args:
         scale: the scale it was planned at (a label).
-        threads: torch's threads per process; 0 leaves torch's choice. One thread is what makes a
-            CPU run bit-identical wherever it is executed.
+        threads: torch's threads per process; 0 leaves torch's choice. With one thread a CPU run is
+            bit-identical on any machine.
         accelerator: Lightning's: ``auto``, ``cpu``, ``gpu``.
-        nodes: machines; every one needs the same command (README, "Clusters").
-        devices: how many of them, on every node.
+        nodes: machines; each is started with the same command.
+        devices: per node.
         strategy: ``auto``, ``ddp`` or ``deepspeed``.
-        zero_stage: what DeepSpeed splits over the devices: 1 the optimizer's state, 2 gradients
+        zero_stage: what DeepSpeed shards over the devices: 1 the optimizer's state, 2 gradients
             too, 3 weights too.
-        timeout_s: seconds that a process waits for the others before it gives up.
-        batch_per_device: most samples that a device takes at once; its share of a larger batch is
-            taken in parts whose gradients are accumulated. 0: all at once.
-        gradient_checkpointing: trained networks compute each layer again in the backward pass
-            instead of keeping what it made: a third more work, a fraction of the memory.
-        check_memory: refuse to load what cannot fit (``memory.py``); false only tells.
-        attention: the kernel where frames see frames: ``auto``, ``dense``, ``flex``, ``flash``
+        timeout_s: seconds that a rank waits for the others before it fails.
+        batch_per_device: largest micro-batch of a device; gradients of a larger batch are
+            accumulated over micro-batches. 0: no limit.
+        gradient_checkpointing: trained networks recompute each layer's activations in the backward
+            pass: a third more compute, a fraction of the memory.
+        check_memory: refuse a run that cannot fit (``memory/check.py``); false only warns.
+        attention: the self-attention kernel: ``auto``, ``dense``, ``flex``, ``flash``
             (``lightning_modules/networks/wan/attention.py``).
-        compile: generate with layers whose pieces between the attention kernels the compiler has
-            fused; CUDA only.
-        cuda_graphs: generate by replaying recorded calls; CUDA only
+        compile: generate with compiled layers; CUDA only.
+        cuda_graphs: generate by replaying CUDA graphs
             (``lightning_modules/networks/wan/cuda_graphs.py``).
         workers: of the data loader.
         log_every: steps between entries in TensorBoard.
-        panel_every: steps between video panels in TensorBoard; 0 for none.
+        panel_every: steps between validation samples in TensorBoard; 0 for none.
         checkpoint_every_s: seconds between checkpoints.
     """
 
@@ -76,27 +75,27 @@ def launch_of(recipe: dict[str, Any]) -> Launch:
     return Launch(**bind(Launch, recipe.get("launch", {}), section="launch"))
 
 
-def parts_of(batch: int, launch: Launch) -> int:
-    """In how many equal parts, one after the other, every device takes its share of a batch.
+def micro_batches_of(batch: int, launch: Launch) -> int:
+    """The number of micro-batches per step over which every device accumulates gradients.
 
-    The smallest number that keeps a part within ``batch_per_device``. Noise belongs to samples and
-    steps are counted in whole batches, so it changes sums of gradients by rounding alone.
+    The smallest that keeps a micro-batch within ``batch_per_device``. Noise belongs to samples and
+    steps count whole batches, so it changes gradients by rounding alone.
 
     Raises:
         ValueError: the devices do not divide the batch.
     """
     if launch.world < 1 or batch % launch.world:
         raise ValueError(
-            f"launch.devices: {launch.world} devices cannot share a batch of {batch} (fit.batch)"
-            f" equally; use one of {_divisors(batch)}"
+            f"launch.devices: a batch of {batch} (fit.batch) does not divide over {launch.world}"
+            f" devices; use one of {_divisors(batch)}"
         )
     share = batch // launch.world
     limit = launch.batch_per_device or share
-    return next(share // part for part in reversed(_divisors(share)) if part <= limit)
+    return next(share // size for size in reversed(_divisors(share)) if size <= limit)
 
 
 def _divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def settle(recipe: dict[str, Any]) -> Launch:
@@ -104,28 +103,27 @@ def settle(recipe: dict[str, Any]) -> Launch:
     launch = launch_of(recipe)
     if launch.threads:
         torch.set_num_threads(launch.threads)
-        # Without it Lightning divides the cores among the processes of a node when they meet.
+        # Without it Lightning divides the cores among the processes of a node at their start.
         os.environ["OMP_NUM_THREADS"] = str(launch.threads)
     torch.manual_seed(recipe["seed"])
     return launch
 
 
 def prepare(recipe: dict[str, Any]) -> torch.device:
-    """Set threads, seed and attention for this run; returns the device inference verbs use.
+    """Set threads, seed and attention for this run; returns the device for inference.
 
     Raises:
-        ValueError: a device that is not there, or an attention kernel that cannot run on it, with
-            the reason.
+        ValueError: no such device, or an attention kernel that cannot run on it, with the reason.
     """
     launch = settle(recipe)
     gpu = launch.accelerator != "cpu" and torch.cuda.is_available()
     if not gpu and launch.accelerator not in ("auto", "cpu"):
         raise ValueError(
-            f"launch.accelerator: {launch.accelerator} is wanted, but torch"
+            f"launch.accelerator: {launch.accelerator} is set, but torch"
             f" {torch.__version__} finds no CUDA device here; look at nvidia-smi and"
             " CUDA_VISIBLE_DEVICES, install a torch built for CUDA, or set launch.accelerator=cpu"
         )
-    index = int(os.environ.get("LOCAL_RANK", 0))  # of a rank among those of its node
+    index = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", index) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
@@ -133,15 +131,15 @@ def prepare(recipe: dict[str, Any]) -> torch.device:
     return device
 
 
-def hurried(network: nn.Module, launch: Launch, device: torch.device) -> Any:
-    """The network for generation, as fast as ``launch`` wants it; itself on a CPU."""
+def accelerated(network: nn.Module, launch: Launch, device: torch.device) -> Any:
+    """The network for generation, compiled and with CUDA graphs as ``launch`` says."""
     from lightning_modules.networks import Wan
 
     if device.type != "cuda" or not isinstance(network, Wan):
         if launch.compile or launch.cuda_graphs:
             log.warning(
-                "launch.compile and launch.cuda_graphs do nothing here: they hurry a Wan network on"
-                " CUDA, this is a %s on %s",
+                "launch.compile and launch.cuda_graphs have no effect here: they accelerate a Wan"
+                " network on CUDA, this is a %s on %s",
                 type(network).__name__,
                 device.type,
             )

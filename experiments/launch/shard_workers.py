@@ -1,7 +1,7 @@
-"""A shard set by several processes: the verb's, one for each further device, and any that join.
+"""Shard workers: several processes that make one shard set, one per device, and any that join.
 
-A helper is ``python -m experiments join <run folder>``; it makes tars that nobody else is making
-until none is left (``shard_work.py``), and may run on any machine that sees the folder.
+A worker is ``python -m experiments join <run folder>``; it makes shards that no other worker has
+claimed until none is left (``datamodules/shards/work.py``), on any machine that sees the folder.
 """
 
 import logging
@@ -17,7 +17,7 @@ import torch
 from datamodules.shards.work import ShardMaker, Work
 from experiments.launch.execute import verb_module
 from experiments.launch.hardware import Launch, launch_of
-from experiments.launch.ranks.die_with_parent import end_with_parent
+from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -25,43 +25,43 @@ Plan = Callable[[dict[str, Any], RunFolder], Work]
 
 
 def make_together(plan: Plan, recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Make ``folder/shards`` with ``launch.devices`` processes, on from where it stopped."""
+    """Make or resume ``folder/shards`` with ``launch.devices`` workers."""
     maker = ShardMaker(plan(recipe, folder), folder)
-    with _helpers(folder, _devices(launch_of(recipe))[1:]):
+    with _workers(folder, _devices(launch_of(recipe))[1:]):
         maker.make_all()
     maker.complete()
 
 
 def join(folder: RunFolder, parent: int | None = None) -> None:
-    """Help with a run that is, or will be, made by another process.
+    """Work on a run that another process executes, now or later.
 
     Args:
         folder: of a run that makes shards.
-        parent: the process that this one shall not outlive.
+        parent: process id; this process is killed when that one ends.
 
     Raises:
         ValueError: the run's verb makes no shards.
     """
     if parent is not None:
-        end_with_parent(parent)
+        die_with_parent(parent)
     if folder.done:
         log.info("%s is done", folder.name)
         return
     plan = getattr(verb_module(folder.recipe["verb"]), "plan", None)
     if plan is None:
         raise ValueError(
-            f"{folder.path}: nobody can join a {folder.recipe['verb']}, only what makes shards;"
-            f" python -m experiments {folder.recipe['verb']} {folder.path} goes on with it"
+            f"{folder.path}: a {folder.recipe['verb']} makes no shards and cannot be joined;"
+            f" python -m experiments {folder.recipe['verb']} {folder.path} resumes it"
         )
     made = ShardMaker(plan(folder.recipe, folder), folder).help()
     log.info("%s: made %d shards; none is left to begin", folder.name, made)
 
 
 @contextmanager
-def _helpers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
-    """Further processes of this machine, one a device. If one dies, the others do its work."""
-    words = ["-m", "experiments", "join", str(folder.path), "--of", str(os.getpid())]
-    command = [sys.executable, *words]
+def _workers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
+    """Further workers on this machine, one per device. If one dies, the others do its work."""
+    arguments = ["-m", "experiments", "join", str(folder.path), "--of", str(os.getpid())]
+    command = [sys.executable, *arguments]
     running = [
         subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": device})
         for device in devices
@@ -69,17 +69,17 @@ def _helpers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for helper in running:
-            helper.terminate()
-        for helper in running:
-            helper.wait()
+        for worker in running:
+            worker.terminate()
+        for worker in running:
+            worker.wait()
 
 
 def _devices(launch: Launch) -> list[str]:
-    """CUDA's names of as many devices as are wanted; empty ones for processes of CPUs.
+    """The ids of ``launch.devices`` CUDA devices; empty strings for CPU processes.
 
     Raises:
-        ValueError: fewer are there.
+        ValueError: there are fewer.
     """
     if launch.accelerator == "cpu" or not torch.cuda.is_available():
         return [""] * launch.devices

@@ -1,4 +1,4 @@
-"""Over how many devices a fit is spread, and how: ``launch.strategy``."""
+"""The distributed strategy of a fit: ``launch.strategy``."""
 
 import os
 from dataclasses import replace
@@ -29,8 +29,9 @@ def check_strategy(launch: Launch, precision: str) -> None:
     """
     if launch.strategy == "fsdp2":
         raise ValueError(
-            "launch.strategy: fsdp2 is not offered: that two networks take turns exactly was shown"
-            " for ddp and deepspeed only; deepspeed with launch.zero_stage=3 splits as much"
+            "launch.strategy: fsdp2 is not supported: exact alternating updates of two networks"
+            " are tested for ddp and deepspeed only; deepspeed with launch.zero_stage=3 shards as"
+            " much"
         )
     if launch.strategy not in STRATEGIES:
         known = "; ".join(f"{name} ({what})" for name, what in STRATEGIES.items())
@@ -49,8 +50,8 @@ def check_strategy(launch: Launch, precision: str) -> None:
         )
 
 
-def spread(kind: type[LightningModule], launch: Launch) -> Launch:
-    """The launch of this stage: one that is trained alone takes one device."""
+def launch_for(kind: type[LightningModule], launch: Launch) -> Launch:
+    """The launch of this stage: stages in ``ALONE`` train on one device."""
     if kind.__name__ not in ALONE:
         return launch
     return replace(launch, nodes=1, devices=1, strategy="auto")
@@ -59,43 +60,43 @@ def spread(kind: type[LightningModule], launch: Launch) -> Launch:
 def parallel(module: LightningModule, launch: Launch, precision: str) -> dict[str, Any]:
     """The Trainer's ``strategy`` and ``precision``.
 
-    Its processes exist and know their places (``place.Place.environment``); it starts none.
+    The ranks are running and know their topology (``Topology.environment``); it starts none.
     """
     timeout = timedelta(seconds=launch.timeout_s)
     if launch.strategy == "deepspeed":
         if launch.accelerator == "cpu" or not torch.cuda.is_available():
             _deepspeed_on_cpu()
-        from experiments.launch.deepspeed_strategy import Zero
+        from experiments.launch.deepspeed_strategy import ZeroStrategy
 
-        zero = Zero(launch.zero_stage, autocast=precision == "bf16-mixed", timeout=timeout)
+        zero = ZeroStrategy(launch.zero_stage, autocast=precision == "bf16-mixed", timeout=timeout)
         return {"strategy": zero, "precision": "32-true"}
     if launch.strategy == "auto" and launch.world == 1:
         return {"strategy": "auto", "precision": precision}
-    several = len(module.parameter_groups()) > 1  # those that wait get no gradient
+    several = len(module.parameter_groups()) > 1  # inactive ones get no gradient
     ddp = DDPStrategy(find_unused_parameters=several, timeout=timeout)
     return {"strategy": ddp, "precision": precision}
 
 
 def resumable(last: Path, launch: Launch) -> Path | None:
-    """The checkpoint from which a run goes on, if there is one.
+    """The checkpoint to resume from, if there is one.
 
     Raises:
-        ValueError: the strategy it was written under writes another kind.
+        ValueError: it was written under a strategy with another checkpoint format.
     """
     if not last.exists():
         return None
     if last.is_dir() != (launch.strategy == "deepspeed"):
         kind = "deepspeed" if last.is_dir() else "auto or ddp"
         raise ValueError(
-            f"{last}: written under launch.strategy={kind}, this run has {launch.strategy}; go on"
+            f"{last}: written under launch.strategy={kind}, this run has {launch.strategy}; resume"
             " with the former, or delete it to start this run again"
         )
     return last
 
 
 def _deepspeed_on_cpu() -> None:
-    """DeepSpeed on CPUs, without its shared-memory collective: that serves inference only and is
-    compiled at first use, which takes a minute.
+    """Set up DeepSpeed on CPUs, without its shared-memory collective, which is for inference only
+    and takes a minute to compile at first use.
     """
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed.ops

@@ -11,7 +11,6 @@ a moment later, and the one that is not named there leaves.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os

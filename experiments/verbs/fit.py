@@ -22,14 +22,14 @@ from datamodules.video import VideoDataModule
 from experiments.checkpoints.networks import ROLES, check_network, fresh_network, load_network
 from experiments.generation.codec import autoencoder_of
 from experiments.generation.generation import (
+    autocast,
     check_precision,
-    computing,
     require_autoencoder,
     require_same_encoders,
 )
-from experiments.launch.hardware import Launch, launch_of, parts_of, prepare
+from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.strategies import check_strategy, parallel, resumable, spread
+from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
 from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind, parameters_of
@@ -47,7 +47,7 @@ class Training:
 
     Args:
         steps: optimizer steps, of all networks together; 0 hands the student on as it is.
-        batch: clips per step, over all devices and all parts in which a device takes its share.
+        batch: clips per step, over all devices and micro-batches.
         clip_gradient: norm at which gradients are clipped, per step.
         precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would round the weights
             themselves, and updates of 2e-6 with them.
@@ -73,7 +73,7 @@ def check(recipe: dict[str, Any]) -> None:
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
-    _parts(training, spread(kind, launch))
+    _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
 
@@ -87,14 +87,14 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     device = prepare(recipe)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
     kind = _stage_class(recipe)
-    launch = spread(kind, launch_of(recipe))
+    launch = launch_for(kind, launch_of(recipe))
     training = Training(**bind(Training, recipe["fit"], section="fit"))
     data = VideoDataModule(
         folder.need("data") / "shards",
         batch=training.batch,
         steps=training.steps,
         seed=recipe["seed"],
-        parts=_parts(training, launch),
+        micro_batches=_micro_batches(training, launch),
         workers=launch.workers,
         fields=list(kind.fields),
     )
@@ -118,8 +118,8 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
             module.hand_off(folder.path)
 
 
-def _parts(training: Training, launch: Launch) -> int:
-    return parts_of(training.batch, launch) if training.steps else 1
+def _micro_batches(training: Training, launch: Launch) -> int:
+    return micro_batches_of(training.batch, launch) if training.steps else 1
 
 
 def _stage_class(recipe: dict[str, Any]) -> type[LightningModule]:
@@ -220,7 +220,7 @@ def _train(
         **parallel(module, launch, training.precision),
         max_steps=training.steps,
         max_epochs=1,
-        accumulate_grad_batches=data.parts,
+        accumulate_grad_batches=data.micro_batches,
         gradient_clip_val=training.clip_gradient,
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         callbacks=[*callbacks, checkpoint],
@@ -268,5 +268,5 @@ def _panel(
         shards.manifest["fps"],
         ema,
         at_once=launch.batch_per_device,
-        computing=partial(computing, device, precision),
+        autocast=partial(autocast, device, precision),
     )

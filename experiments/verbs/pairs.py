@@ -22,17 +22,17 @@ from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, open_shards, require
 from datamodules.shards.work import Sample, Work
-from experiments.checkpoints.networks import network_folder, numbers_of
+from experiments.checkpoints.networks import network_config, network_folder
 from experiments.generation.generation import (
+    autocast,
     check_precision,
-    computing,
     encoders_of,
     frozen,
-    per_tar,
     require_autoencoder,
+    samples_per_shard,
     stack,
 )
-from experiments.launch.hardware import hurried, launch_of, prepare
+from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
 from experiments.launch.shard_workers import make_together
 from experiments.runs.folder import RunFolder
@@ -40,7 +40,7 @@ from experiments.runs.signature import bind
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import Solver, time_grid
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
@@ -85,7 +85,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
         half=settings["precision"] == "bf16-mixed",
     )
     return trajectories(
-        teacher=hurried(frozen(where, device, settings["precision"]), launch, device),
+        teacher=accelerated(frozen(where, device, settings["precision"]), launch, device),
         name=where.name,
         weights=_identity(network_folder(where)),
         clips=clips,
@@ -96,7 +96,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
 
 
 def trajectories(
-    teacher: Network,
+    teacher: VelocityNetwork,
     name: str,
     weights: str,
     clips: ShardReader,
@@ -181,13 +181,13 @@ def trajectories(
     def make(numbers: Sequence[int]) -> Iterator[Sample]:
         for start in range(0, len(numbers), batch):
             samples = [clips.read(number, fields) for number in numbers[start : start + batch]]
-            with torch.no_grad(), computing(device, precision):
+            with torch.no_grad(), autocast(device, precision):
                 states = solved(samples).cpu().numpy().astype(stored)
             for sample, one in zip(samples, states, strict=True):
                 arrays = {name: sample[name] for name in fields}
                 yield sample["key"], {**arrays, "trajectory": one}, sample["info"]
 
-    tar = per_tar({**shapes, "trajectory": (len(kept), *clip_shape)})
+    tar = samples_per_shard({**shapes, "trajectory": (len(kept), *clip_shape)})
     whole = max(1, tar // batch) * batch
     return Work("pairs", about, range(count), make, whole, lambda: clips.negative)
 
@@ -204,7 +204,7 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
 
 def _identity(network: Path) -> str:
     """Hash of a network: of its settings and, unless it is a closed form, its weights."""
-    numbers = numbers_of(network)
+    numbers = network_config(network)
     if "num_layers" in numbers:
         return digest_of_weights(network)
     return digest(json.dumps(numbers, sort_keys=True).encode())

@@ -1,9 +1,9 @@
-"""``sample``: generate clips for held-out prompts and store them, ready to be scored.
+"""``sample``: generate and store clips for held-out prompts.
 
-Image to video is the same rollout: with ``given: 1`` the committed past is the picture that
-``needs.pictures`` has for a prompt, or else the first latent frame of the clip in
-``needs.prompts``, and generation goes on from there, without any training.
-Clips longer than the training's need a ``window`` (``lightning_modules/diffusion/fast_past.py``).
+Image to video is the same rollout, without further training: with ``given: 1`` the first latent
+frame is a conditioning frame, the encoded image of ``needs.pictures`` or the first frame of the
+clip in ``needs.prompts``. Clips longer than the training clips need a ``window``
+(``lightning_modules/diffusion/fast_past.py``).
 """
 
 import logging
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
-from experiments.generation.conditioning import Given, of_clips, of_pictures
+from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
 from experiments.generation.generation import (
+    autocast,
     batches,
     check_precision,
-    computing,
     encoders_of,
     frozen,
-    per_tar,
     require_autoencoder,
+    samples_per_shard,
     stack,
 )
 from experiments.generation.outputs import SAVED, Saver
-from experiments.launch.hardware import hurried, launch_of, prepare
+from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
 
 Generate = Callable[[Tensor, Randomness, Tensor | None], Tensor]
-"""From prompts ``[B, L, D]``, their chance and given frames to clips ``[B, F, C, H, W]``."""
+"""From prompts ``[B, L, D]``, random draws and conditioning frames to ``[B, F, C, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,23 @@ class Sampling:
     Args:
         sampler: ``few_steps`` for students, ``autoregressive_ode`` for an AR teacher,
             ``bidirectional_ode`` for a base model.
-        first: number of the first prompt of the set.
-        count: how many clips.
-        batch: of them at once.
-        clip_shape: ``[F, C, H, W]`` of training.
-        frames: latent frames to sample; more than ``F`` are better off with a window.
-        given: latent frames that are not generated but taken from ``needs.pictures`` (one), or from
-            the clips of ``needs.prompts``; whole blocks.
-        blocks: frames that are generated together.
-        window: frames a block sees, its own included; 0: all.
-        sinks: first frames that never leave the window.
-        commit: how a block becomes past: ``separate``, ``fused``, ``none`` (``fast_past.py``).
-        context_t: noise level at which it is shown as past.
-        few_steps, first_few_steps: of ``few_steps``, which has no guidance.
+        first: index of the first prompt of the set.
+        count: number of clips.
+        batch: batch size.
+        clip_shape: ``[F, C, H, W]`` of the training clips.
+        frames: latent frames to sample; more than ``F`` should have a window.
+        given: number of conditioning frames, from ``needs.pictures`` (one) or from the clips of
+            ``needs.prompts``; whole blocks.
+        blocks: frames per block.
+        window: frames a block attends to, its own included; 0: all.
+        sinks: first frames that stay in the window.
+        commit: the KV-cache update: ``separate``, ``fused``, ``none`` (``fast_past.py``).
+        context_t: noise level of the context.
+        few_steps, first_few_steps: of the sampler ``few_steps``, which has no guidance.
         intervals, guidance: of the two ODE samplers.
-        shift: of the times of all.
+        shift: timestep shift.
         save: how (``generation/outputs.py``): ``pixels``, ``latents`` or ``mp4``.
-        precision: of the network's passes; states are float32 whatever it is.
+        precision: of the network; solver states are always float32.
 
     Raises:
         ValueError: settings that do not fit each other, by their keys.
@@ -114,12 +114,12 @@ class Sampling:
             )
         if self.context_t and self.commit == "none":
             raise ValueError(
-                "sample.context_t: without a commit the past is as noisy as its last denoising"
+                "sample.context_t: without a commit the context is as noisy as its last denoising"
                 " call; set it to 0, or sample.commit to separate or fused"
             )
         if self.sampler == "bidirectional_ode" and (self.given or self.window or self.context_t):
             raise ValueError(
-                "sample.sampler: bidirectional_ode makes all frames together: given, window and"
+                "sample.sampler: bidirectional_ode samples all frames jointly: given, window and"
                 " context_t must be 0"
             )
 
@@ -161,7 +161,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     )
     student = frozen(folder.need("student"), device, settings.precision)
     generate_clips(
-        hurried(student, launch_of(recipe), device),
+        accelerated(student, launch_of(recipe), device),
         prompts,
         settings,
         folder,
@@ -174,7 +174,7 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
     settings = Sampling(**bind(Sampling, recipe["sample"], section="sample"))
     if "pictures" in recipe["needs"] and settings.given != 1:
         raise ValueError(
-            f"sample.given: {settings.given}, but a picture of needs.pictures is one latent frame;"
+            f"sample.given: {settings.given}, but an image of needs.pictures is one latent frame;"
             " set it to 1"
         )
     return settings
@@ -182,40 +182,40 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
 
 @torch.no_grad()
 def generate_clips(
-    student: Network,
+    student: VelocityNetwork,
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
     seed: int,
     device: torch.device,
 ) -> None:
-    """Write the clips as shards, each with its prompt's information; on from an interruption.
+    """Write, or resume writing, the clips as shards, each with its prompt's metadata.
 
     Raises:
-        FileNotFoundError: a prompt has no picture.
-        ValueError: the set has too few prompts, or no frames to be given.
+        FileNotFoundError: a prompt has no image.
+        ValueError: the set has too few prompts, or no conditioning frames.
     """
     numbers = _numbers(prompts, settings)
-    given = _given(prompts, settings, folder, numbers, device)
+    conditioning = _conditioning(prompts, settings, folder, numbers, device)
     negative = torch.from_numpy(prompts.negative).to(device)
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields = ["text", *given.fields]
+    fields = ["text", *conditioning.fields]
     about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
-    about |= given.about
+    about |= conditioning.about
     writer = ShardWriter(
         folder.path / "shards",
         saver.kind,
         about=about,
-        samples_per_shard=per_tar({"clip": settings.shape, "text": negative.shape}),
+        samples_per_shard=samples_per_shard({"clip": settings.shape, "text": negative.shape}),
         resume=True,
     )
     with writer:
         for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
-            text, frames = stack(samples, "text", device), given.frames(samples)
-            with computing(device, settings.precision):
+            text, frames = stack(samples, "text", device), conditioning.frames(samples)
+            with autocast(device, settings.precision):
                 clips = generate(text, Randomness(seed, 0, keys, device), frames)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
@@ -224,7 +224,7 @@ def generate_clips(
     log.info("%d clips by %s", settings.count, settings.sampler)
 
 
-def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Generate:
+def sampler_of(student: VelocityNetwork, settings: Sampling, negative: Tensor) -> Generate:
     """One function for every batch; its caches are made once."""
     shape, sizes = settings.shape, settings.sizes
     grid = time_grid(settings.intervals, settings.shift).to(negative.device)
@@ -241,7 +241,7 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
         commit=settings.commit,
     )
 
-    def generate(text: Tensor, random: Randomness, given: Tensor | None = None) -> Tensor:
+    def generate(text: Tensor, random: Randomness, conditioning: Tensor | None = None) -> Tensor:
         noise = random.normal("noise", shape)
         if settings.sampler == "bidirectional_ode":
             v = forcing.bidirectional_ode(student, text, negative, settings.guidance)
@@ -255,7 +255,7 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
             noise,
             sizes,
             denoise,
-            given=given,
+            conditioning=conditioning,
             context_t=settings.context_t,
             context_eps=context,
         )
@@ -263,24 +263,24 @@ def sampler_of(student: Network, settings: Sampling, negative: Tensor) -> Genera
     return generate
 
 
-def _given(
+def _conditioning(
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
     numbers: range,
     device: torch.device,
-) -> Given:
-    """What clips begin with, as the recipe's needs say."""
+) -> Conditioning:
+    """The conditioning frames of the recipe's needs."""
     if "pictures" in folder.recipe["needs"]:
         where = folder.need("pictures")
-        return of_pictures(where, prompts, numbers, settings.clip_shape, device)
+        return encoded_images(where, prompts, numbers, settings.clip_shape, device)
     if settings.given:
-        return of_clips(prompts, settings.given, settings.clip_shape, device)
-    return Given()
+        return first_frames_of_clips(prompts, settings.given, settings.clip_shape, device)
+    return Conditioning()
 
 
 def _numbers(prompts: ShardReader, settings: Sampling) -> range:
-    """Of the prompts that are sampled; the set must hold every one."""
+    """Indices of the prompts to sample; the set must have them all."""
     numbers = range(settings.first, settings.first + settings.count)
     if numbers.stop > len(prompts):
         raise ValueError(

@@ -1,9 +1,9 @@
-"""The straight path between data and noise: every conversion and every time grid, once.
+"""Flow matching on the straight path between data and noise: conversions and time grids.
 
     x_t = (1 - t) x0 + t eps        v = d x_t / d t = eps - x0        t in [0, 1], 1 = noise
 
-Tensors are ``[B, F, C, H, W]`` with ``t`` ``[B, F]``, fp32. Grids are computed in fp64. There is no
-lookup table: the sigma used is the sigma asked for (Causal Forcing++, eq. 4; Wan feeds ``1000 t``).
+Tensors are ``[B, F, C, H, W]`` with ``t`` ``[B, F]``, fp32. Grids are computed in fp64. Sigmas are
+exact, not looked up in a table of 1000 (networks get ``1000 t`` as Wan does).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def per_frame(t: Tensor) -> Tensor:
 
 
 def shift(u: Number, by: float) -> Number:
-    """Warp uniform time towards noise: ``s u / (1 + (s - 1) u)``; 0 and 1 stay (Wan: s = 5)."""
+    """Timestep shift towards noise: ``s u / (1 + (s - 1) u)``; 0 and 1 are fixed (Wan: s = 5)."""
     return by * u / (1 + (by - 1) * u)
 
 
@@ -49,24 +49,24 @@ def velocity(x0: Tensor, eps: Tensor) -> Tensor:
 
 
 def to_x0(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Where the straight line through ``x_t`` with slope ``v`` meets data: ``x_t - t v``."""
+    """``G(x_t, t) = x_t - t v``: the x0 prediction of a velocity (Causal Forcing++, Eq. 4)."""
     return x_t - per_frame(t) * v
 
 
 def euler(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One step of ``dx/dt = v(x, t)`` from ``t`` to ``t_next``, of first order: one call of v."""
+    """A first-order step of ``dx/dt = v(x, t)`` from ``t`` to ``t_next``: one call of v."""
     return x_t + per_frame(t_next - t) * v(x_t, t)
 
 
 def heun(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """The same step of second order: the mean of the slopes at both ends, two calls of v."""
+    """A second-order step: the mean of the slopes at both ends, two calls of v."""
     slope = v(x_t, t)
     ahead = v(x_t + per_frame(t_next - t) * slope, t_next)
     return x_t + per_frame(t_next - t) * (slope + ahead) / 2
 
 
 Solver = Literal["euler", "heun"]
-"""The names of steps that a recipe may write; all published methods use Euler."""
+"""The solvers of ODEs by their names in recipes; all published methods use Euler."""
 SOLVERS: dict[Solver, Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]] = {
     "euler": euler,
     "heun": heun,
@@ -76,7 +76,7 @@ SOLVERS: dict[Solver, Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]] = {
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance ``u + w (c - u)``; ``w = 1`` is the conditional prediction.
 
-    The one convention of this project. Published DMD code writes ``c + 3 (c - u)``: that is w = 4.
+    The only convention of this project. ``c + 3 (c - u)`` of published DMD code is w = 4.
     """
     return unconditional + scale * (conditional - unconditional)
 
@@ -88,9 +88,9 @@ def _training_weight_moments(by: float) -> tuple[float, float]:
 
 
 def training_weight(t: Tensor, by: float) -> Tensor:
-    """Wan's loss weight: a bell around t = 1/2, zero at pure noise, mean 1 over the 1000-step grid.
+    """The training weight: a bell around t = 1/2, zero at pure noise, mean 1 over 1000 steps.
 
-    ``w(t) ~ exp(-2 (t - 1/2)^2) - min``, as CausVid's and Self Forcing's schedulers have it.
+    ``w(t) ~ exp(-2 (t - 1/2)^2) - min``, as in the schedulers of CausVid and Self Forcing.
     """
     lowest, mean = _training_weight_moments(by)
     return (torch.exp(-2 * (t - 0.5) ** 2) - lowest) / mean

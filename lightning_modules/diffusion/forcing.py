@@ -1,6 +1,6 @@
-"""How the past reaches a network in one parallel pass: not at all, noisy, or clean.
+"""The forcings: bidirectional, diffusion forcing and teacher forcing, each one parallel forward.
 
-Each function returns the velocity ``[B, F, C, H, W]`` of the noisy clip ``x_t`` at times ``t``
+Each function returns the velocity ``[B, F, C, H, W]`` at the noisy clip ``x_t`` and times ``t``
 ``[B, F]``. ``sizes`` are the frames per block; ``net`` keeps the network contract.
 """
 
@@ -12,24 +12,25 @@ from torch import Tensor
 from lightning_modules.diffusion import visibility
 from lightning_modules.diffusion.flow import guide
 
-Network = Callable[..., Tensor]
+VelocityNetwork = Callable[..., Tensor]
+"""A network under the contract of ``networks/__init__.py``, or anything that is called so."""
 
 
-def bidirectional(net: Network, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-    """All frames see all frames: the base model, and both scores of asymmetric DMD."""
+def bidirectional(net: VelocityNetwork, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """Full attention: the base model, and both scores of asymmetric DMD."""
     return net(x_t, t, text, frames=_positions(x_t))
 
 
 def diffusion_forcing(
-    net: Network, x_t: Tensor, t: Tensor, text: Tensor, sizes: Sequence[int]
+    net: VelocityNetwork, x_t: Tensor, t: Tensor, text: Tensor, sizes: Sequence[int]
 ) -> Tensor:
-    """Each block sees the earlier blocks as noisy as they are (CausVid, Self Forcing's ODE)."""
-    visible = visibility.block_causal(sizes)
+    """Each block attends to the *noisy* earlier blocks (CausVid; Self Forcing's ODE init)."""
+    visible = visibility.block_causal_mask(sizes)
     return net(x_t, t, text, frames=_positions(x_t), visible=visible)
 
 
 def teacher_forcing(
-    net: Network,
+    net: VelocityNetwork,
     x_t: Tensor,
     t: Tensor,
     text: Tensor,
@@ -37,7 +38,7 @@ def teacher_forcing(
     clean: Tensor,
     clean_t: Tensor | None = None,
 ) -> Tensor:
-    """Each block sees the *clean* earlier blocks: ``v(x_t^i | clean^{<i}, t)`` for all i at once.
+    """Each block attends to the *clean* earlier blocks: ``v(x_t^i | clean^{<i}, t)`` for all i.
 
     ``clean_t`` ``[B, F]`` is the noise level of the clean half, zeros unless the context is noised.
     """
@@ -48,15 +49,15 @@ def teacher_forcing(
         torch.cat([clean_t, t], dim=1),
         text,
         frames=_positions(x_t).repeat(2),
-        visible=visibility.teacher_forcing(sizes),
+        visible=visibility.teacher_forcing_mask(sizes),
     )
     return v[:, frames:]
 
 
 def guided(v: Callable[[Tensor], Tensor], text: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Guide a velocity ``v(text)`` away from the ``negative`` prompt ``[L, D]``.
+    """Classifier-free guidance of a velocity ``v(text)`` with the ``negative`` prompt ``[L, D]``.
 
-    At scale 1 the unconditional branch has no influence and is not evaluated.
+    At scale 1 the unconditional branch is not evaluated.
     """
     conditional = v(text)
     if scale == 1:
@@ -65,7 +66,7 @@ def guided(v: Callable[[Tensor], Tensor], text: Tensor, negative: Tensor, scale:
 
 
 def bidirectional_ode(
-    net: Network, text: Tensor, negative: Tensor, guidance: float
+    net: VelocityNetwork, text: Tensor, negative: Tensor, guidance: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The guided bidirectional velocity as ``v(x, t)``, ``t`` a scalar or ``[B, F]``."""
 

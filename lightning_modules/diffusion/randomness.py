@@ -1,8 +1,7 @@
-"""Noise that belongs to the sample: a function of (run seed, step, sample key, purpose).
+"""Counter-based random draws: a function of (run seed, step, sample key, purpose) alone.
 
-Not of the rank, the worker, the batch it came in or what was drawn before, so that an interrupted
-run, another world size or another arm of the ablation sees the very same noise. Drawn on the CPU
-in fp32, then moved.
+They do not depend on the rank, the data worker, the batch or earlier draws, so that a resumed run,
+another world size and other methods of an ablation see the same noise. Drawn on the CPU in fp32.
 """
 
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ def _generator(*words: object) -> torch.Generator:
 
 
 class Randomness:
-    """What chance decides for one batch.
+    """The random draws of one batch.
 
     Args:
         seed: the run's seed, a number or a name.
-        step: which step of the run, so that a sample seen twice gets fresh noise.
-        keys: the samples' keys, one a row of everything that is drawn.
-        device: where draws end up.
+        step: of the run, so that a sample seen twice gets fresh noise.
+        keys: the samples' keys, one per row of each draw.
+        device: of the returned tensors.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Randomness:
         return (self.uniform(purpose, shape).double() * below).long().clamp_(max=below - 1)
 
     def shared_integer(self, purpose: str, below: int) -> int:
-        """One draw for the whole step, the same on every rank (all must run the same forwards)."""
+        """One draw per step, equal on all ranks (which must run the same number of forwards)."""
         generator = _generator(self.seed, self.step, purpose)
         return int(torch.randint(below, (), generator=generator))
 

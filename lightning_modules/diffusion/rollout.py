@@ -1,11 +1,11 @@
-"""Generating a clip block by block: one loop for training, sampling, streaming and ODE pairs.
+"""Autoregressive rollout: one loop for training, sampling, streaming and ODE pairs.
 
-    for each block:   x0 = denoise(noise of the block | committed past)
-                      commit x0 (or the true block) as the past of the next
+    for each block:   x0 = denoise(noise of the block | context)
+                      commit x0 (or the ground-truth block): update the KV cache
 
-What differs between uses is an argument: *how a block is denoised* (:class:`FewSteps`, which may
-leave early with gradient, or :class:`Solve`, the teacher's ODE) and *what is committed*. The past
-lives in a KV cache that is written without gradient, so no block's loss reaches an earlier block.
+Uses differ in two arguments: *how a block is denoised* (:class:`FewSteps`, which may exit early
+with gradient, or :class:`Solve`, the teacher's ODE) and *what is committed*. The KV cache is
+written without gradient, so no block's loss reaches an earlier block.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,33 +24,38 @@ from lightning_modules.diffusion.flow import (
     time_grid,
     to_x0,
 )
-from lightning_modules.diffusion.forcing import Network
+from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.visibility import spans
 
 Denoise = Callable[["Past", Tensor, slice, int], Tensor]
 
 
 class Past:
-    """The velocity of the next block given the committed ones: ``v(x, t | past)``, guided.
+    """The context of a rollout: the guided velocity of a block given the committed blocks.
 
-    Guidance needs the unconditional past too, so each branch has its own cache.
+    ``v(x, t | context)``; with guidance the conditional and the unconditional branch have a KV
+    cache each.
 
     Args:
-        net: a network that keeps the contract and offers ``new_cache()``.
+        net: a network under the contract.
         text: prompts ``[B, L, D]``.
         negative: the negative prompt ``[L, D]``; needed when ``guidance`` is not 1.
-        guidance: standard scale, 1 = none.
+        guidance: CFG scale, 1 = none.
     """
 
     def __init__(
-        self, net: Network, text: Tensor, negative: Tensor | None = None, guidance: float = 1.0
+        self,
+        net: VelocityNetwork,
+        text: Tensor,
+        negative: Tensor | None = None,
+        guidance: float = 1.0,
     ) -> None:
         self.net, self.guidance, self.negative = net, guidance, negative
         texts = [text] if guidance == 1 else [text, negative.expand_as(text)]
         self.branches = [(text, self.new_cache()) for text in texts]
 
     def velocity(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
-        """``x`` ``[B, n, C, H, W]`` at time ``t``, a scalar or ``[B, n]``, at frames ``block``."""
+        """At ``x`` ``[B, n, C, H, W]``, time ``t`` (a scalar or ``[B, n]``), frames ``block``."""
         vs = self.predict(x, _level(t, x), block)
         return vs[0] if len(vs) == 1 else guide(*vs, self.guidance)
 
@@ -58,27 +63,27 @@ class Past:
     def commit(
         self, x0: Tensor, block: slice, context_t: float = 0.0, context_eps: Tensor | None = None
     ) -> None:
-        """Append ``x0`` to the past, noised to ``context_t`` and declared as such to the net."""
+        """Append ``x0`` to the context, noised to ``context_t``, at which the net is called."""
         t = _level(torch.tensor(context_t), x0)
         context = x0.detach() if context_t == 0 else add_noise(x0.detach(), context_eps, t)
         self.write(context, t, block)
 
-    # -- what a past that is kept in another way does differently (fast_past.py) --------------
+    # -- overridden by FastPast ---------------------------------------------------------------
 
     def new_cache(self) -> Any:
-        """One per branch."""
+        """The KV cache of one branch."""
         return self.net.new_cache()
 
     def predict(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
-        """Every branch's velocity of ``x`` at ``t`` ``[B, n]``."""
-        return self.ask(x, t, block)
+        """Every branch's velocity at ``x`` and ``t`` ``[B, n]``."""
+        return self.forward(x, t, block)
 
     def write(self, context: Tensor, t: Tensor, block: slice) -> None:
-        """Make ``context`` at ``t`` ``[B, n]`` the past of what comes."""
-        self.ask(context, t, block, write_cache=True)
+        """Update the KV caches with ``context`` at ``t`` ``[B, n]``."""
+        self.forward(context, t, block, write_cache=True)
 
-    def ask(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> list[Tensor]:
-        """One call per branch: ``x`` holds the frames of all ``blocks``, one after the other."""
+    def forward(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> list[Tensor]:
+        """One forward pass per branch; ``x`` has the frames of all ``blocks``, concatenated."""
         frames = torch.cat([torch.arange(block.start, block.stop) for block in blocks])
         return [
             self.net(x, t, text, frames=frames, cache=cache, **how) for text, cache in self.branches
@@ -86,13 +91,13 @@ class Past:
 
 
 class FewSteps:
-    """Consistency sampling: jump to data, add fresh noise, jump again (Causal Forcing++, sec. 3.2).
+    """Few-step consistency sampling: predict x0, re-noise, repeat (Causal Forcing++, sec. 3.2).
 
     Args:
-        times: for each block the noise levels it visits, from 1 downwards, without the final 0.
+        times: each block's noise levels (``denoising_step_list``), descending from 1, without 0.
         renoise: ``step -> [B, F, C, H, W]``, the fresh noise before step 1, 2, ... of every block.
-        exits: for each block the step to leave after; ``None`` runs to the end. Only the step that
-            is left by carries gradient (Self Forcing's truncation), if gradient is enabled at all.
+        exits: each block's exit step (``exit_flag``); ``None``: the last. Only the exit step has
+            gradient (Self Forcing's gradient truncation), if gradient is enabled.
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class FewSteps:
         self.exits = [len(steps) - 1 for steps in times] if exits is None else exits
 
     def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
-        """Block ``index``, which stands at the frames ``block``: its ``x0`` at the exit step."""
+        """``x0`` of block ``index``, of frames ``block``, at the exit step."""
         times, exit_step, x0 = self.times[index], self.exits[index], x
         for step in range(exit_step + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):
@@ -118,8 +123,8 @@ class FewSteps:
 class Solve:
     """The multi-step ODE sampler: along ``grid`` (fp64, 1 .. 0) from noise to data.
 
-    ``keep`` names the grid points whose states are recorded for ODE pairs; ``states`` then holds,
-    per block, ``[B, len(keep), n, C, H, W]``.
+    ``keep`` are the grid points whose states are stored for ODE pairs; ``states`` then has
+    ``[B, len(keep), n, C, H, W]`` per block.
     """
 
     def __init__(self, grid: Tensor, keep: Collection[int] = (), solver: Solver = "euler") -> None:
@@ -127,7 +132,7 @@ class Solve:
         self.states: list[Tensor] = []
 
     def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
-        """The end of block ``index``'s ODE; its kept states are appended to ``states``."""
+        """The endpoint of block ``index``'s ODE; its kept states are appended to ``states``."""
 
         def v(x: Tensor, t: Tensor) -> Tensor:
             return past.velocity(x, t, block)
@@ -145,7 +150,7 @@ def solve(
     keep: Collection[int] = (),
     solver: Solver = "euler",
 ) -> tuple[Tensor, Tensor | None]:
-    """From ``grid[0]`` to ``grid[-1]``: the end, and the kept states ``[B, S, ...]``."""
+    """Integrate from ``grid[0]`` to ``grid[-1]``: endpoint, and kept states ``[B, S, ...]``."""
     advance, states = SOLVERS[solver], []
     for step, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         if step in keep:
@@ -157,10 +162,10 @@ def solve(
 
 
 def few_step_times(sizes: Sequence[int], steps: int, first_steps: int, by: float) -> list[Tensor]:
-    """The noise levels each block visits: ``steps`` of the shifted grid, block 0 ``first_steps``.
+    """Each block's noise levels: a shifted grid of ``steps``, for block 0 of ``first_steps``.
 
-    Causal Forcing++ gives the first frame, which has no past to lean on, four steps in its 1- and
-    2-step students (sec. 3.2, the ASD trick).
+    Causal Forcing++ gives the first frame, which has no context, four steps in its 1- and 2-step
+    students (sec. 3.2, the ASD trick).
     """
     first, rest = (time_grid(m, by)[:-1].float() for m in (first_steps, steps))
     return [first] + [rest] * (len(sizes) - 1)
@@ -172,25 +177,25 @@ def stream(
     sizes: Sequence[int],
     denoise: Denoise,
     truth: Tensor | None = None,
-    given: Tensor | None = None,
+    conditioning: Tensor | None = None,
     context_t: float = 0.0,
     context_eps: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield each block's ``x0`` as soon as it is there; commit it only when the next one is wanted.
+    """Yield each block's ``x0`` once denoised; commit it only when the next block is requested.
 
     Args:
-        noise: ``[B, F, C, H, W]``, where every block starts.
+        noise: ``[B, F, C, H, W]``, the initial noise.
         truth: commit these frames instead of the generated ones (teacher-forced generation).
-        given: ``[B, k, C, H, W]``, the first ``k`` frames, whole blocks of them: yielded and
-            committed as they are, never denoised (image to video: an image is frame 0).
-        context_t: the noise level at which the past is presented, here as in training.
-        context_eps: the noise for that, ``[B, F, C, H, W]``; needed when ``context_t`` is not 0.
+        conditioning: ``[B, k, C, H, W]``, the first ``k`` frames (whole blocks): yielded and
+            committed without denoising (image to video: the image is frame 0).
+        context_t: the noise level of the context, as in training (``context_noise``).
+        context_eps: its noise, ``[B, F, C, H, W]``; required if ``context_t`` is not 0.
     """
     blocks = spans(sizes)
-    known = 0 if given is None else given.shape[1]
+    known = 0 if conditioning is None else conditioning.shape[1]
     for index, block in enumerate(blocks):
         is_known = block.stop <= known
-        x0 = given[:, block] if is_known else denoise(past, noise[:, block], block, index)
+        x0 = conditioning[:, block] if is_known else denoise(past, noise[:, block], block, index)
         yield x0
         if index + 1 < len(blocks):
             eps = None if context_eps is None else context_eps[:, block]
@@ -198,7 +203,7 @@ def stream(
 
 
 def rollout(past: Past, noise: Tensor, sizes: Sequence[int], denoise: Denoise, **how) -> Tensor:
-    """The whole clip of :func:`stream` (same arguments), ``[B, F, C, H, W]``."""
+    """The clip of :func:`stream` (same arguments), ``[B, F, C, H, W]``."""
     return torch.cat(list(stream(past, noise, sizes, denoise, **how)), dim=1)
 
 

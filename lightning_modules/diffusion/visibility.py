@@ -1,7 +1,7 @@
-"""Frames in blocks, and who sees whom: boolean matrices ``[query frame, key frame]``.
+"""Blocks of frames, and attention masks (who sees whom): bool ``[query frame, key frame]``.
 
-Every mask of the method is constant within a frame, so it is at most 42 x 42 at full size, can be
-printed and compared with a drawing; networks spread it over tokens.
+Every mask of the method is constant within a frame, so it is at most 42 x 42 at full size and can
+be printed; networks expand it to tokens.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ NAMED_BLOCKS = {"framewise": 1, "chunkwise": 3}
 
 
 def partition(blocks: str | int | Sequence[int], frames: int) -> tuple[int, ...]:
-    """Sizes of the blocks that ``frames`` frames are generated in.
+    """Block sizes (``num_frame_per_block``) of a clip of ``frames`` frames.
 
     ``blocks`` is ``framewise`` (1), ``chunkwise`` (3), a size, or a list of sizes whose last is
     repeated, so that ``[1, 3]`` is a first frame alone and then threes.
@@ -40,7 +40,7 @@ def partition(blocks: str | int | Sequence[int], frames: int) -> tuple[int, ...]
 
 
 def spans(sizes: Sequence[int]) -> list[slice]:
-    """The frames of each block, as slices of the frame axis."""
+    """Each block's slice of the frame axis."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
@@ -50,16 +50,16 @@ def block_of(sizes: Sequence[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
 
 
-def block_causal(sizes: Sequence[int]) -> Tensor:
-    """Diffusion forcing: a frame sees its own block and all earlier ones, ``[F, F]``."""
+def block_causal_mask(sizes: Sequence[int]) -> Tensor:
+    """Diffusion forcing's mask: a frame sees its own block and all earlier ones, ``[F, F]``."""
     block = block_of(sizes)
     return block[:, None] >= block[None, :]
 
 
-def teacher_forcing(sizes: Sequence[int]) -> Tensor:
-    """``[clean | noisy]`` against itself, ``[2F, 2F]`` (Causal Forcing; `<`, not `<=`, see below).
+def teacher_forcing_mask(sizes: Sequence[int]) -> Tensor:
+    """Teacher forcing's mask of ``[clean | noisy]``, ``[2F, 2F]`` (Causal Forcing).
 
-    A clean frame sees the clean past and its own block. A noisy frame sees the clean frames of
+    A clean frame sees clean frames up to its own block. A noisy frame sees the clean frames of
     *strictly* earlier blocks (its own would leak the target) and the noisy frames of its own block.
     """
     block = block_of(sizes)

@@ -1,23 +1,23 @@
-"""The network contract: one call serves every algorithm.
+"""The network contract: one forward signature serves every algorithm.
 
     v = net(x, t, text, *, frames, visible=None, cache=None, write_cache=False)
 
     x            [B, N, C, H, W]  latent frames, clean or noisy
     t            [B, N] float32   noise level of each frame, 0 data .. 1 noise
     text         [B, L, D]        prompt embedding
-    frames       [N] int64        where each frame stands in time; clean and noisy copies share
-    visible      [N, N] bool      row = query frame, column = key frame; None: all see all
-    cache        KVCache | None   earlier frames' keys and values, seen by every query
+    frames       [N] int64        frame index (RoPE position); clean and noisy copies share it
+    visible      [N, N] bool      attention mask, row = query frame, column = key frame; None: full
+    cache        KVCache | None   KV cache of earlier frames, seen by every query
     write_cache  bool             append this call's keys and values; only without gradient
     v            [B, N, C, H, W]  float32, velocity eps - x0
 
 Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this
-one function, not modes of it: teacher forcing passes clean and noisy frames side by side with a
-matrix that says who sees whom; a rollout passes one block and a cache.
+one function, not modes of it: teacher forcing passes [clean | noisy] frames with an attention mask
+(who sees whom); a rollout passes one block and a KV cache.
 
-Promises every network keeps (tests/test_networks.py): a frame moves nothing that cannot see it,
-directly or through other frames; the parallel pass equals the block-by-block cached pass; gradient
-flows into a call's own frames and never into the cache; a batch of three is three batches of one.
+Every network guarantees (tests/test_networks.py): a frame has no influence on frames that cannot
+see it, directly or through others; the parallel pass equals the block-by-block cached pass;
+gradient flows into a call's own frames, never into the cache; samples of a batch are independent.
 
 `frames` and `visible` are read on the host (they are keys of small caches): keep them on the CPU.
 """
@@ -43,7 +43,7 @@ _HOMES = {
 
 @runtime_checkable
 class Network(Protocol):
-    """What an algorithm may ask of a network; see the module's docstring for shapes."""
+    """The interface of a network; see the module's docstring for shapes."""
 
     config: Any
 
@@ -62,9 +62,10 @@ class Network(Protocol):
         ...
 
     def new_cache(self, frames: int | None = None) -> "KVCache":
-        """An empty cache for one rollout of one batch; with ``frames``, for sampling alone.
+        """An empty KV cache for one rollout of one batch.
 
-        It then holds at most so many and may be written in place: only under torch.no_grad().
+        With ``frames`` it has that capacity and is for sampling only (under torch.no_grad()), as
+        it may be written in place.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The identity of an encoder: a hash of what it is made of, however it was saved."""
+"""Content hashes of encoders, independent of how they were saved."""
 
 import hashlib
 import json
@@ -18,11 +18,7 @@ def digest(*parts: bytes) -> str:
 
 
 def digest_of_weights(part: Path) -> str:
-    """Hash of a part's settings and tensors.
-
-    Neither how tensors are spread over files counts nor which version of a library wrote them: two
-    downloads of one VAE are one VAE.
-    """
+    """Hash of a part's config and tensors, independent of sharding and library versions."""
     return _short(_content(part))
 
 
@@ -52,12 +48,12 @@ def _content(part: Path) -> Iterable[Buffer]:
 
 
 def _about_the_writer(key: str) -> bool:
-    """Versions and places that transformers and diffusers write into a config."""
+    """Keys with versions and paths that transformers and diffusers write into a config."""
     return key.startswith("_") or key == "transformers_version"
 
 
 def _short(parts: Iterable[Buffer]) -> str:
-    """Hash of the parts' hashes: large tensors are never copied into one."""
+    """Hash of the parts' hashes, so that large tensors are not concatenated."""
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(hashlib.sha256(part).digest())

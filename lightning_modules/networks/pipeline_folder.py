@@ -1,9 +1,9 @@
-"""Parts of a Wan 2.1 pipeline on disk, in diffusers format: found, checked, then read.
+"""Components of a Wan 2.1 pipeline on disk, in diffusers format: located, checked, then loaded.
 
-A part (`transformer/`, `vae/`, `text_encoder/`) is a `config.json` beside safetensors: one file, or
-shards with an index; `tokenizer/` is words beside their settings. A download that stopped half-way
-is told from a whole one by file names, safetensors headers and JSON alone, before any weights are
-read. Nothing is ever unpickled and no code of a folder is run.
+A part (`transformer/`, `vae/`, `text_encoder/`) is a `config.json` with safetensors: one file, or
+shards with an index; `tokenizer/` is a vocabulary with its config. Incomplete downloads are
+detected from file names, safetensors headers and JSON, before any weights are read. Nothing is
+unpickled and no code of a folder is run.
 """
 
 import json
@@ -33,8 +33,7 @@ _CURE = "download or copy the folder again, or run again what wrote it"
 def locate(where: str | Path, *parts: str) -> Path:
     """The local folder of a pipeline given by its path or hub id.
 
-    Of a hub id only `parts` are downloaded, by the function diffusers itself downloads with; what
-    the cache holds already is not, and with HF_HUB_OFFLINE=1 nothing is.
+    From the hub only `parts` are downloaded, unless cached; with HF_HUB_OFFLINE=1 nothing is.
 
     Raises:
         FileNotFoundError: no such folder, and no such pipeline in the hub or its cache.
@@ -56,9 +55,8 @@ def locate(where: str | Path, *parts: str) -> Path:
     except (OSError, ValueError) as error:  # every error of the hub's is one of these
         includes = " ".join(f"--include '{pattern}'" for pattern in wanted)
         raise FileNotFoundError(
-            f"{name}: no folder here, and not to be had from the hub ({_first_line(error)});"
-            f" where there is a network run: hf download {name} {includes}, or give the path of a"
-            " folder"
+            f"{name}: no such folder, and not available from the hub ({_first_line(error)});"
+            f" with network access run: hf download {name} {includes}, or give the path of a folder"
         ) from error
 
 
@@ -79,11 +77,11 @@ def read_config(part: Path) -> dict[str, Any]:
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The part's safetensors files, each of them there and whole.
+    """The part's safetensors files, checked to be complete.
 
     Raises:
-        FileNotFoundError: there are none, or shards that the index names are missing.
-        ValueError: a file is a git-lfs pointer, cut off, or holds no tensors the index promises.
+        FileNotFoundError: there are none, or shards of the index are missing.
+        ValueError: a file is a git-lfs pointer, truncated, or lacks tensors of the index.
     """
     index = next(iter(sorted(part.glob(f"*{_INDEX}"))), None)
     promised = _promised(index) if index else {}
@@ -93,7 +91,7 @@ def weight_files(part: Path) -> list[Path]:
     if not files:
         pickles = [*part.glob("*.bin"), *part.glob("*.pth")]
         why = (
-            f"has only {pickles[0].name}, a pickle, which is never read; convert it where you trust"
+            f"has only {pickles[0].name}, a pickle, which is never read; if you trust it, convert"
             " it: save_pretrained(..., safe_serialization=True)"
             if pickles
             else f"has no weights (*.safetensors): {_CURE}"
@@ -109,28 +107,26 @@ def weight_files(part: Path) -> list[Path]:
     for file in files:
         if lacks := promised.get(file.name, set()) - _names(file):
             raise ValueError(
-                f"{part}: {file.name} has no {min(lacks)}, which its index promises: {_CURE}"
+                f"{part}: {file.name} has no {min(lacks)}, which its index lists: {_CURE}"
             )
     return files
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Refuse a tokenizer that is not whole; nothing is loaded yet.
+    """Refuse an incomplete tokenizer; loads nothing.
 
     Raises:
-        FileNotFoundError: its words or their settings are missing.
-        ValueError: a file is a git-lfs pointer, or no JSON where it should be.
+        FileNotFoundError: its vocabulary or config is missing.
+        ValueError: a file is a git-lfs pointer, or not JSON where it should be.
     """
-    words = [folder / name for name in ("tokenizer.json", "spiece.model")]
-    words = [file for file in words if file.is_file()]
-    settings = folder / "tokenizer_config.json"
-    if not words:
+    vocabularies = [folder / name for name in ("tokenizer.json", "spiece.model")]
+    vocabularies = [file for file in vocabularies if file.is_file()]
+    config = folder / "tokenizer_config.json"
+    if not vocabularies:
         raise FileNotFoundError(f"{folder}: has neither tokenizer.json nor spiece.model: {_CURE}")
-    if not settings.is_file():
-        raise FileNotFoundError(
-            f"{folder}: has no tokenizer_config.json, which says what its words are for: {_CURE}"
-        )
-    for file in (settings, *words):
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder}: has no tokenizer_config.json: {_CURE}")
+    for file in (config, *vocabularies):
         _refuse_pointer(file)
         if file.suffix == ".json":
             _mapping(file)
@@ -140,21 +136,21 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, by transformers.
 
     Raises:
-        FileNotFoundError, ValueError: it is incomplete, damaged, or no tokenizer.
+        FileNotFoundError, ValueError: it is incomplete, damaged, or not a tokenizer.
     """
     from transformers import AutoTokenizer
 
     require_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library in Rust raises nothing more special
+    except Exception as error:  # tokenizers raises no more specific class
         raise ValueError(
             f"{folder}: a tokenizer that does not load ({_first_line(error)}): {_CURE}"
         ) from error
 
 
 def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
-    """`kind.from_pretrained(part, **options)`, where every weight must come from the folder.
+    """`kind.from_pretrained(part, **options)`, refusing missing weights.
 
     Args:
         kind: a model class of diffusers or transformers, or ours.
@@ -163,7 +159,7 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
 
     Raises:
         FileNotFoundError, ValueError: the folder is incomplete, damaged, or does not fit its
-            config.json; the libraries would draw what is missing at random.
+            config.json; the libraries would initialise missing weights at random.
     """
     read_config(part)
     weight_files(part)
@@ -202,7 +198,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 def _promised(index: Path) -> dict[str, set[str]]:
-    """Tensor names by file name, as the index has it."""
+    """Tensor names by file name, from the index."""
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
@@ -214,14 +210,14 @@ def _promised(index: Path) -> dict[str, set[str]]:
 
 
 def _names(file: Path) -> set[str]:
-    """Names of the tensors of a safetensors file, which is opened only if it is whole."""
+    """Names of the tensors of a safetensors file; refuses an incomplete file."""
     _refuse_pointer(file)
     try:
         with safe_open(file, "pt") as opened:
             return set(opened.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{file.parent}: {file.name} is cut off or damaged ({_first_line(error)};"
+            f"{file.parent}: {file.name} is truncated or damaged ({_first_line(error)};"
             f" {file.stat().st_size} bytes): {_CURE}"
         ) from error
 

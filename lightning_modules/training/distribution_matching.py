@@ -1,4 +1,8 @@
-"""Distribution matching distillation: a student, a critic that tracks it, and whose turn it is."""
+"""Distribution matching distillation (DMD): student, real and fake score, alternating updates.
+
+Attributes and recipe keys keep their earlier names: ``teacher`` is the real score, ``critic`` the
+fake score (docs/glossary.md).
+"""
 
 from abc import abstractmethod
 from typing import Any
@@ -21,20 +25,19 @@ from lightning_modules.training.stage import Stage
 class DistributionMatching(Stage):
     """``grad KL(p_student || p_real) = E [s_fake(x_t) - s_real(x_t)] dx/dtheta`` (DMD).
 
-    Per turn one optimizer step: the student's once, then the critic's ``critic_steps`` times, each
-    on fresh clips. The critic is trained by flow matching on the student's clips, so its velocity
-    *is* the fake score.
+    Optimizer steps alternate: one student update, then ``critic_steps`` fake-score updates, each on
+    fresh clips. The fake score is trained by flow matching on the student's clips.
 
-    A subclass says how the student generates and what the scores see.
+    A subclass defines how the student generates and what the scores are conditioned on.
 
     Args:
-        teacher: the frozen real score.
-        critic: the fake score, trained.
-        few_steps: of the student's sampler.
-        first_few_steps: of its first block.
-        guidance: of the real score, standard scale. Published "3.0" in the form c + 3 (c - u) is 4.
-        critic_learning_rate: published 4e-7, a fifth of the student's.
-        critic_steps: critic updates per student update; published 5.
+        teacher: the real score (``real_score``), frozen.
+        critic: the fake score (``fake_score``), trained.
+        few_steps: steps of the student's sampler.
+        first_few_steps: steps of its first block.
+        guidance: CFG scale of the real score. Published "3.0" in the form c + 3 (c - u) is 4.
+        critic_learning_rate: of the fake score; published 4e-7, a fifth of the student's.
+        critic_steps: fake-score updates per student update; published 5.
         t_min: lowest time at which the scores are compared; published 0.02.
         t_max: highest; published 0.98.
     """
@@ -59,7 +62,7 @@ class DistributionMatching(Stage):
         self.few_steps, self.first_few_steps = few_steps, first_few_steps
         self.guidance, self.critic_learning_rate = guidance, critic_learning_rate
         self.critic_steps, self.t_min, self.t_max = critic_steps, t_min, t_max
-        self.turns = 1 + critic_steps
+        self.update_cycle = 1 + critic_steps
 
     @abstractmethod
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
@@ -69,17 +72,17 @@ class DistributionMatching(Stage):
     def velocity(
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
-        """A score network's velocity of a noised clip of the student's."""
+        """A score network's velocity at a noised clip of the student."""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """One turn, the student's or the critic's."""
+        """One update, of the student or of the fake score."""
         random = self.randomness(batch)
         if self.student_updated:
             return self.student_loss(batch, random)
-        return self.critic_loss(batch, random)
+        return self.fake_score_loss(batch, random)
 
     def student_loss(self, batch: dict[str, Any], random: Randomness) -> Tensor:
-        """Move the student's clips from where the critic sees them to where the teacher does."""
+        """The DMD loss: its gradient in the student's clips is (fake - real) / normaliser."""
         x, text = self.generate(batch, random), batch["text"]
         with torch.no_grad():
             x_t, t, _ = self.noised(x, random)
@@ -95,8 +98,8 @@ class DistributionMatching(Stage):
         self.report("train/loss", gradient.square().mean() / 2)
         return distribution_matching(x, gradient)
 
-    def critic_loss(self, batch: dict[str, Any], random: Randomness) -> Tensor:
-        """Flow matching on the student's clips, in the critic's own velocity, unweighted."""
+    def fake_score_loss(self, batch: dict[str, Any], random: Randomness) -> Tensor:
+        """Unweighted flow matching on the student's clips."""
         with torch.no_grad():
             x = self.generate(batch, random)
         x_t, t, eps = self.noised(x, random)
@@ -107,7 +110,7 @@ class DistributionMatching(Stage):
         return loss
 
     def noised(self, x: Tensor, random: Randomness) -> tuple[Tensor, Tensor, Tensor]:
-        """The clip at a random time, one per clip: ``x_t``, ``t`` ``[B, F]`` and the noise."""
+        """``x_t`` at one random time per clip, ``t`` ``[B, F]`` and the noise."""
         t = self.times_per_sample(random).clamp(self.t_min, self.t_max)
         eps = random.normal("score_noise", self.clip_shape)
         return add_noise(x, eps, t), t, eps
@@ -115,23 +118,26 @@ class DistributionMatching(Stage):
     # -- two networks, one optimizer ---------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The student's group and the critic's."""
+        """The student's group and the fake score's."""
         critic = {"params": list(self.critic.parameters()), "lr": self.critic_learning_rate}
         return [group | {"name": "student"} for group in super().parameter_groups()] + [
             critic | {"name": "critic"}
         ]
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Whose turn it is follows from the step alone, so a run can stop inside a round."""
+        """Activate the network of this step, which depends on the step count alone (resume).
+
+        The protocol is documented in ``gated_adamw.py``.
+        """
         self.student_updated = self.global_step % (1 + self.critic_steps) == 0
-        turns = {"student": self.student_updated, "critic": not self.student_updated}
+        active = {"student": self.student_updated, "critic": not self.student_updated}
         for group in self.optimizers().param_groups:
-            group["active"] = turns[group["name"]]
-        self.student.requires_grad_(turns["student"])
-        self.critic.requires_grad_(turns["critic"])
+            group["active"] = active[group["name"]]
+        self.student.requires_grad_(active["student"])
+        self.critic.requires_grad_(active["critic"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Both trainable: DeepSpeed files what looks frozen under frozen."""
+        """Both trainable: DeepSpeed would save the inactive network as a frozen one."""
         super().on_save_checkpoint(checkpoint)
         self.on_train_batch_end()
 

@@ -1,4 +1,4 @@
-"""Flow matching, shared by the stages that train a diffusion model rather than distil one."""
+"""Flow matching: the base class of the stages that train a diffusion model (base and Stage 1)."""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,15 +12,15 @@ from lightning_modules.training.stage import Stage
 
 
 class FlowMatching(Stage):
-    """``min E w(t) ||v_theta(x_t, t, c | past) - (eps - x0)||^2``, mean over batch and frames.
+    """``min E w(t) ||v_theta(x_t, t, c | context) - (eps - x0)||^2``, mean over batch and frames.
 
-    A subclass says how times are drawn and how the past is shown.
+    A subclass defines how times are drawn and what the context is.
 
     Args:
-        text_dropout: how often the prompt is replaced by the negative one, so that guidance has an
-            unconditional branch. Published: 0, because Wan's weights already have one.
+        text_dropout: probability of replacing the prompt by the negative one, to train the
+            unconditional branch of CFG. Published: 0, because Wan's weights already have one.
         intervals: Euler steps of the sampler.
-        guidance: of the sampler, standard scale, 1 = none.
+        guidance: CFG scale of the sampler, 1 = none.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class FlowMatching(Stage):
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
-        """The student's velocity of ``x_t`` in this kind of forcing."""
+        """The student's velocity at ``x_t`` under this kind of forcing."""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips; returns the weighted loss."""

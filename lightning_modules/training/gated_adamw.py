@@ -1,8 +1,17 @@
-"""AdamW over several networks, of which only the ones whose turn it is move.
+"""AdamW over several networks with alternating updates: inactive parameter groups are skipped.
 
-Lightning's DeepSpeed strategy takes one optimizer, DMD trains two networks. Merging both into one
-ordinary Adam is silently wrong: momentum, weight decay and the step counter of the waiting network
-go on. Skipping its parameter group makes the update bit-equal to two independent AdamW.
+Lightning's DeepSpeed strategy takes one optimizer, but DMD trains two networks. One ordinary Adam
+for both is silently wrong: momentum, weight decay and the step counter of the inactive network
+advance. Skipping its parameter group makes updates bit-equal to two independent AdamW.
+
+The protocol of alternating updates:
+
+    group["name"]      the role of the group's network; absent: the student
+    group["active"]    whether this step updates the group; absent: True. Set before each step by
+                       ``DistributionMatching.on_train_batch_start``; read by ``GatedAdamW.step``,
+                       and for logging by ``Stage`` and by the DeepSpeed strategy
+    ``Stage.student_updated``   whether this step updates the student; read by ``StudentEMA``, whose
+                       average advances with the student only
 """
 
 from collections.abc import Callable
@@ -12,16 +21,16 @@ import torch
 
 
 class GatedAdamW(torch.optim.AdamW):
-    """AdamW that leaves groups with ``active: False`` entirely alone (state, decay, step count).
+    """AdamW that skips groups with ``active: False`` (state, weight decay, step count).
 
     The closure runs first and with all groups in place, so that ``zero_grad`` and clipping inside
-    it reach every network; ``requires_grad`` keeps gradients away from those that wait.
+    it reach every network; inactive networks get no gradient because of ``requires_grad``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A fused AdamW says that it undoes a gradient scaler's work, and Lightning then refuses to
-        # clip. bfloat16 has no scaler, so there is nothing to undo.
+        # A fused AdamW declares that it unscales gradients, and Lightning then refuses to clip.
+        # bfloat16 has no gradient scaler, so there is nothing to unscale.
         self._step_supports_amp_scaling = False
 
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -30,11 +39,11 @@ class GatedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        everyone = self.param_groups
-        self.param_groups = [group for group in everyone if group.get("active", True)]
+        all_groups = self.param_groups
+        self.param_groups = [group for group in all_groups if group.get("active", True)]
         try:
             if self.param_groups:
                 super().step()
         finally:
-            self.param_groups = everyone
+            self.param_groups = all_groups
         return loss

@@ -1,8 +1,8 @@
-"""Networks whose parameters are split over the ranks (DeepSpeed's ZeRO-3), or are not.
+"""Access to the local shard of parameters that DeepSpeed's ZeRO-3 has partitioned over the ranks.
 
-A split parameter is empty between the calls that need it; its rank's share is a flat tensor,
-``ds_tensor``. What is elementwise, such as an average, works on the shares as it does on whole
-tensors, so nothing is gathered for it.
+A partitioned parameter is empty between the calls that need it; this rank's shard is a flat tensor,
+``ds_tensor``. Elementwise operations such as an EMA run on the shards, without gathering. Without
+ZeRO-3 the local shard is the whole parameter.
 """
 
 from collections.abc import Iterable
@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 
-def place(strategy: Any, network: nn.Module, device: torch.device, kept: bool = False) -> None:
-    """Bring a network that is no submodule of the trained module to where it computes.
+def move_to_device(
+    strategy: Any, network: nn.Module, device: torch.device, keep: bool = False
+) -> None:
+    """Move a network that is not a submodule of the trained module to its device, or shard it.
 
-    ``kept``: it is needed after training as well, whole, on the first rank. A strategy that can
-    split networks has a method of this name; any other leaves them to the device.
+    ``keep``: it is needed after training, gathered on rank 0. A strategy that shards networks has
+    a method ``shard_or_move``; any other moves them to the device.
     """
-    if hasattr(strategy, "place"):
-        strategy.place(network, kept)
+    if hasattr(strategy, "shard_or_move"):
+        strategy.shard_or_move(network, keep)
     else:
         network.to(device)
 
 
-def share(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter: all of it, or its flat part (a view to read or write).
+def local_shard(parameter: Tensor) -> Tensor:
+    """This rank's shard of a parameter, flat, or all of it: a view to read or write.
 
-    What was gathered for a call is given back first, so that no stale copy survives a write.
+    A gathered parameter is partitioned again first, so that no stale copy survives a write.
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
@@ -35,13 +37,13 @@ def share(parameter: Tensor) -> Tensor:
     return parameter.ds_tensor.detach()
 
 
-def shares(network: nn.Module) -> dict[str, Tensor]:
-    """Every parameter's share and every persistent buffer, by the names of ``state_dict``."""
-    return {name: share(value) for name, value in network.state_dict(keep_vars=True).items()}
+def local_shards(network: nn.Module) -> dict[str, Tensor]:
+    """Every parameter's local shard and every persistent buffer, by their ``state_dict`` names."""
+    return {name: local_shard(value) for name, value in network.state_dict(keep_vars=True).items()}
 
 
 @torch.no_grad()
 def fill(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
-    """Write each value into its parameter's share."""
+    """Write each value into its parameter's local shard."""
     for parameter, value in zip(parameters, values, strict=True):
-        share(parameter).copy_(value)
+        local_shard(parameter).copy_(value)

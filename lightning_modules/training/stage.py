@@ -1,9 +1,8 @@
-"""What every stage shares: the student, its blocks, its optimizer, its randomness, the hand-off.
+"""The base class of all stages: student, blocks, optimizer, random draws, hand-off.
 
-A stage file holds the equation (its ``training_step``) and the settings (its constructor); how a
-past reaches a network, how clips are generated and what a loss is come from ``diffusion``.
-Batches carry ``key`` (list of str), ``text`` ``[B, L, D]`` and, but for prompts, ``latents``
-``[B, F, C, H, W]``.
+A stage file has the equation (``training_step``) and the settings (constructor); forcing, rollout
+and losses come from ``diffusion``. Batches have ``key`` (list of str), ``text`` ``[B, L, D]`` and,
+except for prompts alone, ``latents`` ``[B, F, C, H, W]``.
 """
 
 from collections.abc import Sequence
@@ -20,19 +19,19 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
 from lightning_modules.training.gated_adamw import GatedAdamW
-from lightning_modules.training.sharding import place
+from lightning_modules.training.sharding import move_to_device
 
 
 class Stage(LightningModule):
     """A student in training.
 
     Args:
-        student: the network that learns.
+        student: the trained network (the generator).
         negative: embedding of the negative prompt, ``[L, D]``.
-        seed: with the step and the sample's key it decides all noise.
+        seed: determines all noise, together with the step and the sample's key.
         clip_shape: ``[F, C, H, W]`` of a latent clip.
         blocks: ``framewise``, ``chunkwise``, a block size or a list of sizes.
-        shift: warp of the time axis towards noise (Wan at 480p: 5).
+        shift: timestep shift towards noise (Wan at 480p: 5).
         learning_rate: of AdamW, for the student.
         betas: of AdamW, for every network.
         weight_decay: of AdamW, decoupled, for every network.
@@ -41,13 +40,13 @@ class Stage(LightningModule):
     fields: tuple[str, ...] = ("latents", "text")
     """The arrays of a sample that this stage reads."""
     chapter = "stage2"
-    """Stages of one chapter are arms of one comparison and share their noise; chapters do not, so
-    that no student is asked about the very noise its teacher was trained on."""
+    """Part of the random seed: stages of one chapter are compared with each other and share their
+    noise; a student never sees the noise that its teacher was trained on."""
     few_steps = 4
-    """How the panel in TensorBoard samples, where the method itself fixes no number of steps."""
+    """Steps of validation samples, for methods that do not fix their number."""
     first_few_steps = 4
-    turns = 1
-    """Steps in which every trained network has its turn once."""
+    update_cycle = 1
+    """Steps of one cycle of alternating updates, in which every trained network is updated."""
 
     def __init__(
         self,
@@ -69,12 +68,12 @@ class Stage(LightningModule):
         self.sizes = partition(blocks, clip_shape[0])
         self.register_buffer("block_of_frame", block_of(self.sizes), persistent=False)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.student_updated = True
+        self.student_updated = True  # by the current step; see gated_adamw.py
 
     # -- what a training step needs ----------------------------------------------------------
 
     def randomness(self, batch: dict[str, Any]) -> Randomness:
-        """The chance of this batch at this step."""
+        """The random draws of this batch at this step."""
         seed = f"{self.chapter}/{self.seed}"
         return Randomness(seed, self.global_step, batch["key"], self.device)
 
@@ -108,18 +107,20 @@ class Stage(LightningModule):
         return {role: getattr(self, role) for role in roles if hasattr(self, role)}
 
     def freeze(self, role: str, network: nn.Module) -> None:
-        """Hold a network that is only asked, outside the state dict: no checkpoint carries it."""
+        """Attach a frozen network outside the state dict, so that checkpoints do not contain it."""
         self.__dict__[role] = network.eval().requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Frozen networks are no submodules, so Lightning does not move them."""
+        """Move frozen networks, which are not submodules, to the device."""
         own = set(self.modules())
         for network in self.networks().values():
             if network not in own:
-                place(self.trainer.strategy, network, self.device, kept=network is self.evaluated)
+                move_to_device(
+                    self.trainer.strategy, network, self.device, keep=network is self.evaluated
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network before anything of it is taken over.
+        """Refuse a checkpoint of another network before loading any of it.
 
         Raises:
             ValueError: names the file and the first weight of another shape.
@@ -134,7 +135,7 @@ class Stage(LightningModule):
                 )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What AdamW trains, a group a network."""
+        """AdamW's parameter groups, one per trained network (protocol: ``gated_adamw.py``)."""
         return [{"params": list(self.student.parameters()), "lr": self.learning_rate}]
 
     def configure_optimizers(self) -> GatedAdamW:
@@ -147,8 +148,8 @@ class Stage(LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradient norms before clipping, per trained network; DeepSpeed, which keeps gradients
-        to itself, logs them in its strategy.
+        """Log gradient norms before clipping, per updated network; under DeepSpeed, which does not
+        expose gradients, the strategy logs them.
         """
         if not self._reported():
             return
@@ -160,7 +161,7 @@ class Stage(LightningModule):
     def report(self, name: str, value: Tensor) -> None:
         """Log a number if TensorBoard's next entry will show it.
 
-        At every step it would cost Lightning a millisecond each, and a device a wait.
+        Logging at every step would cost a millisecond per value and a device synchronisation.
         """
         if self._reported():
             self.log(name, value)
@@ -177,11 +178,11 @@ class Stage(LightningModule):
                 self.log(name, per_frame_loss.detach()[inside].mean())
 
     def _reported(self) -> bool:
-        """Whether this is the last turn of its network before an entry, or it is asked by hand."""
+        """Whether this is its network's last update before a log entry, or there is no trainer."""
         if self._trainer is None:
             return True
         every = self.trainer.log_every_n_steps
-        return every > 0 and -(self.global_step + 1) % every < self.turns
+        return every > 0 and -(self.global_step + 1) % every < self.update_cycle
 
     @torch.no_grad()
     def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
@@ -196,5 +197,5 @@ class Stage(LightningModule):
         )
 
     def hand_off(self, folder: Path) -> None:
-        """Write what the next run starts from: ``folder/student``, in diffusers format."""
+        """Write the network for the next stage: ``folder/student``, in diffusers format."""
         self.evaluated.save_pretrained(folder / "student")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch.execute import execute, verb_module
-from experiments.launch.ranks.die_with_parent import end_with_parent
+from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import RankLost
 from experiments.runs.folder import Busy, RunFolder
 
@@ -37,7 +37,7 @@ def main() -> None:
         "--package", default="experiments.verbs", help="where the verbs' modules are"
     )
     package = parser.parse_args().package
-    end_with_parent()
+    die_with_parent()
     stop = _Stop()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

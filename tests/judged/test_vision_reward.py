@@ -27,7 +27,7 @@ def answers(run, yes=0.8, **changes):
 
 
 def of_motion(sweep, runs, init):
-    """A score run on other prompts, of a student that is named by its folder (README)."""
+    """A score run on other prompts, of a student that is named by its folder (docs/wan.md)."""
     labels = {"few_steps": 2, "init": init, "seed": 0}
     (cell,) = [cell for cell in sweep.cells if cell.labels == labels]
     student = cell.runs["stage3"].needs["samples"].needs["student"]

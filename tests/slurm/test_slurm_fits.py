@@ -68,7 +68,7 @@ def test_a_fit_on_two_nodes_is_preempted_saves_together_and_goes_on(cluster, tmp
 
 
 def test_an_sbatch_script_with_srun(cluster, tmp_path, expected):
-    """README's line: srun starts one process a node, they find each other and are one run."""
+    """As docs/clusters.md says: srun starts one process a node, which find each other: one run."""
     for need in expected.parent.iterdir():
         if need.name != expected.name:
             (tmp_path / need.name).symlink_to(need)

@@ -7,7 +7,7 @@ import torch
 
 from datamodules.shards.reader import ShardReader
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, network_folder, numbers_of
+from experiments.checkpoints.networks import ROLES, network_config, network_folder
 from experiments.launch.hardware import Launch
 from experiments.launch.memory.count import (
     FULL,
@@ -45,13 +45,13 @@ def before_fit(
     """
     recipe = folder.recipe
     needed = [role for role in ROLES if role in recipe["needs"]]
-    configs = {role: numbers_of(network_folder(folder.need(role))) for role in needed}
+    configs = {role: network_config(network_folder(folder.need(role))) for role in needed}
     if "network" in recipe:
         configs["student"] = recipe["network"]
     if "num_layers" not in configs.get("student", ()):  # a probe: no Wan
         return
     stage, text = recipe["stage"], _text(data.shards)
-    batch, value = data.batch // (launch.world * data.parts), HALF if half else FULL
+    batch, value = data.batch // (launch.world * data.micro_batches), HALF if half else FULL
     loads = {
         role: Load(config, stage["clip_shape"], batch, text, value)
         for role, config in configs.items()
@@ -102,7 +102,7 @@ def before_generation(
     Raises:
         ValueError: it cannot fit, with the numbers.
     """
-    config = numbers_of(network_folder(where))
+    config = network_config(network_folder(where))
     if "num_layers" not in config:  # a closed form
         return
     load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)

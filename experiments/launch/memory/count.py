@@ -18,7 +18,7 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from experiments.checkpoints.networks import empty_network
+from experiments.checkpoints.networks import meta_network
 from experiments.launch.memory import cgroup
 from lightning_modules.networks.pipeline_folder import weight_files
 from lightning_modules.networks.wan.precision import to_bfloat16
@@ -88,12 +88,12 @@ class Load:
     @cached_property
     def parameters(self) -> int:
         """How many weights the network has."""
-        return sum(weight.numel() for weight in empty_network(self.config).parameters())
+        return sum(weight.numel() for weight in meta_network(self.config).parameters())
 
     @cached_property
     def frozen(self) -> int:
         """Bytes of the weights of a network that is only asked: what autocast rounds is rounded."""
-        network = empty_network(self.config)
+        network = meta_network(self.config)
         if self.value == HALF:
             to_bfloat16(network)
         return sum(weight.numel() * weight.element_size() for weight in network.parameters())

@@ -1,1 +1,1 @@
-"""The processes of one run: which rank this is, and how ranks are started and ended."""
+"""The ranks of one run: their topology, and how they are launched and stopped."""

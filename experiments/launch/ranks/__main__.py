@@ -1,4 +1,4 @@
-"""One rank of a run, started by ``team.py``; not meant to be typed."""
+"""One rank of a run, started by ``launcher.py``; not for the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from experiments.launch.execute import execute
-from experiments.launch.ranks.die_with_parent import end_with_parent
+from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import BUSY, INTERRUPTED, LOST, lost_peer
 from experiments.runs.folder import RunFolder
 from experiments.runs.lock import Busy
@@ -21,11 +21,11 @@ from experiments.runs.lock import Busy
 def main(arguments: Sequence[str]) -> int:
     """``<run folder> <file descriptor to report to> <package of the verbs> <parent's process>``."""
     path, descriptor, package, parent = arguments
-    end_with_parent(int(parent))
+    die_with_parent(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the process above passes it on
-    if os.environ.get("RANK", "0") == "0":  # what others print goes to their log anyway
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the launcher handles it
+    if os.environ.get("RANK", "0") == "0":  # other ranks' output goes to their log file
         console = logging.StreamHandler()
         console.addFilter(lambda record: not record.exc_info)  # that is in the log
         logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
@@ -55,4 +55,4 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # what libraries do at exit may wait for ranks that are gone
+    os._exit(status)  # libraries' exit handlers may wait for ranks that are gone

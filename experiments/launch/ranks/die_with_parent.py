@@ -1,4 +1,4 @@
-"""Children that do not outlive the process that started them, however that one ends."""
+"""Child processes that are killed when their parent ends, however it ends (Linux only)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """From now on the kernel kills this process when its parent is gone (Linux only).
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent ends (``PR_SET_PDEATHSIG``).
 
     Args:
-        parent: its process id; a child that has been orphaned already then ends at once.
+        parent: its process id; a child that is already orphaned exits at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

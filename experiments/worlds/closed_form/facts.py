@@ -138,7 +138,7 @@ _register_order("heun", "Heun")
 @of_law("law.leak.strict", "least loss beside the past (< i)")
 def least_loss(view: View) -> Measurement:
     """Flow matching's loss of the exact velocity under the strict mask: what cannot be learnt."""
-    return _loss(view, visibility.teacher_forcing(view.sizes))
+    return _loss(view, visibility.teacher_forcing_mask(view.sizes))
 
 
 @of_law("law.leak.own", "least loss with own clean content (<= i)")
@@ -148,7 +148,7 @@ def leaking_loss(view: View) -> Measurement:
     `to_target` is the RMSE of the answer ``x_t - t v`` to the frame itself: the network would copy.
     """
     frames = view.law.frames
-    leaking = visibility.teacher_forcing(view.sizes).clone()
+    leaking = visibility.teacher_forcing_mask(view.sizes).clone()
     leaking[frames:, :frames] |= torch.eye(frames, dtype=torch.bool)
     return _loss(view, leaking)
 

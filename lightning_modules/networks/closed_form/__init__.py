@@ -1,1 +1,1 @@
-"""Networks that are exact: velocities of laws known in closed form."""
+"""Exact networks: velocities of distributions known in closed form."""

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians of one width: density, velocity and flow map, exactly.
+"""Mixtures of Gaussians with a shared width: exact density, velocity and flow map.
 
 With ``d(t)^2 = (1 - t)^2 q^2 + t^2``, ``z = x_t / d`` and ``tau = (1 - t) q / d`` the path
 ``x_t = (1 - t) x0 + t eps`` becomes ``z = tau x0 / q + sqrt(1 - tau^2) eps``, whose
@@ -21,7 +21,7 @@ class Mixture:
     """One mixture for every frame of every clip.
 
     Args:
-        log_weights: ``[N, F, S]``; -inf for a component that is not there.
+        log_weights: ``[N, F, S]``; -inf for a missing component.
         means: ``[N, F, S, d]``.
         std: q, shared by a frame's components, ``[F]``.
     """
@@ -50,7 +50,7 @@ class Mixture:
         return (belief[..., None] * each).sum(2)
 
     def flow_map(self, x_t: Tensor, t: Tensor, steps: int = 256) -> Tensor:
-        """The end of the probability-flow ODE through ``x_t`` ``[N, F, d]`` at ``t`` ``[N, F]``.
+        """Endpoint of the probability-flow ODE through ``x_t`` ``[N, F, d]`` at ``t`` ``[N, F]``.
 
         Runge-Kutta of fourth order in ``tau``; with one component exact whatever ``steps``.
         """

@@ -1,4 +1,4 @@
-"""A law of clips whose every density is known: Gaussian frames that turn left or right.
+"""A distribution of clips with closed-form densities: Gaussian frames that rotate left or right.
 
     x^1     ~ sum_k p_k N(mean_k, spread^2 I)
     x^{i+1} = decay R(s angle) x^i + noise z          s = +1 or -1, each with probability 1/2
@@ -6,10 +6,9 @@
 With angle 0 and one component this is the AR(1) Gaussian of Causal Forcing's analysis; else a clip
 is a finite mixture (components x signs) and a frame given its predecessor one of two Gaussians.
 
-A frame is a vector of d numbers; ``R`` turns its pairs of neighbours. Undone by the turns so far,
-``u^i = R(-Theta_i) x^i``, the signs drop out of the noise: ``cov(u^i, u^j) = c_ij I`` is the same
-for every mixture component, and only means are turned. All tensors here are float64; frames count
-from 0.
+A frame is a vector of d numbers; ``R`` rotates its pairs of neighbours. With the rotations so far
+undone, ``u^i = R(-Theta_i) x^i``, the covariance ``cov(u^i, u^j) = c_ij I`` is the same for every
+mixture component, and only means are rotated. All tensors here are float64; frames count from 0.
 """
 
 import math
@@ -24,25 +23,25 @@ from lightning_modules.networks.closed_form.gaussian_mixture import Mixture
 JITTER = 1e-10
 """Variance added to every observation: two clean copies of a frame would make them singular.
 
-Against noise^2 it is far below the precision of float32, in which velocities are answered."""
+Against noise^2 it is far below the precision of float32, the dtype of velocities."""
 
 
 @dataclass(frozen=True)
 class GaussianWorld:
-    """The law's numbers, and what follows from them exactly.
+    """The parameters of the law, and its exact densities, velocities and flow maps.
 
     Args:
         means: of the first frame's components, ``[K, d]``.
         weights: of the components, ``[K]``, positive, summing to 1.
         spread: standard deviation within a component.
-        decay: of a frame into the next.
-        noise: standard deviation of what is new in a frame; ``decay^2 + noise^2 = 1`` and spread 1
+        decay: autoregressive coefficient.
+        noise: standard deviation of a frame's innovation; ``decay^2 + noise^2 = 1`` and spread 1
             make one component at 0 stationary.
-        angle: of a turn, radians.
+        angle: of a rotation, radians.
         frames: of a clip.
 
     Raises:
-        ValueError: names the number that makes no law.
+        ValueError: names the parameter that defines no distribution.
     """
 
     means: tuple[tuple[float, ...], ...]
@@ -68,43 +67,42 @@ class GaussianWorld:
                 " have no density"
             )
         if self.angle and self.size % 2:
-            raise ValueError(f"angle: frames of {self.size} numbers do not turn; use an even size")
+            raise ValueError(f"angle: frames of {self.size} numbers have no pairs; make it even")
         if self.frames < 1:
             raise ValueError(f"frames: {self.frames}; a clip has at least one")
 
     @property
     def size(self) -> int:
-        """d, the numbers of a frame."""
+        """d, the dimension of a frame."""
         return len(self.means[0])
 
     @property
     def components(self) -> int:
-        """K, of the first frame."""
+        """K, the mixture components of the first frame."""
         return len(self.means)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clips ``[N, F, d]``, their components ``[N]`` int64, their signs ``[N, F - 1]`` int64."""
-        chance = torch.tensor(self.weights, dtype=torch.float64)
-        component = torch.multinomial(chance, count, replacement=True, generator=generator)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        component = torch.multinomial(weights, count, replacement=True, generator=generator)
         coins = torch.randint(2, (count, self.frames - 1), generator=generator)
         z = torch.randn((count, self.frames, self.size), generator=generator, dtype=torch.float64)
         signs = 2 * coins - 1
         frames = [self._means(z)[component] + self.spread * z[:, 0]]
         for index in range(1, self.frames):
-            turned = turn(frames[-1], self.angle * signs[:, index - 1].double())
-            frames.append(self.decay * turned + self.noise * z[:, index])
+            rotated = rotate(frames[-1], self.angle * signs[:, index - 1].double())
+            frames.append(self.decay * rotated + self.noise * z[:, index])
         return torch.stack(frames, dim=1), component, signs
 
     def conditional(self, clean: Tensor, component: Tensor | None = None) -> Mixture:
-        """Each frame's law given the frame before it: ``p(x^i | x^{i-1})``, frame 0's own.
+        """Each frame's conditional ``p(x^i | x^{i-1})``, and frame 0's marginal.
 
         Args:
             clean: the true clip ``[N, F, d]``.
             component: of the first frame, ``[N]``; None: any.
 
         Returns:
-            A mixture over ``[N, F]``; frames that have fewer components than the others carry some
-            of weight 0.
+            A mixture over ``[N, F]``; missing components have weight 0.
         """
         slots = max(self.components, 2)
         shape = (*clean.shape[:2], slots)
@@ -113,7 +111,7 @@ class GaussianWorld:
         means[:, 0, : self.components] = self._means(clean)
         log_weights[:, 0, : self.components] = self.log_prior(component, clean)
         for slot, sign in enumerate((1, -1)):
-            means[:, 1:, slot] = self.decay * turn(clean[:, :-1], sign * self.angle)
+            means[:, 1:, slot] = self.decay * rotate(clean[:, :-1], sign * self.angle)
             log_weights[:, 1:, slot] = -math.log(2)
         std = clean.new_full((clean.shape[1],), self.noise)
         std[0] = self.spread
@@ -122,10 +120,10 @@ class GaussianWorld:
     def flow_map(
         self, x_t: Tensor, t: Tensor, clean: Tensor, component: Tensor | None = None
     ) -> Tensor:
-        """Where the AR-conditional probability-flow ODE through ``(x_t, t)`` ends, ``[N, F, d]``.
+        """Endpoint of the AR-conditional probability-flow ODE through ``(x_t, t)``, ``[N, F, d]``.
 
         Args:
-            x_t: noisy frames ``[N, F, d]``, each beside its own *clean* predecessor.
+            x_t: noisy frames ``[N, F, d]``, each conditioned on its own *clean* predecessor.
             t: noise levels ``[N, F]``.
             clean, component: as for `conditional`.
         """
@@ -141,7 +139,7 @@ class GaussianWorld:
         return first[:, : self.components]
 
     def branches_of(self, clips: Tensor) -> Tensor:
-        """Probability that each transition turned by ``+angle``, ``[N, F - 1]``."""
+        """Probability that each transition rotated by ``+angle``, ``[N, F - 1]``."""
         return self.conditional(clips).responsibilities(clips)[:, 1:, 0]
 
     def log_prior(self, component: Tensor | None, like: Tensor) -> Tensor:
@@ -156,91 +154,91 @@ class GaussianWorld:
         self,
         y: Tensor,
         t: Tensor,
-        places: Sequence[int],
+        positions: Sequence[int],
         visible: Tensor,
         queries: Sequence[int],
         log_prior: Tensor,
     ) -> Tensor:
-        """``E[eps - x0 | what is visible]`` of some observations: exact, for any visibility.
+        """``E[eps - x0 | visible observations]``: exact, for any attention mask.
 
-        Observation j is ``y_j = (1 - t_j) x^{places[j]} + t_j eps_j`` with noise of its own; a
-        place may be observed twice. Given the signs and the component all is jointly Gaussian with
+        Observation j is ``y_j = (1 - t_j) x^{positions[j]} + t_j eps_j`` with noise of its own; a
+        frame may be observed twice. Given the signs and the component all is jointly Gaussian with
         one covariance, so that a query needs one Cholesky factor whatever their number; one that
         sees itself without noise needs none.
 
         Args:
             y: observations ``[B, M, d]``.
             t: their noise levels ``[B, M]``.
-            places: the frame each observation is of.
+            positions: the frame each observation is of.
             visible: ``[Q, M]`` bool, which observations a query may use.
-            queries: the observation whose ``eps`` and ``x0`` each query asks for.
+            queries: the observation whose ``eps`` and ``x0`` each query is about.
             log_prior: of the first frame's components, ``[K]`` or ``[B, K]``.
 
         Returns:
             ``[B, Q, d]``.
 
         Raises:
-            ValueError: a place outside the clip.
+            ValueError: a position outside the clip.
         """
-        if min(places) < 0 or max(places) >= self.frames:
-            raise ValueError(f"frames {list(places)}: the law's clips have {self.frames}")
-        asked, visible = torch.tensor(queries), visible.to(y.device)
-        v = -y[:, asked]  # what a clean observation that sees itself answers: eps stays unknown
-        hidden = ~visible[torch.arange(len(asked)), asked].cpu() | (t[:, asked] != 0).any(0).cpu()
+        if min(positions) < 0 or max(positions) >= self.frames:
+            raise ValueError(f"frames {list(positions)}: the law's clips have {self.frames}")
+        query, visible = torch.tensor(queries), visible.to(y.device)
+        v = -y[:, query]  # a clean observation that sees itself: eps stays unknown
+        hidden = ~visible[torch.arange(len(query)), query].cpu() | (t[:, query] != 0).any(0).cpu()
         if hidden.any():
-            place, asked = torch.tensor(places), asked[hidden]
-            v[:, hidden] = self._posterior(y, t, place, visible[hidden], asked, log_prior)
+            frame, query = torch.tensor(positions), query[hidden]
+            v[:, hidden] = self._posterior(y, t, frame, visible[hidden], query, log_prior)
         return v
 
     def _posterior(
         self,
         y: Tensor,
         t: Tensor,
-        place: Tensor,
+        frame: Tensor,
         visible: Tensor,
-        asked: Tensor,
+        query: Tensor,
         log_prior: Tensor,
     ) -> Tensor:
-        """`velocity` of the observations that do not know their own frame, ``[B, Q, d]``."""
+        """`velocity` of observations that do not see their own frame clean, ``[B, Q, d]``."""
         kernel = self._kernel().to(y.device)
-        precision = _precision(kernel[place][:, place], t, visible)  # [B, Q, M, M]
-        last = int(place.max())
-        angles = self.angle * _turns(last if self.angle else 0, last).to(y)  # [S, P]
-        mean = self.decay ** place.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unturned
+        precision = _precision(kernel[frame][:, frame], t, visible)  # [B, Q, M, M]
+        last = int(frame.max())
+        angles = self.angle * _rotations(last if self.angle else 0, last).to(y)  # [S, P]
+        mean = self.decay ** frame.to(y)[:, None] * self._means(y)[:, None]  # [K, M, d], unrotated
 
-        unturned = turn(y[:, :, None], -angles[:, place].T)[:, :, :, None]  # [B, M, S, 1, d]
+        unrotated = rotate(y[:, :, None], -angles[:, frame].T)[:, :, :, None]  # [B, M, S, 1, d]
         expected = (1 - t)[:, :, None, None, None] * mean.movedim(1, 0)[:, None]  # [B, M, 1, K, d]
-        residual = unturned - expected  # [B, M, S, K, d]
+        residual = unrotated - expected  # [B, M, S, K, d]
         flat = residual.flatten(2)
-        solved = (precision.flatten(1, 2) @ flat).view(-1, len(asked), *residual.shape[1:])
+        solved = (precision.flatten(1, 2) @ flat).view(-1, len(query), *residual.shape[1:])
         distance = (residual[:, None] * solved).sum((2, 5))  # [B, Q, S, K]
         logits = log_prior.to(y).expand(len(y), -1)[:, None, None] - distance / 2
         belief = logits.flatten(2).softmax(-1).view_as(logits)
 
         # eps - x0 is linear in the residual: t_j eps_j gives t_j, (1 - t_j) x^j its covariance.
-        own = torch.nn.functional.one_hot(asked, len(place)).to(y)  # [Q, M]
-        gain = t[:, None] * own - (1 - t)[:, None] * kernel[place[asked]][:, place]  # [B, Q, M]
+        own = torch.nn.functional.one_hot(query, len(frame)).to(y)  # [Q, M]
+        gain = t[:, None] * own - (1 - t)[:, None] * kernel[frame[query]][:, frame]  # [B, Q, M]
         weight = (gain[:, :, None] @ precision)[:, :, 0]  # [B, Q, M]
-        v = (weight @ flat).view(-1, len(asked), *residual.shape[2:])
-        v = v - mean[:, asked].movedim(1, 0)[:, None]
-        return turn(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, place[asked]].T).sum(2)
+        v = (weight @ flat).view(-1, len(query), *residual.shape[2:])
+        v = v - mean[:, query].movedim(1, 0)[:, None]
+        return rotate(torch.einsum("bqsk,bqskd->bqsd", belief, v), angles[:, frame[query]].T).sum(2)
 
     def _kernel(self) -> Tensor:
-        """``c_ij``, ``[F, F]``: what frames share once their turns are undone."""
+        """``c_ij``, ``[F, F]``: covariance of frames with their rotations undone."""
         variances = [self.spread**2]
         for _ in range(1, self.frames):
             variances.append(self.decay**2 * variances[-1] + self.noise**2)
-        place = torch.arange(self.frames)
-        earlier = torch.minimum(place[:, None], place)
-        apart = (place[:, None] - place).abs()
+        frame = torch.arange(self.frames)
+        earlier = torch.minimum(frame[:, None], frame)
+        apart = (frame[:, None] - frame).abs()
         return self.decay ** apart.double() * torch.tensor(variances, dtype=torch.float64)[earlier]
 
     def _means(self, like: Tensor) -> Tensor:
         return torch.tensor(self.means, dtype=torch.float64, device=like.device)
 
 
-def turn(x: Tensor, angle: Tensor | float) -> Tensor:
-    """Turn each pair of numbers of ``x`` ``[..., d]`` by ``angle`` (radians, ``[...]``)."""
+def rotate(x: Tensor, angle: Tensor | float) -> Tensor:
+    """Rotate each pair of numbers of ``x`` ``[..., d]`` by ``angle`` (radians, ``[...]``)."""
     if x.shape[-1] % 2:
         return x.expand(torch.broadcast_shapes(x.shape, (*torch.as_tensor(angle).shape, 1)))
     angle = torch.as_tensor(angle, dtype=x.dtype, device=x.device)[..., None]
@@ -249,16 +247,16 @@ def turn(x: Tensor, angle: Tensor | float) -> Tensor:
     return torch.stack((cos * first - sin * second, sin * first + cos * second), -1).flatten(-2)
 
 
-def _turns(coins: int, last: int) -> Tensor:
-    """Turns made before each frame, under all outcomes of the first ``coins`` coins.
+def _rotations(coins: int, last: int) -> Tensor:
+    """Rotations before each frame, under all outcomes of the first ``coins`` signs.
 
     Returns:
         ``[2^coins, last + 1]`` float64; 0 for the first frame.
     """
     outcomes = torch.arange(2**coins)[:, None] >> torch.arange(coins) & 1
-    turns = torch.zeros(len(outcomes), last + 1, dtype=torch.float64)
-    turns[:, 1 : coins + 1] = (2.0 * outcomes - 1).cumsum(1)
-    return turns
+    rotations = torch.zeros(len(outcomes), last + 1, dtype=torch.float64)
+    rotations[:, 1 : coins + 1] = (2.0 * outcomes - 1).cumsum(1)
+    return rotations
 
 
 def _precision(kernel: Tensor, t: Tensor, visible: Tensor) -> Tensor:

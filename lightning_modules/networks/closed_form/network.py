@@ -1,8 +1,8 @@
 """A network without weights whose velocity is exact: the posterior mean of a `GaussianWorld`.
 
 It keeps the contract of `networks/__init__.py`, so it stands wherever a trained network does: as
-an AR teacher beside a clean past, as a diffusion-forced or bidirectional score, with a cache. What
-a caller shows it is what it conditions on, each frame at its own noise level.
+an AR teacher conditioned on clean context, as a diffusion-forced or bidirectional score, with a KV
+cache. It conditions on the frames of the call and the cache, each at its own noise level.
 
 The text [B, 1, K] is the one-hot component of the first frame; zeros leave it open, which gives
 guidance its unconditional branch.
@@ -25,17 +25,17 @@ __all__ = ["ClosedForm"]
 class ClosedForm(nn.Module, ConfigMixin):
     """The exact velocity of a world's clips, under the contract of `networks/__init__.py`.
 
-    Answers are float32, what leads to them is float64. Latents may have any channels, height and
-    width that make the law's vectors.
+    Outputs are float32, computed in float64. Latents may have any channels, height and width that
+    hold the law's vectors.
 
     Args:
-        law: the numbers of `GaussianWorld`.
+        law: the parameters of `GaussianWorld`.
         in_channels: of the latents; divides the size of the law's vectors.
         out_channels: the same.
         text_dim: the law's components.
 
     Raises:
-        ValueError: numbers that make no law, or sizes that are not the law's.
+        ValueError: parameters that define no law, or sizes other than the law's.
     """
 
     config_name = "config.json"
@@ -88,13 +88,13 @@ class ClosedForm(nn.Module, ConfigMixin):
         )
         own = x.flatten(2)[:, :, None], t[:, :, None, None]  # as keys and values of one head
         count, held = x.shape[1], len(cache or ())
-        shown = own if cache is None else cache.beside(0, count)(*own)
-        seen = torch.ones(count, count, dtype=torch.bool) if visible is None else visible
+        observed = own if cache is None else cache.with_context(0, count)(*own)
+        mask = torch.ones(count, count, dtype=torch.bool) if visible is None else visible
         v = self.law.velocity(
-            shown[0][:, :, 0].double(),
-            shown[1][:, :, 0, 0].double(),
-            places=[*(cache.frames if cache is not None else ()), *frames.tolist()],
-            visible=nn.functional.pad(seen.cpu(), (held, 0), value=True),
+            observed[0][:, :, 0].double(),
+            observed[1][:, :, 0, 0].double(),
+            positions=[*(cache.frames if cache is not None else ()), *frames.tolist()],
+            visible=nn.functional.pad(mask.cpu(), (held, 0), value=True),
             queries=range(held, held + count),
             log_prior=self._log_prior(text),
         )

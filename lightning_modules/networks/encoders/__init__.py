@@ -1,8 +1,8 @@
-"""What stands between pixels or words and the tensors a network reads.
+"""Autoencoders (pixels to latents) and text encoders (prompts to embeddings).
 
-Two autoencoders and two text encoders, one protocol each. All are frozen, offline, deterministic
-and loaded when first used; `id` is a hash of their content, which shards carry, so that latents and
-text of different encoders are never mixed up.
+Two implementations of each protocol. All are frozen, offline, deterministic and loaded on first
+use; `id` is a hash of their content, stored with shards, so that latents and text of different
+encoders are never mixed.
 
 Videos are uint8 [B, T, H, W, channels]; latents float32 [B, F, C, h, w], normalised by the
 autoencoder and nowhere else; text float32 [B, L, D] with padded positions zeroed.

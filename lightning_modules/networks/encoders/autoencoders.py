@@ -26,8 +26,8 @@ def _to_bytes(pixels: Tensor) -> Tensor:
 class PatchTransform:
     """An orthonormal 2-D cosine transform of 8 x 8 pixel patches: the tiny world's autoencoder.
 
-    Stride 8 and 16 channels are those of Wan's VAE, so the network sees the same shapes; there is
-    nothing to train and, with `kept` = 64, nothing to lose.
+    Stride 8 and 16 channels are those of Wan's VAE, so the network sees the same shapes; nothing is
+    trained and, with `kept` = 64, it is lossless.
 
     Args:
         mean: of each latent channel, before normalisation.
@@ -86,8 +86,8 @@ class PatchTransform:
 
 def _cosines(size: int) -> Tensor:
     """Orthonormal DCT-II, [frequency, position]."""
-    place = torch.arange(size, dtype=torch.float64)
-    waves = torch.cos(torch.pi * (place + 0.5) * place[:, None] / size) * (2 / size) ** 0.5
+    index = torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(torch.pi * (index + 0.5) * index[:, None] / size) * (2 / size) ** 0.5
     waves[0] /= 2**0.5
     return waves.float()
 
@@ -95,7 +95,7 @@ def _cosines(size: int) -> Tensor:
 def measure_patches(
     videos: Iterable[Tensor], kept: int = 16, pixel_channels: int = 1
 ) -> tuple[list[float], float]:
-    """Mean per channel and shared std that give `videos`, uint8 [B, T, H, W, c], unit scale.
+    """Mean per channel and shared std that normalise `videos`, uint8 [B, T, H, W, c].
 
     Returns:
         (mean, std), the arguments of `PatchTransform`.
@@ -119,7 +119,7 @@ def measure_patches(
 
 
 class WanVAE:
-    """Wan's causal video VAE: 4 frames and 8 x 8 pixels a latent (the first frame is alone).
+    """Wan's causal video VAE: 4 frames of 8 x 8 pixels per latent (the first frame alone).
 
     z = (mode(video) - latents_mean) / latents_std, with the vectors of the folder's config.
 

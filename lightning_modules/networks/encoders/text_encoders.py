@@ -1,4 +1,4 @@
-"""umT5 prompts: the tiny world's seeded one and Wan's own; protocol `encoders.TextEncoder`."""
+"""umT5 text encoders: the tiny world's, randomly initialised, and Wan's; `encoders.TextEncoder`."""
 
 import json
 from collections.abc import Sequence
@@ -24,14 +24,13 @@ WAN_NEGATIVE_PROMPT = (
     "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
     "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-"""What published Wan 2.1 is guided away from (Wan2.1, wan/configs/shared_config.py,
-sample_neg_prompt); Self Forcing, Causal Forcing and Causal Forcing++ use the same, never the empty
-string."""
+"""The negative prompt of published Wan 2.1 (wan/configs/shared_config.py, sample_neg_prompt); Self
+Forcing, Causal Forcing and Causal Forcing++ use it as well, never the empty string."""
 
 
 @torch.no_grad()
 def _embed(tokenizer: Any, model: nn.Module, prompts: Sequence[str], length: int) -> Tensor:
-    """float32 [B, length, D]; positions beyond a prompt's tokens are zero, as Wan was trained."""
+    """float32 [B, length, D]; padded positions are zero, as in Wan's training."""
     tokens = tokenizer(
         list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).to(next(model.parameters()).device)
@@ -55,7 +54,7 @@ class TinyText:
     ) -> None:
         self.length, self.dim, self._seed = length, dim, seed
         special = ["<pad>", "</s>", "<unk>"]
-        self._vocabulary = {word: place for place, word in enumerate(special + sorted(set(words)))}
+        self._vocabulary = {word: index for index, word in enumerate(special + sorted(set(words)))}
 
     @cached_property
     def id(self) -> str:

@@ -1,17 +1,18 @@
-"""Attention of tokens whose visibility is decided frame by frame: the only caller of a kernel.
+"""Attention under a frame-level mask: the only module that calls an attention kernel.
 
-Callers hand over one matrix [query frame, key frame] (`masks.py` gives it the form a kernel wants)
-and the kernel is chosen here:
+Shapes: q [B, T, H, E]; k and v [B, K, H, E]; output [B, T, H * E], with T query tokens, K key
+tokens, H heads of E channels. A mask comes as one matrix [query frame, key frame]; `masks.py` turns
+it into the form a kernel takes, and the kernel is chosen here:
 
-    dense   scaled_dot_product_attention; with an additive mask where something is hidden
-    flex    FlexAttention, compiled, where something is hidden: skips what no frame sees
-    flash   flash-attn, where nothing is hidden, or only the end of the keys; never required
+    dense   scaled_dot_product_attention; with an additive mask where frames are hidden
+    flex    FlexAttention, compiled, where frames are hidden: skips tiles that are hidden entirely
+    flash   flash-attn, without a mask, or where only the end of the keys is hidden; never required
 
-`auto` is dense on a CPU. On CUDA it is flash (dense where flash-attn cannot be used or the dtype
-is not half) where nothing is hidden, or where without gradient each frame sees a prefix; dense for
-masks of up to `SMALL` bytes; else flex. What an algorithm computes never depends on the choice, and
-none of them needs memory that grows with the square of many tokens: a dense mask too large is
-refused (`masks.DENSE_LIMIT`).
+`auto` is dense on a CPU. On CUDA it is flash (dense if flash-attn is unusable or the dtype is not
+half precision) without a mask, or without gradient where each frame sees a prefix of the keys;
+dense for masks of up to `SMALL` bytes; else flex. Results do not depend on the choice, and no
+choice needs memory quadratic in a large number of tokens: a dense mask that is too large is refused
+(`masks.DENSE_LIMIT`).
 """
 
 import importlib.util
@@ -69,12 +70,12 @@ def use(backend: Backend, device: torch.device) -> None:
             " --no-build-isolation, or use auto"
         )
     _forced = backend
-    _say.cache_clear()
+    _log_once.cache_clear()
 
 
 @cache
 def flash_missing() -> str | None:
-    """Why flash-attn cannot be used, said once in the log; None if it can: it is imported then."""
+    """Why flash-attn cannot be used, logged once; None if it can, and it is imported."""
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed"
     try:
@@ -106,20 +107,20 @@ def choose(device: torch.device, small: bool, prefixed: bool, gradient: bool) ->
     return "dense" if small else "flex"
 
 
-def spread(
+def attention_mask(
     visible: Tensor | None, tokens: int, cached: int, device: torch.device, dtype: torch.dtype
 ) -> Mask:
-    """Spread a frame matrix over tokens, in the form of the chosen kernel, for `attend`.
+    """The mask of a call for `attend`: a frame matrix expanded to tokens, in the kernel's form.
 
     Args:
         visible: [N, N] bool, row = query frame; None: all see all.
         tokens: tokens per frame.
-        cached: frames in front of the keys that come from a cache, seen by all.
+        cached: frames at the front of the keys that come from the KV cache, seen by all.
         device: where the mask will be used.
         dtype: of a dense mask.
 
     Returns:
-        What hides keys from queries [N * tokens, (cached + N) * tokens]; None when nothing does.
+        The mask [N * tokens, (cached + N) * tokens]; None if nothing is hidden.
         Equal calls share one object: do not write to it.
 
     Raises:
@@ -132,7 +133,7 @@ def spread(
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
     kernel = choose(device, small, pieces is not None, torch.is_grad_enabled())
-    _say(f"{kernel} where frames are hidden", device.type)
+    _log_once(f"{kernel} where frames are hidden", device.type)
     if kernel == "flash":
         return pieces
     if kernel == "flex":
@@ -140,75 +141,75 @@ def spread(
     return dense_mask(rows, tokens, cached, device, dtype)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """Softmax attention.
 
     Args:
-        queries: [B, T, heads, head_dim].
-        keys: [B, K, heads, head_dim].
-        values: as `keys`.
-        mask: what `spread` returned; None: all see all.
+        q: queries [B, T, heads, head_dim].
+        k: keys [B, K, heads, head_dim].
+        v: values, as `k`.
+        mask: from `attention_mask`; None: all see all.
 
     Returns:
         [B, T, heads * head_dim].
     """
     if mask is None:
-        out = _all_see_all(queries, keys, values)
+        out = _full_attention(q, k, v)
     elif isinstance(mask, Tensor):
-        out = _dense(queries, keys, values, mask)
+        out = _dense(q, k, v, mask)
     elif isinstance(mask, tuple):
-        out = _by_prefix(queries, keys, values, mask)
+        out = _by_prefix(q, k, v, mask)
     else:
-        out = _flex(queries, keys, values, mask)
+        out = _flex(q, k, v, mask)
     return out.flatten(2)
 
 
-def _dense(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     out = F.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
     )
     return out.transpose(1, 2)
 
 
-def _all_see_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """flash-attn where it can be had; without a mask SDPA's memory is linear in the tokens too."""
-    if _forced == "flash" and queries.dtype not in HALF:
+def _full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """flash-attn where available; without a mask SDPA's memory is linear in the tokens too."""
+    if _forced == "flash" and q.dtype not in HALF:
         raise ValueError(
             f"launch.attention: flash-attn computes in bfloat16 or float16, the queries are"
-            f" {queries.dtype}: set a bf16 precision, or use auto"
+            f" {q.dtype}: set a bf16 precision, or use auto"
         )
-    if not _takes_flash(queries):
-        _say("dense where none is hidden", queries.device.type)
-        return _dense(queries, keys, values)
-    _say("flash where none is hidden", queries.device.type)
-    return _flash()(queries, keys, values)
+    if not _takes_flash(q):
+        _log_once("dense where none is hidden", q.device.type)
+        return _dense(q, k, v)
+    _log_once("flash where none is hidden", q.device.type)
+    return _flash()(q, k, v)
 
 
-def _takes_flash(queries: Tensor) -> bool:
-    allowed = _forced != "dense" and queries.device.type == "cuda" and queries.dtype in HALF
+def _takes_flash(q: Tensor) -> bool:
+    allowed = _forced != "dense" and q.device.type == "cuda" and q.dtype in HALF
     return allowed and flash_missing() is None
 
 
-def _by_prefix(queries: Tensor, keys: Tensor, values: Tensor, pieces: Prefixes) -> Tensor:
+def _by_prefix(q: Tensor, k: Tensor, v: Tensor, pieces: Prefixes) -> Tensor:
     starts = (0, *(end for end, _ in pieces))
     return torch.cat(
         [
-            _all_see_all(queries[:, start:end], keys[:, :seen], values[:, :seen])
+            _full_attention(q[:, start:end], k[:, :seen], v[:, :seen])
             for start, (end, seen) in zip(starts, pieces, strict=False)
         ],
         dim=1,
     )
 
 
-def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: object) -> Tensor:
-    kernel = _flex_kernel(queries.device.type)
-    parts = (part.transpose(1, 2) for part in (queries, keys, values))
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: object) -> Tensor:
+    kernel = _flex_kernel(q.device.type)
+    parts = (part.transpose(1, 2) for part in (q, k, v))
     return kernel(*parts, block_mask=mask).transpose(1, 2)
 
 
 @cache
 def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
-    """Compiled on CUDA for each shape anew: a shape too many is an error (`fullgraph`).
+    """Compiled on CUDA for each shape; exceeding the limit of shapes is an error (`fullgraph`).
 
     By default the compiler would then fall back, with one warning, to a kernel that makes the dense
     matrix of all scores.
@@ -231,6 +232,6 @@ def _flash() -> Callable[..., Tensor]:
 
 
 @cache
-def _say(what: str, device_type: str) -> None:
+def _log_once(what: str, device_type: str) -> None:
     """Once per run (`use` starts one)."""
     log.info("attention: %s (%s)", what, device_type)

@@ -1,7 +1,10 @@
-"""A layer of Wan 2.1: diffusers' parameters, frames that see each other by a matrix, a cached past.
+"""A layer of Wan 2.1 with per-frame modulation, a frame-level attention mask and a KV cache.
 
-Tokens are [B, N, S, D]: N frames of S tokens. Norms, modulation and rotation are float32 even
-under autocast. The three pieces between the attention kernels can be compiled.
+Shapes: B batch, N frames, S tokens per frame, T = N * S own tokens, K = T plus cached tokens,
+L prompt tokens, D model width, H heads, E = D / H channels per head.
+
+Norms, modulation and RoPE are float32 even under autocast. Attention kernels come from libraries;
+the three parts of a layer between them may be compiled.
 
 Source: diffusers `transformer_wan.py`.
 """
@@ -14,16 +17,13 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from lightning_modules.networks.wan.attention import Mask, attend
-from lightning_modules.networks.wan.kv_cache import Beside, Pair
+from lightning_modules.networks.wan.kv_cache import KeyValue, WithContext
 from lightning_modules.networks.wan.rms_norm import rms_norm
-from lightning_modules.networks.wan.rotary import rotate
+from lightning_modules.networks.wan.rotary import apply_rope
 
 
-class Block(WanTransformerBlock):
-    """diffusers' block (same parameters) with per-frame modulation, a mask and a cached past.
-
-    Attention kernels come from libraries; the three pieces between them may be `compiled`.
-    """
+class WanBlock(WanTransformerBlock):
+    """diffusers' layer, with the same parameters, under an attention mask and with a KV cache."""
 
     compiled = False
 
@@ -31,55 +31,54 @@ class Block(WanTransformerBlock):
         self,
         x: Tensor,  # [B, N, S, D]
         modulation: Tensor,  # [B, N, 6, D] float32
-        prompt: Pair,  # keys and values of the text, each [B, L, heads, head_dim]
-        turn: Tensor,
+        prompt: KeyValue,  # cross-attention keys and values, each [B, L, H, E]
+        rope: Tensor,  # [T, 1, E / 2] complex64
         mask: Mask,
-        beside: Beside,  # from own keys and values to all that is seen
+        with_context: WithContext,  # own k, v [B, T, H, E] -> attended [B, K, H, E]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return frames [B, N, S, D] and the keys and values they showed [B, N*S, heads, hd]."""
+        """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
-        show, ask, finish = _compiled_pieces() if self.compiled else _pieces()
+        parts = _compiled_parts() if self.compiled else _parts()
+        self_attention_qkv, cross_attention_q, mlp = parts
 
-        queries, keys, values = show(self, x, shift, scale, turn)
-        seen = attend(queries, *beside(keys, values), mask)
-        x, asked = ask(self, x, seen, gate)
-        answer = attend(asked.type_as(prompt[1]), *prompt)
-        return finish(self, x, answer, mlp_shift, mlp_scale, mlp_gate), keys, values
+        q, k, v = self_attention_qkv(self, x, shift, scale, rope)
+        out = attend(q, *with_context(k, v), mask)
+        x, q = cross_attention_q(self, x, out, gate)
+        out = attend(q.type_as(prompt[1]), *prompt)
+        return mlp(self, x, out, mlp_shift, mlp_scale, mlp_gate), k, v
 
-    def show(
-        self, x: Tensor, shift: Tensor, scale: Tensor, turn: Tensor
+    def self_attention_qkv(
+        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each [B, T, heads, hd]."""
-        attention, x = self.attn1, modulate(self.norm1, x, shift, scale).flatten(1, 2)
-        heads = (attention.heads, -1)
-        queries = rms_norm(attention.norm_q, attention.to_q(x)).unflatten(-1, heads)
-        keys = rms_norm(attention.norm_k, attention.to_k(x)).unflatten(-1, heads)
-        values = attention.to_v(x).unflatten(-1, heads)
-        return rotate(queries, turn).type_as(values), rotate(keys, turn).type_as(values), values
+        """Self-attention's q and k after QK-norm and RoPE, and v, each [B, T, H, E]."""
+        layer, x = self.attn1, modulate(self.norm1, x, shift, scale).flatten(1, 2)
+        heads = (layer.heads, -1)
+        q = rms_norm(layer.norm_q, layer.to_q(x)).unflatten(-1, heads)
+        k = rms_norm(layer.norm_k, layer.to_k(x)).unflatten(-1, heads)
+        v = layer.to_v(x).unflatten(-1, heads)
+        return apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
 
-    def ask(self, x: Tensor, seen: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in what was seen; return the frames and their queries to the prompt."""
-        attention = self.attn2
-        x = gated(x, self.attn1.to_out[0](seen).view_as(x), gate)
+    def cross_attention_q(self, x: Tensor, out: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Self-attention residual, then cross-attention's q [B, T, H, E]."""
+        layer = self.attn2
+        x = gated(x, self.attn1.to_out[0](out).view_as(x), gate)
         normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
-        asked = rms_norm(attention.norm_q, attention.to_q(normed.flatten(1, 2)))
-        return x, asked.unflatten(-1, (attention.heads, -1))
+        q = rms_norm(layer.norm_q, layer.to_q(normed.flatten(1, 2)))
+        return x, q.unflatten(-1, (layer.heads, -1))
 
-    def finish(
-        self, x: Tensor, answer: Tensor, shift: Tensor, scale: Tensor, gate: Tensor
-    ) -> Tensor:
-        """Take in the prompt's answer, then the feed-forward net."""
-        x = x + self.attn2.to_out[0](answer).view_as(x)
+    def mlp(self, x: Tensor, out: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Cross-attention residual, then the MLP."""
+        x = x + self.attn2.to_out[0](out).view_as(x)
         return gated(x, self.ffn(modulate(self.norm3, x, shift, scale)), gate)
 
-    def read_prompt(self, text: Tensor) -> Pair:
-        """Return keys and values [B, L, heads, head_dim] of the embedded text [B, L, D]."""
-        attention = self.attn2
-        values = attention.to_v(text)
-        keys = rms_norm(attention.norm_k, attention.to_k(text)).type_as(values)
-        heads = (attention.heads, -1)
-        return keys.unflatten(-1, heads), values.unflatten(-1, heads)
+    def cross_attention_kv(self, text: Tensor) -> KeyValue:
+        """Cross-attention's keys and values [B, L, H, E] of the embedded prompt [B, L, D]."""
+        layer = self.attn2
+        v = layer.to_v(text)
+        k = rms_norm(layer.norm_k, layer.to_k(text)).type_as(v)
+        heads = (layer.heads, -1)
+        return k.unflatten(-1, heads), v.unflatten(-1, heads)
 
 
 def modulate(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -92,11 +91,11 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return (x.float() + update.float() * gate).type_as(x)
 
 
-def _pieces() -> tuple[Callable, ...]:
-    return Block.show, Block.ask, Block.finish
+def _parts() -> tuple[Callable, ...]:
+    return WanBlock.self_attention_qkv, WanBlock.cross_attention_q, WanBlock.mlp
 
 
 @cache
-def _compiled_pieces() -> tuple[Callable, ...]:
-    """One compilation serves all layers: their weights are inputs."""
-    return tuple(torch.compile(piece, dynamic=False) for piece in _pieces())
+def _compiled_parts() -> tuple[Callable, ...]:
+    """Compiled once for all layers: their weights are inputs."""
+    return tuple(torch.compile(part, dynamic=False) for part in _parts())

@@ -1,11 +1,11 @@
-"""Calls of a network as CUDA graphs: recorded once per shape, then replayed without Python.
+"""Calls of a network as CUDA graphs: captured once per shape, then replayed without Python.
 
 A frame-wise rollout is many short calls, and launching their thousands of kernels one by one takes
-about as long as running them. With a `StaticKVCache` every call of the next rollout reads and
-writes the same addresses as in this one, which is what a graph needs.
+about as long as running them. With a `StaticKVCache` every rollout reads and writes the same
+addresses, as graphs require.
 
-Not part of a graph, because it changes from call to call: counting frames (on the host), and the
-prompt's keys and values, which are computed once and copied to where the graphs read them.
+Not captured, because it changes from call to call: the frame count (on the host), and the prompt's
+cross-attention keys and values, which are computed once and copied to where the graphs read them.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ Call = Callable[[Tensor, Tensor], Tensor]
 
 
 class Graph:
-    """A call v = f(x, t) on the current device, recorded.
+    """A call v = f(x, t) on the current device, captured.
 
     Args:
-        call: reads no memory but its arguments and what stays where it is.
+        call: reads no memory but its arguments and buffers that do not move.
         x: an example of its first argument.
-        t: of its second.
+        t: an example of its second.
     """
 
     _pool: Any = None  # one for all: their outputs are copied before the next one runs
@@ -41,7 +41,7 @@ class Graph:
             self._v = call(self._x, self._t)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Run it for other values."""
+        """Replay it for other values."""
         self._x.copy_(x)
         self._t.copy_(t)
         self._graph.replay()
@@ -52,17 +52,17 @@ class Graph:
 class _Recorded:
     graph: Call
     version: int  # of the cache's buffers
-    tables: Any  # what the graph reads besides: kept alive
+    tables: Any  # RoPE table and mask that the graph reads: kept alive
 
 
 class Replay:
     """A `Wan` under the same contract, for sampling; calls without a static cache pass through.
 
-    The first call of a kind runs as it is, which allocates what is to stay; the second is recorded.
+    The first call of a kind runs eagerly, which allocates its buffers; the second is captured.
 
     Args:
         net: the network.
-        record: makes a graph of a call; tests without CUDA bring their own.
+        record: captures a call as a graph; tests without CUDA pass their own.
     """
 
     def __init__(self, net: Wan, record: Callable[[Call, Tensor, Tensor], Call] = Graph) -> None:
@@ -89,20 +89,21 @@ class Replay:
         how = {"frames": frames, "visible": visible, "cache": cache}
         if not isinstance(cache, StaticKVCache):
             return self.net(x, t, text, **how, write_cache=write_cache)
-        self.net.read_prompts(text, cache)
-        places = tuple(frames.tolist())
+        self.net.cross_attention_kv(text, cache)
+        positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
-        kind = (cache, len(cache), places, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        kind = (cache, len(cache), positions, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
         if self._warm.get(kind) != cache.version:
             v = self.net(x, t, text, **how, write_cache=write_cache)
             self._warm[kind] = cache.version
             return v
         known = self._recorded.get(kind)
         if known is None or known.version != cache.version:
-            tables = self.net.tables(x, places, visible, cache)  # a recording can upload nothing
+            # Made before: nothing can be copied to the device while a graph is captured.
+            tables = self.net.rope_and_mask(x, positions, visible, cache)
             graph = self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t)
             known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
         v = known.graph(x, t)
         if write_cache:
-            cache.advance(places)
+            cache.advance(positions)
         return v

@@ -1,22 +1,22 @@
-"""Keys and values of frames already generated: append-only, without gradient.
+"""The KV cache of a rollout: keys and values of frames already generated, without gradient.
 
-Denoising a block attends to concat(cache, own); only the commit pass that follows appends. Nothing
-is overwritten in place, so a graph that read the cache keeps the tensors it read, and no gradient
-flows from one block into the passes that wrote an earlier one. Sampling alone, which has no graph,
-may use `static_cache.StaticKVCache` instead.
+Denoising a block attends to concat(cache, own); only the commit (the KV-cache update after the last
+denoising step) appends. Nothing is overwritten in place, so the autograd graph keeps the tensors it
+read, and no gradient flows from one block into the passes that wrote an earlier one. Sampling,
+which has no graph, may use `static_cache.StaticKVCache` instead.
 
-What is held is one chunk per commit, and chunks are joined where they are attended to. A graph that
-is computed again in the backward pass then keeps chunks, which all blocks share, and no block's
-past as a whole.
+The cache holds one chunk per commit and concatenates them at attention. Under activation
+checkpointing the graph then keeps the chunks, which all blocks share, instead of one concatenated
+copy per block.
 
 Shapes: one pair per layer, keys and values [B, T, heads, head_dim] with T = frames x tokens per
-frame; keys are stored after normalisation and rotation, at absolute positions.
+frame; keys are stored after QK-norm and RoPE, at absolute positions.
 
-Positions stay absolute however long the clip: a rotation of query and key leaves only their
-distance in the product, angles are computed in float64 from any frame number, and a window bounds
-the distance between its frames. What grows without bound is the distance to the *sinks*, as in the
-published code; to bound it too, their keys would have to be turned again at each step (Rolling
-Forcing), which no student here was trained for.
+Positions stay absolute however long the clip: RoPE makes attention depend on distances alone,
+angles are computed in float64 from any frame index, and a window bounds the distance between its
+frames. The distance to the *sinks* grows without bound, as in the published code; to bound it,
+their keys would have to be rotated again at each step (Rolling Forcing), which no student here was
+trained for.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor]
-Beside = Callable[[Tensor, Tensor], Pair]
-"""From a block's own keys and values to all that it sees."""
+KeyValue = tuple[Tensor, Tensor]
+WithContext = Callable[[Tensor, Tensor], KeyValue]
+"""From a block's own keys and values to all that it attends to: the cached ones, then its own."""
 
 
-def alone(keys: Tensor, values: Tensor) -> Pair:
-    """Without a past a block sees itself."""
+def no_context(keys: Tensor, values: Tensor) -> KeyValue:
+    """Without a cache a block attends to itself."""
     return keys, values
 
 
@@ -39,28 +39,28 @@ class KVCache:
     """Keys and values of one batch's earlier frames; `len(cache)` counts frames."""
 
     def __init__(self, layers: int):
-        self._chunks: list[tuple[Pair, ...]] = [()] * layers
-        self._text: tuple[Tensor, list[Pair]] | None = None
+        self._chunks: list[tuple[KeyValue, ...]] = [()] * layers
+        self._text: tuple[Tensor, list[KeyValue]] | None = None
         self.frames: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        """How many frames are held."""
+        """How many frames are cached."""
         return len(self.frames)
 
-    def read(self, layer: int) -> Pair | None:
+    def read(self, layer: int) -> KeyValue | None:
         """Return keys and values of `layer`, each [B, T, heads, head_dim], or None while empty."""
         chunks = self._chunks[layer]
         return tuple(torch.cat(parts, 1) for parts in zip(*chunks, strict=True)) or None
 
-    def beside(self, layer: int, frames: int) -> Beside:
-        """Return what puts the held keys and values, as they are now, before a block's own.
+    def with_context(self, layer: int, frames: int) -> WithContext:
+        """A function that puts the keys and values cached now before a block's own.
 
-        `frames` says how many the block has; a cache of fixed size must know.
+        `frames` is the block's length, which a cache of fixed size needs.
         """
         held = self._chunks[layer]
-        return partial(_join, held) if held else alone
+        return partial(_join, held) if held else no_context
 
-    def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
+    def append(self, frames: Sequence[int], pairs: Sequence[KeyValue]) -> None:
         """Add `frames`, whose keys and values, one pair per layer, were just computed."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         assert len(pairs) == len(self._chunks), "one pair of keys and values per layer"
@@ -69,11 +69,11 @@ class KVCache:
         self.frames += tuple(frames)
 
     def retract(self, frames: int) -> None:
-        """Forget the last `frames` frames: they were shown, but are not of the past."""
+        """Remove the last `frames` frames, for example noisy ones."""
         self._pick(range(len(self) - frames))
 
     def keep(self, frames: int, sinks: int = 0) -> None:
-        """Forget all but `frames` frames: the first `sinks` in time and the latest others.
+        """Evict all but `frames` frames: the first `sinks` in time and the latest others.
 
         Raises:
             ValueError: if the sinks alone would fill the window.
@@ -88,28 +88,28 @@ class KVCache:
             self._pick(sorted(in_time[:sinks] + in_time[held - (frames - sinks) :]))
 
     def restart(self) -> None:
-        """Forget every frame: the next rollout of the same network."""
+        """Empty the cache for the next rollout of the same network."""
         self._chunks = [()] * len(self._chunks)
         self.frames = ()
 
     @property
     def text(self) -> Tensor | None:
-        """The prompt whose keys and values are held."""
+        """The prompt whose cross-attention keys and values are cached."""
         return self._text[0] if self._text is not None else None
 
-    def recall_text(self, text: Tensor) -> list[Pair] | None:
-        """Return the prompt's keys and values if `text` is the tensor they were computed from."""
+    def recall_text(self, text: Tensor) -> list[KeyValue] | None:
+        """The cached cross-attention keys and values if they were computed from this `text`."""
         if self._text is not None and self._text[0] is text:
             return self._text[1]
         return None
 
-    def remember_text(self, text: Tensor, pairs: list[Pair]) -> None:
-        """Keep the prompt's keys and values, one pair per layer, for later calls."""
+    def remember_text(self, text: Tensor, pairs: list[KeyValue]) -> None:
+        """Cache the prompt's cross-attention keys and values, one pair per layer."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         self._text = (text, pairs)
 
     def _pick(self, slots: Sequence[int]) -> None:
-        """Keep the frames at `slots`, which ascend."""
+        """Keep the frames at `slots` (ascending)."""
         assert not torch.is_grad_enabled(), "the cache is shortened under torch.no_grad() only"
         held, slots = len(self), list(slots)
         for layer in range(len(self._chunks)):
@@ -120,10 +120,10 @@ class KVCache:
         self.frames = tuple(self.frames[slot] for slot in slots)
 
 
-def _join(past: tuple[Pair, ...], keys: Tensor, values: Tensor) -> Pair:
-    """The chunks of the past, then a block's own, in its dtype."""
+def _join(context: tuple[KeyValue, ...], keys: Tensor, values: Tensor) -> KeyValue:
+    """The cached chunks, then a block's own, in its dtype."""
     joined_keys, joined_values = (
         torch.cat([*(part.to(own.dtype) for part in earlier), own], 1)
-        for *earlier, own in zip(*past, (keys, values), strict=True)
+        for *earlier, own in zip(*context, (keys, values), strict=True)
     )
     return joined_keys, joined_values

@@ -1,13 +1,13 @@
-"""One visibility matrix [query frame, key frame], in the forms that attention kernels take.
+"""One frame-level mask [query frame, key frame], in the forms that attention kernels take.
 
-Every mask of this project is constant within a frame, so the matrix is the truth and all else is
-made from it, once, and shared by equal calls:
+Every mask of this project is constant within a frame; the others are made from that matrix, once,
+and shared by equal calls:
 
     dense mask   [T, K] additive floats, for SDPA; grows with the square of the tokens
-    block mask   which tiles of 128 x 128 tokens are seen wholly, partly or not, for FlexAttention
-    prefixes     where all that a frame sees is a prefix of the keys: pieces without any mask
+    block mask   which tiles of 128 x 128 tokens are fully, partly or not visible (FlexAttention)
+    prefixes     if each frame sees a prefix of the keys: unmasked attention calls per prefix
 
-`cached` frames in front of the keys are seen by every query frame. Rows are nested tuples of bools,
+`cached` frames at the front of the keys are seen by every query frame. Rows are tuples of bools,
 because they are keys of small caches.
 """
 
@@ -86,7 +86,7 @@ def block_mask(rows: Rows, tokens: int, cached: int, device: torch.device) -> "B
     """FlexAttention's mask: [N * tokens, (cached + N) * tokens], any number of tokens.
 
     torch's own `create_block_mask` first makes the dense [T, K] matrix; here tiles are counted from
-    the frame matrix. A tile that reaches over the last token counts as partly seen, as there.
+    the frame matrix. A tile that extends past the last token counts as partly visible, as there.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -142,8 +142,8 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 def prefixes(rows: Rows, tokens: int, cached: int) -> Prefixes | None:
     """Pieces (end of the queries, end of the keys they see), in tokens; None if there are none.
 
-    Neighbouring query frames that see the same prefix are one piece. The commit that rides along
-    with the next block has two: the clean block, and the noisy one that sees it too.
+    Neighbouring query frames that see the same prefix are one piece. A fused commit (fast_past.py)
+    has two: the clean block, and the noisy next block that sees it too.
     """
     pieces: list[tuple[int, int]] = []
     for query, row in enumerate(rows):

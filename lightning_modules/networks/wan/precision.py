@@ -1,10 +1,10 @@
-"""bfloat16 where it costs nothing, float32 where rounding would be seen.
+"""bfloat16 weights for frozen networks, without changing their outputs.
 
 Under bfloat16 autocast a linear layer rounds its weights whenever it runs. A frozen network may
-therefore hold them rounded, in half the memory, and answer the same, bit for bit; a trained one may
+therefore store them in bfloat16, in half the memory, with bit-identical outputs; a trained one may
 not: an update of 2e-6 is below bfloat16's resolution. What runs in float32 even under autocast
-keeps its float32 weights: the time embedding (which tells apart neighbouring noise levels), norms
-and modulation tables. Rotary tables are no weights at all (`rotary.py`).
+keeps float32 weights: the time embedding (which tells neighbouring noise levels apart), norms and
+modulation tables. RoPE tables are not weights (`rotary.py`).
 """
 
 from torch import nn
@@ -16,7 +16,7 @@ def to_bfloat16(network: nn.Module) -> nn.Module:
     """Round, in place, the weights of a frozen `Wan` that autocast would round anyway.
 
     Args:
-        network: is only asked, and under `torch.autocast(dtype=torch.bfloat16)`.
+        network: for inference only, under `torch.autocast(dtype=torch.bfloat16)`.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""Rotary positions of video tokens, at any frame index.
+"""Rotary position embedding (RoPE) of video tokens, at any frame index.
 
-Wan splits each head's pairs of channels over time, height and width; a pair turns by position x
-frequency. Angles are computed in float64; their cosines and sines are kept in float32, outside the
-module's buffers, so that no `.bfloat16()` can round them. Any frame index is valid: there is no
-table to run out of. The layout (a pair is two neighbouring channels; time first) is that of
-diffusers' `WanRotaryPosEmbed`.
+Wan splits each head's pairs of channels over time, height and width; a pair is rotated by
+position x frequency. Angles are computed in float64; their cosines and sines are kept in float32,
+outside the module's buffers, so that no `.bfloat16()` can round them. Any frame index is valid:
+there is no table to run out of. The layout (a pair is two neighbouring channels; time first) is
+that of diffusers' `WanRotaryPosEmbed`.
 """
 
 from functools import lru_cache
@@ -16,13 +16,13 @@ THETA = 10_000.0
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
-    """Channels of a head that turn with time, height and width."""
+    """Channels of a head that are rotated by time, height and width."""
     space = 2 * (head_dim // 6)
     return head_dim - 2 * space, space, space
 
 
 @lru_cache(maxsize=256)
-def rotation(
+def rope_table(
     frames: tuple[int, ...], height: int, width: int, head_dim: int, device: torch.device
 ) -> Tensor:
     """Return cos + i sin of every pair's angle, complex64 [T, 1, head_dim / 2].
@@ -37,27 +37,28 @@ def rotation(
             indexing="ij",
         )
         angles = [
-            place.reshape(-1, 1) * THETA ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-            for place, size in zip(grid, axis_channels(head_dim), strict=True)
+            positions.reshape(-1, 1)
+            * THETA ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+            for positions, size in zip(grid, axis_channels(head_dim), strict=True)
         ]
-        turns = torch.cat(angles, 1)[:, None]
-        return torch.complex(turns.cos().float(), turns.sin().float()).to(device)
+        angle = torch.cat(angles, 1)[:, None]
+        return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn `x` [..., T, heads, head_dim], in float32, by the angles of its tokens.
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate `x` [..., T, heads, head_dim], in float32, by the angles of its tokens.
 
     On a CPU one complex product is seven times faster than four real ones and their interleaving;
     elsewhere the real ones are what a compiler can fuse.
     """
     if x.device.type != "cpu":
-        return _rotate_real(x, turn)
+        return _apply_rope_real(x, rope)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+    return torch.view_as_real(pairs * rope).flatten(-2).type_as(x)
 
 
-def _rotate_real(x: Tensor, turn: Tensor) -> Tensor:
+def _apply_rope_real(x: Tensor, rope: Tensor) -> Tensor:
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = torch.view_as_real(turn).unbind(-1)
-    turned = (first * cos - second * sin, first * sin + second * cos)
-    return torch.stack(turned, -1).flatten(-2).type_as(x)
+    cos, sin = torch.view_as_real(rope).unbind(-1)
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack(rotated, -1).flatten(-2).type_as(x)

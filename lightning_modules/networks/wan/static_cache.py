@@ -1,13 +1,12 @@
-"""Keys and values of earlier frames in buffers of a fixed size: for sampling, never for training.
+"""A KV cache in preallocated buffers: for sampling, never for training.
 
-A block's own keys are written straight behind those that are held, so what it sees is one slice of
-the buffer and nothing is copied; committing the block moves the count. A frame that is dropped
-from the middle is replaced by the last one held, because the order of keys has no meaning to
-attention: their positions are in them. So what is held is always a prefix, a call costs what its
-prefix costs, and once a window is full every call has the same shapes at the same addresses, which
-is what CUDA graphs need.
+A block's own keys are written directly after the cached ones, so the attended keys are one slice of
+the buffer and nothing is copied; committing the block advances the count. A frame dropped from the
+middle is replaced by the last one, because attention does not depend on the order of keys: RoPE has
+their positions in them. The cached frames are therefore always a prefix of the buffer, and once a
+window is full every call has the same shapes at the same addresses, as CUDA graphs require.
 
-Everything here overwrites what a graph might have read: only under torch.no_grad().
+Buffers are written in place, which autograd does not allow: only under torch.no_grad().
 """
 
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_modules.networks.wan.kv_cache import Beside, KVCache, Pair
+from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, WithContext
 
 
 class StaticKVCache(KVCache):
-    """A `KVCache` of at most `capacity` frames, a block that is being denoised included.
+    """A `KVCache` of at most `capacity` frames, including the block being denoised.
 
-    `version` counts allocations: while it stands, every buffer is where it was.
+    `version` counts allocations: while it is unchanged, no buffer has moved.
 
     Args:
         layers: of the network.
@@ -31,16 +30,16 @@ class StaticKVCache(KVCache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers)
-        self._buffers: list[Pair | None] = [None] * layers
+        self._buffers: list[KeyValue | None] = [None] * layers
         self.capacity = capacity
         self.version = 0
         self._frame_tokens = 0
 
     def restart(self) -> None:
-        """Forget every frame, keep the buffers: the next rollout."""
+        """Empty the cache for the next rollout; the buffers stay allocated."""
         self.frames = ()
 
-    def read(self, layer: int) -> Pair | None:
+    def read(self, layer: int) -> KeyValue | None:
         """As `KVCache.read`: views of the buffers, valid until the next write."""
         buffers = self._buffers[layer]
         if buffers is None or not self.frames:
@@ -48,8 +47,8 @@ class StaticKVCache(KVCache):
         held = len(self) * self._frame_tokens
         return buffers[0][:, :held], buffers[1][:, :held]
 
-    def beside(self, layer: int, frames: int) -> Beside:
-        """Return what writes a block's own keys and values behind the held ones, and shows all.
+    def with_context(self, layer: int, frames: int) -> WithContext:
+        """A function that writes a block's keys and values after the cached ones; returns both.
 
         Raises:
             ValueError: if the block does not fit.
@@ -60,20 +59,20 @@ class StaticKVCache(KVCache):
                 f"a cache of {self.capacity} frames holds {len(self)}: {frames} more do not fit;"
                 " make it larger, or keep fewer"
             )
-        return partial(self._place, layer, frames)
+        return partial(self._write, layer, frames)
 
-    def append(self, frames: Sequence[int], pairs: Sequence[Pair]) -> None:
-        """Commit `frames`, the block just shown: its `pairs` lie in the buffers already."""
+    def append(self, frames: Sequence[int], pairs: Sequence[KeyValue]) -> None:
+        """Commit `frames`, whose `pairs` the last call has written to the buffers already."""
         assert len(pairs) == len(self._buffers), "one pair of keys and values per layer"
         self.advance(frames)
 
     def advance(self, frames: Sequence[int]) -> None:
-        """Count `frames` as held, whose keys were written by the call before."""
+        """Commit `frames`, whose keys and values the last call has written to the buffers."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
         self.frames += tuple(frames)
 
-    def remember_text(self, text: Tensor, pairs: list[Pair]) -> None:
-        """As `KVCache.remember_text`, at the addresses of the last prompt's where shapes agree."""
+    def remember_text(self, text: Tensor, pairs: list[KeyValue]) -> None:
+        """As `KVCache.remember_text`; reuses the last prompt's buffers where shapes agree."""
         held = self._text[1] if self._text else []
         if _shapes(held) == _shapes(pairs):
             for buffer, part in zip(_parts(held), _parts(pairs), strict=True):
@@ -83,18 +82,18 @@ class StaticKVCache(KVCache):
             self.version += 1
         super().remember_text(text, pairs)
 
-    def _place(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> Pair:
+    def _write(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> KeyValue:
         self._allocate(layer, frames, keys, values)
         start = len(self) * self._frame_tokens
         end = start + keys.shape[1]
-        shown = []
+        attended = []
         for buffer, own in zip(self._buffers[layer], (keys, values), strict=True):
             buffer[:, start:end] = own
-            shown.append(buffer[:, :end])
-        return tuple(shown)
+            attended.append(buffer[:, :end])
+        return tuple(attended)
 
     def _allocate(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> None:
-        """Buffers for the first block of a rollout; those of the last one if they fit."""
+        """Buffers for the first block of a rollout; those of the last rollout if they fit."""
         if self.frames:
             return
         self._frame_tokens = keys.shape[1] // frames
@@ -106,14 +105,14 @@ class StaticKVCache(KVCache):
             self.version += 1
 
     def _pick(self, slots: Sequence[int]) -> None:
-        """Keep the frames at `slots`: the last of them move to where the first gaps are."""
+        """Keep the frames at `slots`; the last of them move into the first gaps."""
         assert not torch.is_grad_enabled(), "the cache is shortened under torch.no_grad() only"
-        count, places = len(slots), list(range(len(slots)))
-        gaps = sorted(set(places) - set(slots))
+        count, order = len(slots), list(range(len(slots)))
+        gaps = sorted(set(order) - set(slots))
         for gap, slot in zip(gaps, (slot for slot in slots if slot >= count), strict=True):
-            places[gap] = slot
+            order[gap] = slot
             self._move(slot, gap)
-        self.frames = tuple(self.frames[place] for place in places)
+        self.frames = tuple(self.frames[slot] for slot in order)
 
     def _move(self, source: int, target: int) -> None:
         size = self._frame_tokens
@@ -123,9 +122,9 @@ class StaticKVCache(KVCache):
                 buffer[:, target * size : (target + 1) * size] = part
 
 
-def _parts(pairs: list[Pair]) -> list[Tensor]:
+def _parts(pairs: list[KeyValue]) -> list[Tensor]:
     return [part for pair in pairs for part in pair]
 
 
-def _shapes(pairs: list[Pair]) -> list[tuple]:
+def _shapes(pairs: list[KeyValue]) -> list[tuple]:
     return [(part.shape, part.dtype, part.device) for part in _parts(pairs)]

@@ -1,15 +1,15 @@
 """Wan 2.1 as a frame-causal network: diffusers' parameters, our forward.
 
 No parameter is added or renamed, so folders of stock `WanTransformer3DModel` load here and folders
-saved here load there; only how frames see each other differs:
+saved here load there; the differences are in attention and time:
 
-- self-attention follows a frame-by-frame matrix and may look back into a cache;
+- self-attention takes a frame-level mask and a KV cache;
 - the noise level is one number per *frame*: modulation is [B, N, 6, D], broadcast over a frame's S
   tokens;
-- rotary positions in time are an argument.
+- frame positions for RoPE are an argument.
 
 Inside, tokens are [B, N, S, D]: N frames of S = (H/2)(W/2) tokens. Norms, modulation, time
-embedding and rotation are float32 even under autocast.
+embedding and RoPE are float32 even under autocast.
 
 Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 """
@@ -29,10 +29,10 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.networks.wan.attention import Mask, spread
-from lightning_modules.networks.wan.block import Block, modulate
-from lightning_modules.networks.wan.kv_cache import KVCache, Pair, alone
-from lightning_modules.networks.wan.rotary import rotation
+from lightning_modules.networks.wan.attention import Mask, attention_mask
+from lightning_modules.networks.wan.block import WanBlock, modulate
+from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_context
+from lightning_modules.networks.wan.rotary import rope_table
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 
 __all__ = ["Wan"]
@@ -45,7 +45,7 @@ class Wan(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["WanBlock"]
     _keep_in_fp32_modules = WanTransformer3DModel._keep_in_fp32_modules
     _keys_to_ignore_on_load_unexpected = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
 
@@ -80,7 +80,7 @@ class Wan(ModelMixin, ConfigMixin):
         self.patch_embedding = nn.Conv3d(in_channels, width, patch_size, patch_size)
         self.condition_embedder = WanTimeTextImageEmbedding(width, freq_dim, width * 6, text_dim)
         self.blocks = nn.ModuleList(
-            Block(width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
+            WanBlock(width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
             for _ in range(num_layers)
         )
         self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
@@ -89,7 +89,7 @@ class Wan(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
 
     def new_cache(self, frames: int | None = None) -> KVCache:
-        """Return an empty cache for one rollout of one batch; with `frames`, of that fixed size."""
+        """An empty KV cache for one rollout of one batch; with `frames`, of that fixed size."""
         layers = len(self.blocks)
         return KVCache(layers) if frames is None else StaticKVCache(layers, frames)
 
@@ -114,37 +114,37 @@ class Wan(ModelMixin, ConfigMixin):
             "write_cache needs a cache and torch.no_grad()"
         )
         height, width = self._grid(x)
-        places = tuple(frames.tolist())
-        turn, mask = self.tables(x, places, visible, cache)
+        positions = tuple(frames.tolist())
+        rope, mask = self.rope_and_mask(x, positions, visible, cache)
         tokens = self._patch(x)
         embedded, modulation = self._embed_time(t)
-        prompts = self.read_prompts(text, cache)
-        shown: list[Pair] = []
+        prompts = self.cross_attention_kv(text, cache)
+        pairs: list[KeyValue] = []
         for layer, block in enumerate(self.blocks):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False)
-            beside = alone if cache is None else cache.beside(layer, len(places))
-            tokens, keys, values = run(tokens, modulation, prompts[layer], turn, mask, beside)
+            context = no_context if cache is None else cache.with_context(layer, len(positions))
+            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context)
             if write_cache:
-                shown.append((keys, values))
+                pairs.append(tuple(pair))
         if write_cache:
-            cache.append(places, shown)
+            cache.append(positions, pairs)
         return self._unpatch(tokens, embedded, height, width)
 
-    def tables(
-        self, x: Tensor, places: tuple[int, ...], visible: Tensor | None, cache: KVCache | None
+    def rope_and_mask(
+        self, x: Tensor, positions: tuple[int, ...], visible: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, Mask]:
-        """Rotations and mask of a call: made once, then shared by equal calls."""
+        """RoPE table and attention mask of a call: made once, then shared by equal calls."""
         height, width = self._grid(x)
-        turn = rotation(places, height, width, self.config.attention_head_dim, x.device)
+        rope = rope_table(positions, height, width, self.config.attention_head_dim, x.device)
         dtype = self.patch_embedding.weight.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        return turn, spread(visible, height * width, len(cache or ()), x.device, dtype)
+        return rope, attention_mask(visible, height * width, len(cache or ()), x.device, dtype)
 
     def compile_blocks(self) -> None:
-        """Let the compiler fuse what lies between the attention kernels of every block."""
+        """Compile the parts between the attention kernels of every layer."""
         for block in self.blocks:
             block.compiled = True
 
@@ -192,14 +192,14 @@ class Wan(ModelMixin, ConfigMixin):
             -1, (6, -1)
         )
 
-    def read_prompts(self, text: Tensor, cache: KVCache | None) -> list[Pair]:
-        """Keys and values of the prompt for every layer; without gradient, once per rollout."""
+    def cross_attention_kv(self, text: Tensor, cache: KVCache | None) -> list[KeyValue]:
+        """Every layer's cross-attention keys and values; without gradient, once per rollout."""
         reuse = cache is not None and not torch.is_grad_enabled()
         if reuse and (known := cache.recall_text(text)) is not None:
             return known
         embedder = self.condition_embedder.text_embedder
         embedded = embedder(text.to(embedder.linear_1.weight.dtype))
-        prompts = [block.read_prompt(embedded) for block in self.blocks]
+        prompts = [block.cross_attention_kv(embedded) for block in self.blocks]
         if reuse:
             cache.remember_text(text, prompts)
         return prompts

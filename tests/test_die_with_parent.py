@@ -10,7 +10,7 @@ import pytest
 
 CHILD = """
 import os, time
-from experiments.launch.ranks.die_with_parent import end_with_parent as end
+from experiments.launch.ranks.die_with_parent import die_with_parent as end
 {}
 time.sleep(60)
 """

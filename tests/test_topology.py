@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.launch.ranks.topology import first_host, place_of, ranks_here
+from experiments.launch.ranks.topology import first_host, ranks_here, topology_of
 
 
 def fit(nodes=1, devices=1, **launch) -> dict:
@@ -12,7 +12,7 @@ def fit(nodes=1, devices=1, **launch) -> dict:
 
 def test_one_device_is_this_process():
     assert ranks_here(fit(), {}) == []
-    assert place_of(fit(), {}).environment()["WORLD_SIZE"] == "1"
+    assert topology_of(fit(), {}).environment()["WORLD_SIZE"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_one_device_is_this_process():
 )
 def test_what_does_not_train_takes_one_process(other):
     assert ranks_here(fit(2, 8) | other, {}) == []
-    assert place_of(fit(2, 8) | other, {}).world == 1
+    assert topology_of(fit(2, 8) | other, {}).world == 1
 
 
 def test_a_strategy_with_state_gets_a_process_of_its_own():
@@ -36,13 +36,17 @@ def test_a_strategy_with_state_gets_a_process_of_its_own():
 
 def test_several_nodes_by_hand():
     environment = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
-    places = ranks_here(fit(2, 3), environment)
-    assert [(place.rank, place.local_rank) for place in places] == [(3, 0), (4, 1), (5, 2)]
-    assert {(p.world, p.node, p.nodes, p.address, p.port) for p in places} == {
+    topologies = ranks_here(fit(2, 3), environment)
+    assert [(topology.rank, topology.local_rank) for topology in topologies] == [
+        (3, 0),
+        (4, 1),
+        (5, 2),
+    ]
+    assert {(p.world, p.node, p.nodes, p.address, p.port) for p in topologies} == {
         (6, 1, 2, "first", 1234)
     }
-    for place in places:
-        assert place_of(fit(2, 3), place.environment()) == place
+    for topology in topologies:
+        assert topology_of(fit(2, 3), topology.environment()) == topology
     with pytest.raises(ValueError, match="NODE_RANK"):
         ranks_here(fit(2, 3), {})
 
@@ -53,13 +57,13 @@ SLURM = {"SLURM_STEP_NODELIST": "gpu-[07-08]", "SLURM_JOB_ID": "123", "SLURM_NOD
 def test_slurm_with_a_task_per_node_or_per_device():
     per_node = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     per_node["SLURM_STEP_TASKS_PER_NODE"] = "1(x2)"
-    places = ranks_here(fit(2, 3), per_node)
-    assert [place.rank for place in places] == [3, 4, 5]
-    assert {(place.address, place.port) for place in places} == {("gpu-07", 29623)}
+    topologies = ranks_here(fit(2, 3), per_node)
+    assert [topology.rank for topology in topologies] == [3, 4, 5]
+    assert {(topology.address, topology.port) for topology in topologies} == {("gpu-07", 29623)}
     per_device = SLURM | {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "5", "SLURM_LOCALID": "2"}
     per_device["SLURM_STEP_TASKS_PER_NODE"] = "3(x2)"
     assert ranks_here(fit(2, 3), per_device) == []
-    assert place_of(fit(2, 3), per_device) == places[2]
+    assert topology_of(fit(2, 3), per_device) == topologies[2]
 
 
 def test_torchrun_is_believed_and_must_agree_with_the_recipe():
@@ -68,10 +72,10 @@ def test_torchrun_is_believed_and_must_agree_with_the_recipe():
         "MASTER_ADDR": "a", "MASTER_PORT": "9",
     }  # fmt: skip
     assert ranks_here(fit(2, 2), environment) == []
-    place = place_of(fit(2, 2), environment)
-    assert (place.rank, place.node, place.local_rank, place.port) == (3, 1, 1, 9)
+    topology = topology_of(fit(2, 2), environment)
+    assert (topology.rank, topology.node, topology.local_rank, topology.port) == (3, 1, 1, 9)
     with pytest.raises(ValueError, match="4 processes were started.*launch.nodes"):
-        place_of(fit(1, 2), environment)
+        topology_of(fit(1, 2), environment)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_processes_that_are_spread_otherwise_are_refused(started, wanted, said):
     """As many as the recipe wants, but not so many on a node: ranks would be there twice."""
     assert ranks_here(fit(*wanted), SLURM | started) == []
     with pytest.raises(ValueError, match=f"{said}.*launch.devices.*--ntasks-per-node"):
-        place_of(fit(*wanted), SLURM | started)
+        topology_of(fit(*wanted), SLURM | started)
 
 
 def test_as_many_tasks_as_nodes_on_one_node_are_no_nodes():

@@ -11,7 +11,7 @@ from test_sample import SETTINGS
 from videos import picture
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
-from experiments.generation.conditioning import of_clips, of_pictures, read_picture
+from experiments.generation.conditioning import encoded_images, first_frames_of_clips, read_image
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs import sample as verb
@@ -109,25 +109,25 @@ def test_wans_first_latent_frame_is_that_of_the_picture(wan_folder, tmp_path):
     prompts = prompts_of(tmp_path / "prompts", vae)
     video = np.stack([picture(number, 32, 16) for number in range(9)])
     Image.fromarray(video[0]).save(tmp_path / "first.png")
-    given = of_pictures(tmp_path / "first.png", prompts, range(COUNT), size, CPU)
+    given = encoded_images(tmp_path / "first.png", prompts, range(COUNT), size, CPU)
     frames = given.frames([prompts[0], prompts[1]])
     assert frames.shape == (2, 1, 16, 2, 4) and frames.dtype == torch.float32
     latents = vae.encode(torch.from_numpy(video)[None])
     torch.testing.assert_close(frames[1:], latents[:, :1], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="sample.clip_shape: 8 channels, the autoencoder of .* 16"):
-        of_pictures(tmp_path / "first.png", prompts, range(COUNT), [3, 8, 2, 4], CPU)
+        encoded_images(tmp_path / "first.png", prompts, range(COUNT), [3, 8, 2, 4], CPU)
 
 
 def test_pictures_are_cut_around_their_middle_and_upright(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (read_picture(tmp_path / "wide.png", 20, 20, 3) == 200).all()
+    assert (read_image(tmp_path / "wide.png", 20, 20, 3) == 200).all()
     lying = Image.fromarray(wide[:, 20:])
     exif = lying.getexif()
     exif[0x0112] = 6  # to be turned clockwise before it is shown
     lying.save(tmp_path / "lying.png", exif=exif)
-    upright = read_picture(tmp_path / "lying.png", 40, 20, 1)
+    upright = read_image(tmp_path / "lying.png", 40, 20, 1)
     assert upright.shape == (40, 20, 1) and upright[5].min() == 200 and upright[-5].max() == 0
 
 
@@ -136,24 +136,24 @@ def test_pictures_that_will_not_do_are_named(prompts, tmp_path):
         with pytest.raises(error, match=message):
             sampled(prompts, tmp_path, where)
 
-    refuse(FileNotFoundError, "gone: no such picture, nor a folder of", tmp_path / "gone")
+    refuse(FileNotFoundError, "gone: no such image, nor a folder of", tmp_path / "gone")
     pictures_in(tmp_path / "some", "key-1.png", "other.png")
-    said = r"no picture for 2 of 3 prompts; name them key-0 or line-1; key-2 or line-3 \(.png"
+    said = r"no image for 2 of 3 prompts; name them key-0 or line-1; key-2 or line-3 \(.png"
     refuse(FileNotFoundError, said, tmp_path / "some")
     cut = tmp_path / "cut.png"
     pictures_in(tmp_path, "cut.png")
     cut.write_bytes(cut.read_bytes()[:-200])
-    refuse(ValueError, "cut.png: no picture that can be read .* give a whole one", cut)
+    refuse(ValueError, "cut.png: not a readable image .* give a whole one", cut)
     cut.write_text("no picture")
-    refuse(ValueError, "cut.png: no picture that can be read", cut)
-    with pytest.raises(ValueError, match="has latents None; give clips .*, pictures as"):
-        of_clips(prompts, 1, SHAPE, CPU)
+    refuse(ValueError, "cut.png: not a readable image", cut)
+    with pytest.raises(ValueError, match="has latents None; give clips .*, images as"):
+        first_frames_of_clips(prompts, 1, SHAPE, CPU)
 
 
 def test_a_recipe_names_them_and_says_that_they_are_given():
     recipe = resolve("sample", "tiny", {"needs.pictures": {"folder": "my/pictures"}}).recipe
     assert recipe["needs"]["pictures"] == "my/pictures"
-    with pytest.raises(ValueError, match="sample.given: 0, but a picture .* set it to 1"):
+    with pytest.raises(ValueError, match="sample.given: 0, but an image .* set it to 1"):
         check(recipe)
     recipe["sample"]["given"] = 1
     check(recipe)

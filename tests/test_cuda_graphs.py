@@ -1,4 +1,4 @@
-"""Recorded calls: what is recorded, when again, and what is done beside them.
+"""CUDA graphs: what is captured, when again, and what is done outside them.
 
 Without CUDA a recording is a call made again on copied inputs. That shows all but the graph itself:
 a frame that was not counted, a prompt that was not read, a kind of call that was mistaken for
@@ -13,7 +13,7 @@ from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, rollout
 from lightning_modules.networks.wan.cuda_graphs import Replay
-from lightning_modules.networks.wan.rotary import _rotate_real, rotate, rotation
+from lightning_modules.networks.wan.rotary import _apply_rope_real, apply_rope, rope_table
 
 
 class Recorder:
@@ -73,7 +73,7 @@ def test_windows_and_other_batch_sizes_are_recorded_anew():
 
 @torch.no_grad()
 def test_a_longer_past_is_another_kind_of_call():
-    """The same frame beside more: a graph of the shorter past would not see all."""
+    """The same frame with more context: a graph of the shorter context would not see all."""
     recorder = Recorder()
     net = Replay(make_net(), recorder)
     _, text, noise = setting()
@@ -93,16 +93,16 @@ def test_nothing_is_made_for_a_call_while_it_is_recorded():
     made = []
 
     def record(call, x, t):
-        before = rotation.cache_info().misses
+        before = rope_table.cache_info().misses
         call(x, t)
-        made.append(rotation.cache_info().misses - before)
+        made.append(rope_table.cache_info().misses - before)
         return call
 
     net, (_, text, noise) = Replay(make_net(), record), setting()
     how = {"frames": torch.tensor([0]), "cache": net.new_cache(1)}
     net(noise[:, :1], torch.ones(3, 1), text, **how)
-    for place in range(1, 1 + rotation.cache_info().maxsize):
-        rotation((place,), 2, 2, 12, torch.device("cpu"))
+    for frame in range(1, 1 + rope_table.cache_info().maxsize):
+        rope_table((frame,), 2, 2, 12, torch.device("cpu"))
     net(noise[:, :1], torch.ones(3, 1), text, **how)
     assert made == [0]
 
@@ -118,9 +118,9 @@ def test_calls_without_fixed_buffers_pass_through():
 
 def test_both_forms_of_a_rotation_agree():
     x = torch.randn(2, 12, 2, 24)
-    turn = rotation((3, 700), 2, 3, 24, torch.device("cpu"))
-    torch.testing.assert_close(_rotate_real(x, turn), rotate(x, turn), rtol=1e-5, atol=1e-6)
-    assert _rotate_real(x.bfloat16(), turn).dtype == torch.bfloat16
+    rope = rope_table((3, 700), 2, 3, 24, torch.device("cpu"))
+    torch.testing.assert_close(_apply_rope_real(x, rope), apply_rope(x, rope), rtol=1e-5, atol=1e-6)
+    assert _apply_rope_real(x.bfloat16(), rope).dtype == torch.bfloat16
 
 
 @pytest.mark.slow

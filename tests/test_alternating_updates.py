@@ -90,7 +90,8 @@ def by_hand(kind, data, steps: int):
     for step in range(steps):
         random = Randomness(f"{module.chapter}/{module.seed}", step, data["key"])
         name = "student" if step % 6 == 0 else "critic"
-        loss = getattr(module, f"{name}_loss")(data, random)
+        losses = {"student": module.student_loss, "critic": module.fake_score_loss}
+        loss = losses[name](data, random)
         optimizers[name].zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(nets[name].parameters(), CLIP)

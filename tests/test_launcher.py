@@ -166,7 +166,7 @@ def test_an_interrupt_reaches_every_rank(group):
     process = started(folder)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in said and "Go on with the same command" in said
+    assert "KeyboardInterrupt" in said and "Resume with the same command" in said
     assert names(folder, "stopped") == ["stopped-0", "stopped-1"], "each could save"
     assert folder.state() == "interrupted"
 
