@@ -20,7 +20,8 @@ WHAT = {
     "status": "where every run stands; why one failed, and how to resume it",
     "table": "the table of what has been run so far",
 }
-THEORY = "the report on the closed-form worlds, from what has been run of their two sweeps"
+
+THEORY = "the report on the closed-form worlds: the table of the sweep theory, for three seeds"
 
 
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
@@ -46,15 +47,10 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
 
 
 def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
-    if chosen.what == "theory":
-        from sweeps.report.theory import report
+    if chosen.what in ("table", "theory"):
+        from sweeps.report import command
 
-        report.main(chosen.seeds, runs)
-        return
-    if chosen.what == "table":
-        from sweeps.report import table
-
-        table.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
+        command.main(chosen.sweep, chosen.scale, chosen.seeds, runs)
         return
     if chosen.what == "status" and chosen.why:
         from sweeps.run.why import explain, find
@@ -83,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m sweeps", description="Run many runs.")
     verbs = top.add_subparsers(dest="what", required=True)
     theory = verbs.add_parser("theory", help=THEORY, description=f"{THEORY.capitalize()}.")
+    theory.set_defaults(sweep="theory", scale="")
     _add_runs(theory, [0, 1, 2])
     for name, what in WHAT.items():
         sub = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")

@@ -1,22 +1,25 @@
 """A finished (or half finished) sweep on disk, made up: scores, curves, clips, costs."""
 
-import io
 import json
-import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.shards.writer import ShardWriter
 from experiments.runs.recipe import Run
 from sweeps.plan.graph import Cell, Sweep
-from sweeps.report.layout import load_yaml
+from sweeps.report.frame import Frame
+from sweeps.report.intervals import FrameNumbers
+from sweeps.report.layout import TABLES, load_layout, read_yaml
+from sweeps.report.table import our_table
 
 PAPER_TO_OURS = {
     "total": "world.total", "quality": "world.quality", "semantic": "world.semantic",
     "dynamic": "world.dynamic_dis", "vision": "world.reward", "instruct": "world.instruct",
 }  # fmt: skip
 CLIPS, FRAMES, SIDE = 64, 8, 32
+PAPER = read_yaml(TABLES / "ablation" / "paper.yaml")
 SECONDS = {"self_forcing_ode": 120.0, "causal_ode": 90.0, "causal_dmd": 80.0, "causal_cd": 70.0}
 PAIRS_SECONDS = {"self_forcing_ode": 60.0, "causal_ode": 210.0}
 
@@ -26,10 +29,11 @@ def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=
 
     `skip` holds (init, steps) whose Stage-3 score run is missing.
     """
-    paper, rng = load_yaml("paper.yaml"), np.random.default_rng(0)
+    paper, rng = PAPER, np.random.default_rng(0)
     data = _run(runs, "data", "curate", {}, device_s=5.0)
     if clips:
-        _tar(runs / data.name / "shards", 0.0)
+        _shards(runs / data.name / "shards", 0.0)
+    probe = _run(runs, "probe", "fit", {})
     cells = []
     for seed in seeds:
         for steps, rows in paper["blocks"].items():
@@ -41,7 +45,7 @@ def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=
                     name = f"{stage}_{init}_{steps}_{seed}"
                     sample = _run(runs, f"sample{name}", "sample", {"student": student})
                     done = stage == 2 or (init, steps) not in skip
-                    needs = {"samples": sample, "data": data}
+                    needs = {"samples": sample, "data": data, "probe": probe}
                     scored[f"stage{stage}"] = _run(runs, f"score{name}", "score", needs, done)
                     shift = rng.normal(0, noise) - (4.0 if stage == 2 else 0.0)
                     values = dict(zip(paper["order"], printed, strict=True))
@@ -49,7 +53,7 @@ def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=
                     scores["world.fd_pairs"] = (86 - scores["world.total"]) / 3
                     _scores(runs / scored[f"stage{stage}"].name, scores, rng, per_clip)
                     if clips:
-                        _tar(runs / sample.name / "shards", 90 - scores["world.total"])
+                        _shards(runs / sample.name / "shards", 90 - scores["world.total"])
                 cells.append(Cell({"init": init, "few_steps": steps, "seed": seed}, scored))
     for seed in seeds:
         for name, of, total in (
@@ -60,7 +64,7 @@ def make_sweep(runs: Path, seeds=(0,), skip=(), noise=0.0, per_clip=True, clips=
             values = dict.fromkeys(PAPER_TO_OURS.values(), total) | {"world.fd_pairs": 0.06}
             _scores(runs / scored.name, values, rng, per_clip)
             cells.append(Cell({"init": name, "seed": seed}, {"stage3": scored}))
-    return Sweep("synthetic", "tiny", list(seeds), cells, "A made-up sweep")
+    return Sweep("synthetic", "tiny", list(seeds), cells, "A made-up sweep", "ablation")
 
 
 def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0, steps=0) -> Run:
@@ -71,13 +75,14 @@ def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0,
     (folder / "record.json").write_text(json.dumps(record))
     if done:
         (folder / "done.json").write_text("{}")
-    recipe = {"recipe": name, "verb": verb, "seed": 0, "fit": {"steps": steps}, "needs": {}}
+    recipe = {"recipe": name, "verb": verb, "seed": 0, "fit": {"steps": steps}}
+    recipe["needs"] = {role: need.name for role, need in needs.items()}
     return Run(name, recipe, needs, "tiny")
 
 
 def _stage2(runs: Path, init: str, seed: int) -> Run:
     if init == "ar_diffusion":
-        return _run(runs, f"stage1_{seed}", "fit", {}, steps=2000)
+        return _run(runs, f"stage1_{seed}", "fit", {}, steps=0)
     needs = {}
     if init in PAIRS_SECONDS:
         needs["pairs"] = _run(runs, f"pairs_{init}_{seed}", "pairs", {}, True, PAIRS_SECONDS[init])
@@ -112,10 +117,9 @@ def _scores(folder: Path, scores: dict[str, float], rng, per_clip: bool) -> None
         np.savez(folder / "per_clip.npz", key=keys, **arrays)
 
 
-def _tar(folder: Path, badness: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _shards(folder: Path, badness: float) -> None:
     rng = np.random.default_rng(1)
-    with tarfile.open(folder / "000000.tar", "w") as tar:
+    with ShardWriter(folder, "clips", about={}) as writer:
         for number in range(4):
             video = np.zeros((FRAMES, SIDE, SIDE, 1), np.uint8)
             for t in range(FRAMES):
@@ -123,15 +127,23 @@ def _tar(folder: Path, badness: float) -> None:
                 video[t, 8 + number : 20 + number, left : left + 8] = 230
             noise = rng.normal(0, 6 * badness, video.shape)
             video = np.clip(video + noise, 0, 255).astype(np.uint8)
-            out = io.BytesIO()
-            np.save(out, video)
-            info = json.dumps({"caption": f"a {number} moving right, slowly"}).encode()
-            for field, data in (("video.npy", out.getvalue()), ("json", info)):
-                member = tarfile.TarInfo(f"{number:06d}.{field}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+            caption = f"a {number} moving right, slowly"
+            arrays = {"video": video, "latents": np.zeros((FRAMES, 1, 1, 1), np.float16)}
+            arrays["text"] = np.zeros((1, 1), np.float16)
+            writer.write(f"{number:06d}", arrays, {"caption": caption})
+
+
+def numbers_of(sweep: Sweep, runs: Path) -> FrameNumbers:
+    """What has been run of a sweep."""
+    return FrameNumbers(Frame(sweep, runs, load_layout(sweep)))
+
+
+def table_of(sweep: Sweep, runs: Path):
+    """The table of what has been run of a sweep."""
+    return our_table(numbers_of(sweep, runs))
 
 
 def row_of(shown, steps: int, init: str):
     """One row of a table that was made of such a sweep."""
-    return next(r for b in shown.blocks if b.steps == steps for r in b.rows if r.id == init)
+    block = next(b for b in shown.blocks if b.title == f"{steps}-step")
+    return next(row for row in block.rows if row.id == init)

@@ -7,61 +7,54 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from synthetic_sweep import make_sweep
+from synthetic_sweep import make_sweep, numbers_of
 
-from sweeps.report.assemble import our_table, paper_table
-from sweeps.report.claims import (
-    FAILS,
-    HOLDS,
-    NOT_RUN,
-    UNDECIDED,
-    answer,
-    combine,
-    judge,
-    load_claims,
-)
-from sweeps.report.collect import collect
-from sweeps.report.intervals import Margin, OurNumbers, PaperNumbers, exact
-from sweeps.report.layout import load_yaml
+from sweeps.plan.graph import load_sweep
+from sweeps.report.claims import FAILS, HOLDS, UNDECIDED, combine, comparisons, judge, verdict_of
+from sweeps.report.command import report_on
+from sweeps.report.intervals import NOT_RUN, Estimate, PaperNumbers, exact
+from sweeps.report.layout import load_layout
 from sweeps.report.page import page
-from sweeps.report.relations import RELATIONS, Comparison, compare
 from sweeps.report.render import MARK, badge, margin_text, markdown_claims, rich_claims
-from sweeps.report.results import Results
 
-LAYOUT = load_yaml("columns.yaml")
-CLAIMS = {claim["id"]: claim for claim in load_claims()}
-
-
-def _numbers(margin):
-    return SimpleNamespace(layout=LAYOUT, combine=lambda terms: margin)
+LAYOUT = load_layout(load_sweep("ablation", "tiny"))
+CLAIMS = {claim["id"]: claim for group in LAYOUT.claims["groups"] for claim in group["claims"]}
+INITS = list(LAYOUT.paper["blocks"][1])
 
 
 def _printed(**changes):
-    """A printed table with five equal rows but for `changes`: "init@steps" -> total."""
+    """A printed table with five equal rows but for `changes`: "init_steps" -> total."""
     rows = {
-        steps: {init: [changes.get(f"{init}_{steps}", 80.0)] for init in LAYOUT["rows"]}
+        steps: {init: [changes.get(f"{init}_{steps}", 80.0)] for init in INITS}
         for steps in (1, 2, 4)
     }
-    return PaperNumbers({"blocks": rows, "order": ["total"]}, LAYOUT)
+    return PaperNumbers({"blocks": rows, "order": ["total"], "columns_of": {}}, LAYOUT)
 
 
-def _verdict(expression, numbers):
-    claim = {"id": "c", "sentence": "", "where": "", "expression": expression}
-    return judge([claim], numbers)[0].verdict
+def _answered(numbers, *claims):
+    groups = judge({"groups": [{"claims": claims or list(CLAIMS.values())}]}, numbers)
+    return groups[0].verdicts
+
+
+def _verdict(numbers, *said, **each):
+    claim = {"id": "c", "sentence": "", "where": "", "each": each, "comparisons": said}
+    return _answered(numbers, claim)[0].verdict
 
 
 def test_the_papers_own_numbers():
-    verdicts = judge(load_claims(), PaperNumbers(load_yaml("paper.yaml"), LAYOUT))
+    verdicts = _answered(PaperNumbers(LAYOUT.paper, LAYOUT))
     assert {v.id: v.verdict for v in verdicts} == {i: c["expect"] for i, c in CLAIMS.items()}
     said = [v.verdict for v in verdicts]
     assert (said.count(HOLDS), said.count(FAILS), said.count(NOT_RUN)) == (10, 1, 2)
     refuted = next(v for v in verdicts if v.verdict == FAILS)
     assert refuted.hardest.margin.value == pytest.approx(5.412 - 5.464)
+    counts = [len(v.answers) for v in verdicts]
+    assert counts == [12, 24, 4, 2, 3, 3, 6, 1, 2, 2, 2, 4, 1]
 
 
 def test_the_papers_numbers_as_a_run_sweep_answer_the_same_scores(tmp_path):
-    results = collect(make_sweep(tmp_path, clips=False), tmp_path)
-    found = {v.id: v.verdict for v in judge(load_claims(), OurNumbers(results, LAYOUT))}
+    numbers = numbers_of(make_sweep(tmp_path, clips=False), tmp_path)
+    found = {v.id: v.verdict for v in _answered(numbers)}
     # Per-clip noise is far below the printed gaps except 83.10 against 83.14-like ones.
     for claim in ("sf_ode_worst", "ar_falls_furthest", "cd_above_dmd", "cd_stores_nothing"):
         assert found[claim] == HOLDS
@@ -82,15 +75,31 @@ def test_the_papers_numbers_as_a_run_sweep_answer_the_same_scores(tmp_path):
     ],
 )
 def test_judging_one_comparison(low, high, strict, verdict):
-    comparison = Comparison("c", [], strict=strict)
-    margin = Margin(0.0 if low is None else (low + high) / 2, low, high, "t over seeds", 3)
-    assert answer(comparison, _numbers(margin)).verdict == verdict
+    margin = Estimate(0.0 if low is None else (low + high) / 2, low, high, "t over seeds", 3)
+    assert verdict_of(margin, strict) == verdict
 
 
-def test_the_sign_turns_the_interval_round():
-    said = answer(Comparison("c", [], sign=-1.0, constant=1.0), _numbers(Margin(3, 2, 5, "t")))
-    assert (said.margin.value, said.margin.low, said.margin.high) == (-2, -4, -1)
-    assert said.verdict == FAILS
+def _fixed(margin):
+    """Numbers of which each sum is the same."""
+    return SimpleNamespace(
+        layout=LAYOUT, estimate=lambda terms: margin, name=lambda address: (address, "a number")
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ({"greater": "a/b/total", "than": 1}, (2, 1, 4)),
+        ({"greater": 1, "than": "a/b/total", "times": 2}, (4, 3, 6)),  # the sum holds the weight
+        ({"better": "a/b/total", "than": "c/b/total"}, (3, 2, 5)),
+        ({"better": "a/b/fd_pairs", "than": "c/b/fd_pairs"}, (-3, -5, -2)),  # less is better
+    ],
+)
+def test_the_direction_turns_the_interval_round(said, ends):
+    claim = {"id": "c", "sentence": "", "where": "", "comparisons": [said]}
+    (answer,) = _answered(_fixed(Estimate(3, 2, 5, "t")), claim)[0].answers
+    assert (answer.margin.value, answer.margin.low, answer.margin.high) == ends
+    assert answer.verdict == (HOLDS if ends[1] > 0 else FAILS)
 
 
 @pytest.mark.parametrize(
@@ -107,51 +116,48 @@ def test_combining_comparisons(parts, verdict):
     assert combine(parts[::-1]) == verdict
 
 
-def test_worst_and_best():
-    worst = {"worst": "causal_ode", "in": ["total"], "at": [1, 2, 4]}
+def test_each_asks_every_combination():
+    worst = {"better": "{other}-{s}/stage3/total", "than": "causal_ode-{s}/stage3/total"}
+    each = {"s": [1, 2, 4], "other": [init for init in INITS if init != "causal_ode"]}
     low = {f"causal_ode_{s}": 70.0 for s in (1, 2, 4)}
-    assert _verdict(worst, _printed(**low)) == HOLDS
-    assert _verdict(worst, _printed()) == UNDECIDED
-    assert _verdict(worst, _printed(**low, causal_cd_2=60.0)) == FAILS
-    best = {"best": "causal_ode", "in": ["total"], "at": [1]}
-    assert _verdict(best, _printed(causal_ode_1=90.0)) == HOLDS
-    assert _verdict(best, _printed(**low)) == FAILS
+    assert _verdict(_printed(**low), worst, **each) == HOLDS
+    assert _verdict(_printed(), worst, **each) == UNDECIDED
+    assert _verdict(_printed(**low, causal_cd_2=60.0), worst, **each) == FAILS
 
 
 def test_falls_most_looks_at_the_difference_not_the_level():
-    falls = {"falls_most": "ar_diffusion", "in": ["total"], "from": 4, "to": 1}
-    assert _verdict(falls, _printed(ar_diffusion_4=90.0, ar_diffusion_1=85.0)) == HOLDS
-    assert _verdict(falls, _printed(ar_diffusion_4=60.0, ar_diffusion_1=60.0)) == UNDECIDED
-    assert _verdict(falls, _printed(ar_diffusion_1=78.0, causal_cd_1=70.0)) == FAILS
+    (falls,) = CLAIMS["ar_falls_furthest"]["comparisons"]
+    each = CLAIMS["ar_falls_furthest"]["each"]
+    assert _verdict(_printed(ar_diffusion_4=90.0, ar_diffusion_1=85.0), falls, **each) == HOLDS
+    equal = _printed(ar_diffusion_4=60.0, ar_diffusion_1=60.0)
+    assert _verdict(equal, falls, **each) == UNDECIDED
+    assert _verdict(_printed(ar_diffusion_1=78.0, causal_cd_1=70.0), falls, **each) == FAILS
 
 
 def test_missing_numbers_are_not_run():
-    expression = {"worst": "causal_ode", "in": ["fd_pairs"], "at": [1]}
-    assert _verdict(expression, _printed()) == NOT_RUN
-    assert _verdict({"at_least": ["causal_cd", "causal_ode"], "in": ["total"], "at": [8]},
-                    _printed()) == NOT_RUN  # fmt: skip
+    for column, steps in (("fd_pairs", 1), ("total", 8)):
+        sides = [f"{init}-{steps}/stage3/{column}" for init in ("causal_cd", "causal_ode")]
+        assert _verdict(_printed(), {"no_worse": sides[0], "than": sides[1]}) == NOT_RUN
 
 
 def test_lower_is_better_columns_turn_round(tmp_path):
-    results = collect(make_sweep(tmp_path, clips=False), tmp_path)
-    numbers = OurNumbers(results, LAYOUT)
-    better = {"better": ["causal_cd", "self_forcing_ode"], "in": ["fd_pairs"], "at": [1, 2, 4]}
-    assert _verdict(better, numbers) == HOLDS
-    better["better"] = better["better"][::-1]
-    assert _verdict(better, numbers) == FAILS
+    numbers = numbers_of(make_sweep(tmp_path, clips=False), tmp_path)
+    good, bad = (f"{init}-{{s}}/stage3/fd_pairs" for init in ("causal_cd", "self_forcing_ode"))
+    assert _verdict(numbers, {"better": good, "than": bad}, s=[1, 2, 4]) == HOLDS
+    assert _verdict(numbers, {"better": bad, "than": good}, s=[1, 2, 4]) == FAILS
 
 
 def test_one_noisy_seed_more_does_not_decide(tmp_path):
     """Two close arms over three noisy seeds are not distinguishable."""
-    results = collect(make_sweep(tmp_path, seeds=(0, 1, 2), noise=2.0, clips=False), tmp_path)
-    expression = {"better": ["causal_cd", "causal_ode"], "in": ["total"], "at": [4]}
-    assert _verdict(expression, OurNumbers(results, LAYOUT)) == UNDECIDED
+    sweep = make_sweep(tmp_path, seeds=(0, 1, 2), noise=2.0, clips=False)
+    said = {"better": "causal_cd-4/stage3/total", "than": "causal_ode-4/stage3/total"}
+    assert _verdict(numbers_of(sweep, tmp_path), said) == UNDECIDED
 
 
 def test_early_and_late(tmp_path):
     """Made-up curves fall from a shared start, faster for causal DMD: late yes, early no."""
-    results = collect(make_sweep(tmp_path, seeds=(0, 1), clips=False), tmp_path)
-    (verdict,) = judge([CLAIMS["dmd_sharper_early_drifts"]], OurNumbers(results, LAYOUT))
+    numbers = numbers_of(make_sweep(tmp_path, seeds=(0, 1), clips=False), tmp_path)
+    (verdict,) = _answered(numbers, CLAIMS["dmd_sharper_early_drifts"])
     early, late = verdict.answers
     assert early.verdict == FAILS and late.verdict == HOLDS
     assert verdict.verdict == FAILS
@@ -161,8 +167,8 @@ def test_early_and_late(tmp_path):
 
 
 def test_curves_of_one_seed_without_intervals_decide_nothing(tmp_path):
-    results = collect(make_sweep(tmp_path, clips=False), tmp_path)
-    (verdict,) = judge([CLAIMS["dmd_sharper_early_drifts"]], OurNumbers(results, LAYOUT))
+    numbers = numbers_of(make_sweep(tmp_path, clips=False), tmp_path)
+    (verdict,) = _answered(numbers, CLAIMS["dmd_sharper_early_drifts"])
     assert verdict.verdict == UNDECIDED
     assert "one seed, no interval" in margin_text(verdict)
 
@@ -170,38 +176,52 @@ def test_curves_of_one_seed_without_intervals_decide_nothing(tmp_path):
 def test_every_answer_says_how_many_seeds_it_rests_on(tmp_path):
     for seeds, words in (((0,), "(1 seed)"), ((0, 1), "(2 seeds)")):
         runs = tmp_path / str(len(seeds))
-        results = collect(make_sweep(runs, seeds, clips=False), runs)
-        numbers = OurNumbers(results, LAYOUT)
-        verdicts = judge(load_claims(), numbers)
+        report = report_on(make_sweep(runs, seeds, clips=False), runs)
+        verdicts = report.verdicts
         assert all(badge(v) == f"{MARK[v.verdict]} {v.verdict} {words}" for v in verdicts)
         console = Console(width=300, file=io.StringIO())
-        console.print(rich_claims(verdicts))
-        shown = page("t", numbers, our_table(results, "tiny"), paper_table(), verdicts)
-        for text in (markdown_claims(verdicts), console.file.getvalue(), shown):
+        console.print(rich_claims(verdicts, "Claims"))
+        for text in (markdown_claims(verdicts), console.file.getvalue(), page(report)):
             assert text.count(words) == len(CLAIMS)
-    unrun = judge(load_claims(), OurNumbers(Results({}), LAYOUT))
+    unrun = report_on(make_sweep(tmp_path / "made", clips=False), tmp_path / "none").verdicts
     assert {badge(v) for v in unrun} == {"· not run"}
 
 
 @pytest.mark.parametrize(
-    "expression", [{}, {"wurst": "causal_cd"}, {"worst": "a", "best": "b"}, {"worst": "causal_cd"}]
-)
-def test_a_wrong_expression_is_named(expression):
-    with pytest.raises(ValueError, match="claims.yaml, mine"):
-        compare({"id": "mine", "expression": expression}, LAYOUT)
+    "said", [{}, {"greatest": 1, "than": 2}, {"greater": 1, "better": 1, "than": 2}, {"better": 1},
+             {"greater": 1, "than": 2, "time": 3}]
+)  # fmt: skip
+def test_a_wrong_comparison_is_named(said):
+    with pytest.raises(ValueError, match="claims.yaml, mine.*greater, at_least, better, no_worse"):
+        comparisons({"id": "mine", "comparisons": [said]})
 
 
-def test_every_relation_is_used_by_a_claim_and_every_claim_is_complete():
-    used = {name for claim in CLAIMS.values() for name in claim["expression"] if name in RELATIONS}
-    assert used == set(RELATIONS)
+def test_what_is_better_is_known_of_columns_alone(tmp_path):
+    numbers = numbers_of(make_sweep(tmp_path, clips=False), tmp_path)
+    said = {"better": "causal_cd-1/stage3/world.total", "than": 1}
+    with pytest.raises(ValueError, match="claims.yaml, c: what is better.*world.total"):
+        _verdict(numbers, said)
+
+
+def test_every_claim_is_complete_and_asks_cells_that_the_sweep_has():
+    sweep = load_sweep("ablation", "tiny")
+    known = {
+        f"{cell.labels['init']}-{cell.labels.get('few_steps')}/{name}"
+        for cell in sweep.cells
+        for name in cell.runs
+    }
     for claim in CLAIMS.values():
         assert claim["sentence"].endswith(".") and claim["where"] and claim["expect"] in MARK
-    assert len(CLAIMS) == len(load_claims())
+        for said in comparisons(claim):
+            sides = [side for side in said.values() if isinstance(side, str)]
+            asked = {part for side in sides for part in side.split(" ") if "/" in part}
+            assert asked and {address.rpartition("/")[0] for address in asked} <= known
+    assert len(CLAIMS) == 13
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.floats(-5, 5), st.floats(-10, 10))
 def test_margins_scale_and_shift_with_their_ends(value, half, factor, amount):
-    margin = Margin(value, value - half, value + half, "t").scaled(factor).shifted(amount)
+    margin = Estimate(value, value - half, value + half, "t").scaled(factor).shifted(amount)
     assert margin.low <= margin.value + 1e-6 and margin.value <= margin.high + 1e-6
     assert margin.high - margin.low == pytest.approx(2 * half * abs(factor), abs=1e-3)
     assert exact(value).scaled(factor).low == exact(value).scaled(factor).high

@@ -29,6 +29,7 @@ BELOW = {
     "experiments": ["lightning_modules", "datamodules", "callbacks"],
     "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs"],
     "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
+    "sweeps/report": ["experiments.runs", "datamodules.atomic", "datamodules.shards.reader"],
     "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
 }
 LIGHT = ("datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",

@@ -29,7 +29,7 @@ def test_cells_and_sharing():
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "base": 1, "left": 1, "right": 1, "join": 4, "judge": 6
     }  # fmt: skip
-    assert sweep.title and sweep.more == {"columns": {"mean": "Mean"}}
+    assert sweep.title and sweep.table == {"heads": {"init": "way"}}
 
 
 def test_seeds_share_what_fixes_its_own():
@@ -76,7 +76,9 @@ def test_dependants_are_all_that_come_after():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("cells:", "cell:", "'cells' must be a list"),
+        ("cells:", "cell:", "unknown key 'cell'; did you mean 'cells'"),
+        ("title:", "setings: {steps: 3}\ntitle:", "unknown key 'setings'; did you mean 'settings'"),
+        ("title:", "sweeps: []\ntitle:", "either 'cells' or 'sweeps'"),
         ("axes:", "axis:", "unknown key 'axis'; did you mean 'axes'"),
         ("${init}", "${inti}", "cell.*inti"),
         ("recipe: judge,", "recipe: jugde,", "runs.after.*did you mean 'judge'"),
@@ -94,7 +96,22 @@ def test_mistakes_in_a_sweep_name_file_and_place(tmp_path, old, new, message):
 def test_unknown_sweep_names_those_that_exist():
     with pytest.raises(FileNotFoundError, match="did you mean 'ablation'.*smoke"):
         load_sweep("ablatoin", "tiny", [0], LIBRARY)
-    assert {"ablation", "smoke"} <= set(sweeps()) and "paper" not in sweeps()
+    assert {"ablation", "smoke", "decay", "theory"} <= set(sweeps())
+
+
+def test_a_sweep_of_sweeps_has_the_cells_of_all_with_labels_that_tell_them_apart(tmp_path):
+    part = f"{{sweep: {DIAMOND}, scale: tiny, labels: {{world: WORLD}}}}"
+    parts = ", ".join(part.replace("WORLD", world) for world in ("one", "two"))
+    path = tmp_path / "both.yaml"
+    path.write_text(f"settings: {{steps: 2}}\nsweeps: [{parts}]")
+    both, one = load_sweep(path, "", [0, 1], LIBRARY), diamond([0, 1], steps=2)
+    assert [cell.labels["world"] for cell in both.cells] == ["one"] * 8 + ["two"] * 8
+    assert set(both.runs) == set(one.runs) and both.cells[3].labels == one.cells[3].labels | {
+        "world": "one"
+    }
+    path.write_text(f"sweeps: [{part.replace('labels', 'label')}]")
+    with pytest.raises(ValueError, match="sweeps.0.: unknown key 'label'; did you mean 'labels'"):
+        load_sweep(path, "", [0], LIBRARY)
 
 
 def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 from synthetic_sweep import CLIPS, FRAMES, SIDE, make_sweep
 
-from sweeps.report import table
-from sweeps.report.collect import collect
+from sweeps.plan.graph import Cell, Sweep
+from sweeps.report import command
 from sweeps.report.frames import read_clips, strip_png
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
@@ -46,8 +47,11 @@ class Reader(HTMLParser):
 
 
 def _page(tmp_path, **settings):
-    sweep = make_sweep(tmp_path, **settings)
-    table.write(collect(sweep, tmp_path), "tiny", "A <made-up> & sweep", tmp_path / "out")
+    return _read(replace(make_sweep(tmp_path, **settings), title="A <made-up> & sweep"), tmp_path)
+
+
+def _read(sweep, tmp_path):
+    command.write(sweep, tmp_path, tmp_path / "out")
     html = (tmp_path / "out" / "index.html").read_text()
     reader = Reader()
     reader.feed(html)
@@ -116,20 +120,35 @@ def test_figures_are_inline_and_take_the_theme(shown):
 
 def test_a_sweep_of_which_nothing_is_run_still_makes_a_page(tmp_path):
     sweep = make_sweep(tmp_path / "elsewhere", clips=False)
-    table.write(collect(sweep, tmp_path / "none"), "tiny", "Nothing", tmp_path / "out")
+    command.write(sweep, tmp_path / "none", tmp_path / "out")
     html = (tmp_path / "out" / "index.html").read_text()
     assert "<svg" not in html and "not run" in html and "One seed" in html
 
 
 def test_a_broken_tar_costs_a_picture_not_the_page(tmp_path):
     sweep = make_sweep(tmp_path)
-    results = collect(sweep, tmp_path)
-    shard = results.cells[("causal_cd", 4, 0)].stage3.samples / "shards" / "000000.tar"
+    cell = {"init": "causal_cd", "few_steps": 4, "seed": 0}
+    score = next(c.runs["stage3"] for c in sweep.cells if c.labels == cell)
+    shard = tmp_path / score.needs["samples"].name / "shards" / "000000.tar"
     shard.write_bytes(b"garbage" * 300)
-    table.write(results, "tiny", "t", tmp_path / "out")
+    command.write(sweep, tmp_path, tmp_path / "out")
     assert (tmp_path / "out" / "index.html").read_text().count('alt="causal CD') == 2 * 3
     with pytest.raises(ValueError, match="000000.tar"):
-        read_clips(shard.parent, 1)
+        read_clips(shard.parent.parent, 1)
+
+
+def test_a_sweep_over_one_parameter_has_its_figure_and_no_paper_and_no_claims(tmp_path):
+    made = make_sweep(tmp_path)
+    cells = [
+        Cell({"init": "causal_cd", "decay": decay, "seed": 0}, {"stage3": cell.runs["stage3"]})
+        for decay, cell in zip((0.9, 0.95, 0.99), made.cells, strict=False)
+    ]
+    html, reader = _read(Sweep("decay", "tiny", [0], cells), tmp_path)
+    text = " ".join(reader.text)
+    assert html.count("<svg") == 2 and "What decay changes" in text and "frame index" in text
+    body = html.partition("</style>")[2]
+    assert "paper" not in body and "statement" not in body
+    assert len(reader.images) == 3 * (1 + 3)
 
 
 def test_strips_pick_frames_evenly_and_shrink_tall_ones():

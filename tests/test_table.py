@@ -9,17 +9,17 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_sweep import CLIPS, make_sweep, row_of
+from synthetic_sweep import CLIPS, PAPER, make_sweep, numbers_of, row_of, table_of
 
-from sweeps.plan.graph import load_sweep
-from sweeps.report import render, table
-from sweeps.report.assemble import our_table, paper_table
-from sweeps.report.collect import collect
-from sweeps.report.intervals import t_interval
-from sweeps.report.layout import Column, human_bytes, load_yaml
+from sweeps.plan.graph import Cell, Sweep, load_sweep
+from sweeps.report import command, render
+from sweeps.report.claims import judge
+from sweeps.report.intervals import PaperNumbers, t_interval
+from sweeps.report.layout import Column, human_bytes, load_layout
 from sweeps.report.results import read_scores
+from sweeps.report.table import paper_table
 
-PAPER = load_yaml("paper.yaml")
+LAYOUT = load_layout(load_sweep("ablation", "tiny"))
 RANKED = {"total": "total", "quality": "quality", "semantic": "semantic",
           "dynamic": "dynamic", "reward": "vision", "instruct": "instruct"}  # fmt: skip
 
@@ -27,12 +27,11 @@ RANKED = {"total": "total", "quality": "quality", "semantic": "semantic",
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    sweep = make_sweep(runs, skip={("causal_dmd", 1)}, clips=False)
-    return collect(sweep, runs)
+    return table_of(make_sweep(runs, skip={("causal_dmd", 1)}, clips=False), runs)
 
 
 def _ranks(shown, steps, column):
-    block = next(b for b in shown.blocks if b.steps == steps)
+    block = next(b for b in shown.blocks if b.title == f"{steps}-step")
     ranks = {row.entries[column].rank: row.id for row in block.rows if row.entries[column].rank}
     return ranks.get("best"), ranks.get("second")
 
@@ -40,13 +39,13 @@ def _ranks(shown, steps, column):
 def test_paper_data_is_consistent_and_copied_as_printed():
     assert PAPER["blocks"][1]["causal_cd"] == [83.35, 84.50, 78.75, 66, 5.412, 38, 2900, 0]
     for rows in PAPER["blocks"].values():
-        assert list(rows) == list(load_yaml("columns.yaml")["rows"])
+        assert list(rows) == [name for name in LAYOUT.names["init"] if name in rows]
         for total, quality, semantic, *_ in rows.values():
             assert total == pytest.approx((4 * quality + semantic) / 5, abs=0.006)
 
 
 def test_paper_table_best_and_second_agree_with_the_printed_underlining():
-    shown, seconds = paper_table(), []
+    shown, seconds = paper_table(LAYOUT), []
     for steps, rows in PAPER["underlined"].items():
         for init, columns in rows.items():
             seconds += [(steps, c, init) for c in columns]
@@ -61,7 +60,7 @@ def test_paper_table_best_and_second_agree_with_the_printed_underlining():
 
 
 def test_the_papers_numbers_as_ours_give_the_papers_order(tmp_path):
-    shown = our_table(collect(make_sweep(tmp_path, clips=False), tmp_path), "tiny")
+    shown = table_of(make_sweep(tmp_path, clips=False), tmp_path)
     for steps, rows in PAPER["blocks"].items():
         for mine, theirs in RANKED.items():
             at = PAPER["order"].index(theirs)
@@ -73,10 +72,10 @@ def test_the_papers_numbers_as_ours_give_the_papers_order(tmp_path):
 
 
 def test_a_missing_score_says_not_run_and_is_never_zero(ours):
-    shown = our_table(ours, "tiny")
+    shown = ours
     row = row_of(shown, 1, "causal_dmd")
     for column in shown.columns:
-        if column.metric:
+        if not column.metric.startswith("cost."):
             assert row.entries[column.id].text == "not run"
             assert row.entries[column.id].margin is None
     assert "| causal DMD | not run | not run |" in render.markdown_table(shown)
@@ -84,17 +83,17 @@ def test_a_missing_score_says_not_run_and_is_never_zero(ours):
 
 
 def test_cost_columns_are_measured_and_ar_has_a_dash(ours):
-    row = row_of(our_table(ours, "tiny"), 4, "causal_ode")
+    row = row_of(ours, 4, "causal_ode")
     assert row.entries["time"].text == "300"  # 90 s of training + 210 s of pairs
     assert row.entries["storage"].text == "3.0 MiB"
     assert row.entries["stage2_steps"].text == "1500"
-    bare = row_of(our_table(ours, "tiny"), 4, "ar_diffusion").entries
+    bare = row_of(ours, 4, "ar_diffusion").entries
     assert (bare["time"].text, bare["storage"].text, bare["stage2_steps"].text) == ("-", "0 B", "-")
 
 
 def test_nothing_run_is_all_not_run(tmp_path):
     sweep = make_sweep(tmp_path / "elsewhere", clips=False)
-    shown = our_table(collect(sweep, tmp_path / "empty"), "tiny")
+    shown = table_of(sweep, tmp_path / "empty")
     texts = {e.text for b in shown.blocks for r in b.rows for e in r.entries.values()}
     assert texts == {"not run"}
     for row in shown.references:
@@ -102,8 +101,8 @@ def test_nothing_run_is_all_not_run(tmp_path):
 
 
 def test_references_are_outside_the_ranking(ours):
-    teacher, ceiling = our_table(ours, "tiny").references
-    assert "AR teacher" in teacher.label and "held-out real" in ceiling.label
+    teacher, ceiling = ours.references
+    assert "AR teacher" in teacher.name and "held-out real" in ceiling.name
     for row, value in ((teacher, 88.0), (ceiling, 95.0)):
         total = row.entries["total"]
         assert (total.rank, total.margin.value, row.n) == ("", value, f"1 × {CLIPS}")
@@ -112,8 +111,8 @@ def test_references_are_outside_the_ranking(ours):
 
 
 def test_a_reference_of_several_seeds_is_their_mean_and_a_shared_one_counts_once(tmp_path):
-    results = collect(make_sweep(tmp_path, seeds=(0, 1, 2), clips=False), tmp_path)
-    teacher, ceiling = our_table(results, "tiny").references
+    sweep = make_sweep(tmp_path, seeds=(0, 1, 2), clips=False)
+    teacher, ceiling = table_of(sweep, tmp_path).references
     margin = teacher.entries["total"].margin
     assert margin.value == pytest.approx(89.0) and teacher.n == f"3 × {CLIPS}"
     assert (margin.low, margin.high) == pytest.approx(t_interval([88.0, 89.0, 90.0]))
@@ -121,7 +120,7 @@ def test_a_reference_of_several_seeds_is_their_mean_and_a_shared_one_counts_once
 
 
 def test_our_ablation_shows_teachers_ceiling_and_floors_by_name():
-    sweep, names = load_sweep("ablation", "tiny", (0, 1)), load_yaml("columns.yaml")["references"]
+    sweep, names = load_sweep("ablation", "tiny", (0, 1)), LAYOUT.references
     cells = [cell for cell in sweep.cells if "few_steps" not in cell.labels]
     assert {cell.labels["init"] for cell in cells} == set(names)
     runs = {
@@ -148,12 +147,12 @@ def test_scores_by_different_calibrations_are_refused(tmp_path):
     path = tmp_path / other / "scores.jsonl"
     path.write_text(path.read_text().replace("1234567890abcdef", "fedcba0987654321"))
     with pytest.raises(ValueError, match=f"different calibrations.*{other} .fedcba0987654321"):
-        our_table(collect(sweep, tmp_path), "tiny")
+        table_of(sweep, tmp_path)
 
 
 def test_csv_reads_back(ours):
-    shown = our_table(ours, "tiny")
-    lines = list(csv.DictReader(io.StringIO(render.csv_text(shown))))
+    shown = ours
+    lines = list(csv.DictReader(io.StringIO(render.table_csv(shown))))
     assert len(lines) == 15 + 2
     for line in lines[:15]:
         row = row_of(shown, int(line["few_steps"]), line["init"])
@@ -173,7 +172,7 @@ def test_mixed_kinds_in_a_column_are_refused(tmp_path):
     path = tmp_path / sweep.cells[0].runs["stage3"].name / "scores.jsonl"
     path.write_text(path.read_text().replace('"proxy"', '"exact"'))
     with pytest.raises(ValueError, match="World Total.*exact, proxy"):
-        our_table(collect(sweep, tmp_path), "tiny")
+        table_of(sweep, tmp_path)
 
 
 def test_a_column_ranked_against_its_metric_is_refused(tmp_path):
@@ -181,7 +180,7 @@ def test_a_column_ranked_against_its_metric_is_refused(tmp_path):
     path = tmp_path / sweep.cells[0].runs["stage3"].name / "scores.jsonl"
     path.write_text(path.read_text().replace("true", "false"))
     with pytest.raises(ValueError, match="total is better higher"):
-        our_table(collect(sweep, tmp_path), "tiny")
+        table_of(sweep, tmp_path)
 
 
 @pytest.mark.parametrize("line", ["{", '{"metric": "a"}', '{"metric": "a", "value": "x", "n": 1}'])
@@ -192,11 +191,49 @@ def test_a_broken_score_file_is_named(tmp_path, line):
         read_scores(path)
 
 
-def test_an_init_without_a_row_is_refused_not_dropped(tmp_path):
+def _another_row(sweep, **labels):
+    cells = [c for c in sweep.cells if c.labels.get("init") == "causal_cd"]
+    return Sweep(**{**vars(sweep), "cells": [*sweep.cells, *(
+        Cell(c.labels | labels, c.runs) for c in cells)]})  # fmt: skip
+
+
+def test_a_sixth_row_is_ranked_by_its_own_name_and_changes_no_claim_of_the_paper(tmp_path):
     sweep = make_sweep(tmp_path, clips=False)
-    sweep.cells[0].labels["init"] = "causal_new"
-    with pytest.raises(ValueError, match="rows has no name for init 'causal_new'"):
-        collect(sweep, tmp_path)
+    more = _another_row(sweep, init="causal_new")
+    shown = table_of(more, tmp_path)
+    assert row_of(shown, 1, "causal_new").name == "causal_new"
+    assert [len(block.rows) for block in shown.blocks] == [6, 6, 6]
+    layout = load_layout(more)
+    printed = judge(layout.claims, PaperNumbers(layout.paper, layout))
+    expected = [claim["expect"] for group in layout.claims["groups"] for claim in group["claims"]]
+    assert [verdict.verdict for group in printed for verdict in group.verdicts] == expected
+    five, six = (judge(layout.claims, numbers_of(s, tmp_path)) for s in (sweep, more))
+    assert five == six
+
+
+def test_a_sweep_over_any_axis_keeps_all_its_cells(tmp_path):
+    """Rows are told apart by all labels; without few_steps they are ranked as well."""
+    made = make_sweep(tmp_path, clips=False)
+    runs = [cell.runs for cell in made.cells[:3]]
+    for labels in ({"few_steps": 2, "init": "causal_cd"}, {"init": "causal_cd"}):
+        cells = [
+            Cell(labels | {"decay": decay, "seed": 0}, {"stage3": each["stage3"]})
+            for decay, each in zip((0.99, 0.9, 0.95), runs, strict=True)
+        ]
+        shown = table_of(Sweep("decay", "tiny", [0], cells), tmp_path)
+        (block,) = shown.blocks
+        assert [row.name for row in block.rows] == ["0.99", "0.9", "0.95"] and not shown.references
+        ranks = [row.entries["total"].rank for row in block.rows]
+        assert sorted(ranks) == ["", "best", "second"]
+        lines = list(csv.DictReader(io.StringIO(render.table_csv(shown))))
+        assert [line["decay"] for line in lines] == ["0.99", "0.9", "0.95"]
+
+
+def test_a_table_that_is_not_there_and_unknown_keys_of_one_are_refused():
+    for table, message in (("ablatoin", "did you mean 'ablation'"),
+                           ({"block": "few_steps"}, "did you mean 'blocks'")):  # fmt: skip
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_layout(Sweep("mine", "tiny", [0], [], "", table))
 
 
 @given(st.floats(0, 1e15))
@@ -211,11 +248,12 @@ def test_minus_zero_is_not_printed():
     assert Column("a", "A", "", "higher", 1, True).text(-0.06) == "-0.1"
 
 
-def test_ours_and_the_paper_share_no_table(ours, tmp_path, capsys):
-    table.show(table.write(ours, "tiny", "A title", tmp_path), tmp_path)
+def test_ours_and_the_paper_share_no_table(tmp_path, capsys):
+    sweep = make_sweep(tmp_path, clips=False)
+    command.show(command.write(sweep, tmp_path, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     text = (tmp_path / "table.md").read_text()
-    assert text.count("### ") == 3 and "### paper, Wan2.1-1.3B, A800; other metrics" in text
+    assert text.count("### ") == 4 and "### paper, Wan2.1-1.3B, A800; other metrics" in text
     assert "proxies" in text and "### Ours" in printed
     assert "VBench Total" not in (tmp_path / "table.csv").read_text()
     headers = [line for line in text.splitlines() if line.startswith("| steps")]
@@ -226,7 +264,7 @@ def test_ours_and_the_paper_share_no_table(ours, tmp_path, capsys):
 def test_the_terminal_shows_every_number_whole(ours, width):
     from rich.console import Console
 
-    shown = our_table(ours, "tiny")
+    shown = ours
     console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
     console.print(*render.rich_tables(shown, width))
     printed = console.file.getvalue()
@@ -241,15 +279,14 @@ def test_records_of_costs_may_be_absent(tmp_path):
     sweep = make_sweep(tmp_path, clips=False)
     for path in tmp_path.glob("pairs_*/record.json"):
         path.write_text(json.dumps({"wall_s": 1.0}))
-    shown = our_table(collect(sweep, tmp_path), "tiny")
+    shown = table_of(sweep, tmp_path)
     assert row_of(shown, 4, "causal_ode").entries["time"].text == "not run"
     assert row_of(shown, 4, "causal_cd").entries["time"].text == "70"
 
 
 def test_help_and_planning_import_no_drawing_library():
     code = (
-        "import sys, sweeps.__main__, sweeps.report.table, sweeps.report.page\n"
-        "import sweeps.report.collect\n"
+        "import sys, sweeps.__main__, sweeps.report.command, sweeps.report.page\n"
         "print([m for m in ('matplotlib', 'torch', 'jinja2', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

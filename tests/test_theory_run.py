@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from synthetic_sweep import numbers_of
 
 from sweeps import __main__ as command
 from sweeps.plan.graph import load_sweep
-from sweeps.report.theory.numbers import TheoryNumbers
 
 SWEEP = """
 title: Three students of the Gaussian world, hardly trained
@@ -50,14 +50,14 @@ def numbers(tmp_path_factory):
     file.write_text(SWEEP)
     words = ["run", str(file), "--scale", "gaussian", "--runs", str(folder / "runs")]
     assert command.main([*words, "--workers", "1"]) == 0
-    return TheoryNumbers([load_sweep(file, "gaussian", [0])], folder / "runs")
+    return numbers_of(load_sweep(file, "gaussian", [0]), folder / "runs")
 
 
 @pytest.mark.slow
 def test_causal_ode_finds_the_flow_map_and_ar_diffusion_and_sf_ode_do_not(numbers):
-    assert numbers.done == (5, 5)
+    assert numbers.frame.counts == (5, 5)
     errors = {
-        init: numbers.margin(f"gaussian/{init}/before/law.flow_map").value
+        init: numbers.estimate([(1.0, f"{init}/before/law.flow_map")]).value
         for init in ("ar_diffusion", "causal_ode", "self_forcing_ode")
     }
     assert errors["causal_ode"] < 0.7 * min(errors["ar_diffusion"], errors["self_forcing_ode"])
@@ -65,17 +65,17 @@ def test_causal_ode_finds_the_flow_map_and_ar_diffusion_and_sf_ode_do_not(number
 
 @pytest.mark.slow
 def test_the_sf_ode_students_residual_stays_above_what_the_law_leaves(numbers):
-    residual = numbers.margin("gaussian/self_forcing_ode/before/law.residual.bidirectional")
-    least = numbers.margin("gaussian/law/facts/law.injectivity.bidirectional")
+    residual = numbers.estimate([(1.0, "self_forcing_ode/before/law.residual.bidirectional")])
+    least = numbers.estimate([(1.0, "law/facts/law.injectivity.bidirectional")])
     assert 0.9 * least.value < residual.value < 3 * least.value
-    causal = numbers.margin("gaussian/causal_ode/before/law.residual.causal")
+    causal = numbers.estimate([(1.0, "causal_ode/before/law.residual.causal")])
     assert causal.value < residual.value
 
 
 @pytest.mark.slow
 def test_every_trained_cell_is_scored_with_all_that_its_needs_allow(numbers):
-    run = numbers.runs["gaussian/causal_ode-1/after"][0]
+    run = numbers.frame.place("causal_ode-1/after").scored[0]
     records = [json.loads(line) for line in (run.folder / "scores.jsonl").read_text().splitlines()]
     found = {r["metric"] for r in records}
     assert {"law.energy", "law.precision"} <= found and "law.flow_map" not in found
-    assert numbers.margin("gaussian/causal_ode-1/after/law.energy").value < 1
+    assert numbers.estimate([(1.0, "causal_ode-1/after/law.energy")]).value < 1

@@ -21,9 +21,10 @@ from experiments.runs.files import load_scale
 from experiments.runs.recipe import Library, resolve
 from experiments.worlds.wan import vbench
 from sweeps.plan.graph import load_sweep
-from sweeps.report.assemble import our_table
-from sweeps.report.layout import ELSEWHERE, columns
-from sweeps.report.results import Cell, Results
+from sweeps.report.frame import Frame
+from sweeps.report.intervals import FrameNumbers
+from sweeps.report.layout import load_layout
+from sweeps.report.table import ELSEWHERE, our_table
 
 ROOT = Path(__file__).parent.parent
 INITS = ("self_forcing_ode", "ar_diffusion", "causal_ode", "causal_dmd", "causal_cd")
@@ -109,17 +110,12 @@ def test_the_table_is_planned_without_weights_or_gpu(tmp_path):
     assert "device-hours, on up to 8 devices a run" in done.stdout
 
 
-def test_the_table_has_the_benchmarks_columns_and_says_that_they_were_not_run():
+def test_the_table_has_the_benchmarks_columns_and_says_that_they_were_not_run(tmp_path):
     """A proxy's column never stands where VBench's would, nor the other way round."""
-    proxies, benchmarks = (columns(benchmark)["columns"] for benchmark in (False, True))
-    assert all(
-        not entry.get("metric", "world.").startswith(ELSEWHERE) for entry in proxies.values()
-    )
-    assert not any(entry.get("metric", "").startswith("world.") for entry in benchmarks.values())
-    results = Results(
-        {("causal_cd", 2, 0): Cell("causal_cd", 2, 0, "new", None, None, None)}, {}, [], {}
-    )
-    table = our_table(results, "wan1.3b", columns(benchmark=True))
+    tiny, wan = (load_layout(load_sweep("ablation", scale)) for scale in ("tiny", "wan1.3b"))
+    assert not any(column.metric.startswith(ELSEWHERE) for column in tiny.columns.values())
+    assert not any(column.metric.startswith("world.") for column in wan.columns.values())
+    table = our_table(FrameNumbers(Frame(load_sweep("ablation", "wan1.3b"), tmp_path, wan)))
     row = {column.heading: table.blocks[0].rows[4].entries[column.id] for column in table.columns}
     assert row["VBench Total"].absent == row["VisionReward"].absent == "not run"
     assert not any("World" in heading for heading in row)

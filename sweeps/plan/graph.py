@@ -14,7 +14,13 @@ recipes' needs. The format::
         scales: [tiny]                   # left out: at every scale
         runs:
           stage3: {recipe: score_real}
-    columns: ...                         # anything else belongs to the table, see `Sweep.more`
+    table: ablation                      # how its results are shown: a folder of tables/, or the
+                                         # keys themselves (report/layout.py); may be left out
+
+A sweep of sweeps has, in the place of cells, the sweeps that run and are shown together::
+
+    sweeps:
+      - {sweep: theory_switching, scale: switching, labels: {world: switching}}
 
 Every cell exists once per seed; the seed is a setting of the scale, so recipes that fix their own
 seed (data, base model) are shared by all seeds.
@@ -38,6 +44,8 @@ from experiments.runs.interpolation import Intricate, follow
 from experiments.runs.recipe import Library, Resolver, Run
 
 FOLDER = Path(__file__).parent.parent
+KEYS = ("title", "settings", "cells", "table", "sweeps")
+PART_KEYS = ("sweep", "scale", "labels")
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Sweep:
     seeds: list[int]
     cells: list[Cell]
     title: str = ""
-    more: dict[str, Any] = field(default_factory=dict)
+    table: str | dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> dict[str, Run]:
@@ -78,9 +86,8 @@ class Sweep:
 
 
 def sweeps() -> list[str]:
-    """Names of the sweeps in this folder, which also holds other tables of data."""
-    texts = {path.stem: path.read_text() for path in FOLDER.glob("*.yaml")}
-    return sorted(name for name, text in texts.items() if "\ncells:" in text)
+    """Names of the sweeps in this folder."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_sweep(
@@ -99,16 +106,32 @@ def load_sweep(
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{sweep}.yaml"
     tree = _read(path)
+    title, table = tree.get("title", ""), tree.get("table") or {}
+    given = [tree.get("settings") or {}, settings or {}]
+    if "sweeps" in tree:
+        cells = _joined(tree["sweeps"], seeds, library, given)
+        return Sweep(path.stem, "", list(seeds), cells, title, table)
     resolver = Resolver(scale, library)
-    groups, common = tree.pop("cells"), tree.pop("settings", None) or {}
     cells = [
-        Cell(labels, _runs(resolver, path, group["runs"], labels, [common, settings or {}]))
+        Cell(labels, _runs(resolver, path, group["runs"], labels, given))
         for seed in seeds
-        for group in groups
+        for group in tree["cells"]
         if scale in group.get("scales", [scale])
         for labels in _product(group.get("axes") or {}, seed)
     ]
-    return Sweep(path.stem, scale, list(seeds), cells, tree.pop("title", ""), tree)
+    return Sweep(path.stem, scale, list(seeds), cells, title, table)
+
+
+def _joined(
+    parts: list[dict], seeds: Sequence[int], library: Library | None, given: list[Mapping[str, Any]]
+) -> list[Cell]:
+    """The cells of several sweeps, each with the labels that tell its sweep from the others."""
+    settings = flatten(given[0]) | flatten(given[1])
+    return [
+        Cell(part.get("labels", {}) | cell.labels, cell.runs)
+        for part in parts
+        for cell in load_sweep(part["sweep"], part["scale"], seeds, library, settings).cells
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,21 +142,38 @@ def _read(path: Path) -> dict[str, Any]:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    groups = tree.get("cells") if isinstance(tree, dict) else None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a sweep is a mapping with 'cells', a list of axes and runs")
+    _check_keys(path, "", tree, KEYS)
+    if ("cells" in tree) == ("sweeps" in tree):
+        raise ValueError(f"{path}: needs either 'cells' or 'sweeps'")
+    for number, part in enumerate(tree.get("sweeps") or []):
+        _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
+        if not {"sweep", "scale"} <= set(part):
+            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
+    if "cells" in tree:
+        _check_cells(path, tree["cells"])
+    return tree
+
+
+def _check_keys(path: Path, where: str, found: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in found:
+        if key not in known:
+            hint = nearest(key, known) or f" (known: {', '.join(known)})"
+            raise ValueError(f"{path}: {where}unknown key {key!r}{hint}")
+
+
+def _check_cells(path: Path, groups: Any) -> None:
     if not isinstance(groups, list) or not groups:
         raise ValueError(f"{path}: 'cells' must be a list of {{axes: ..., runs: ...}}")
     for number, group in enumerate(groups):
-        for key in group:
-            if key not in ("axes", "runs", "scales"):
-                hint = nearest(key, ("axes", "runs", "scales"))
-                raise ValueError(f"{path}: cells[{number}]: unknown key {key!r}{hint}")
+        _check_keys(path, f"cells[{number}]: ", group, ("axes", "runs", "scales"))
         if not isinstance(group.get("runs"), dict) or not group["runs"]:
             raise ValueError(f"{path}: cells[{number}]: 'runs' must name at least one run")
         for axis, values in (group.get("axes") or {}).items():
             if not isinstance(values, list) or axis == "seed":
                 hint = "seeds are given when it is run" if axis == "seed" else "must be a list"
                 raise ValueError(f"{path}: cells[{number}].axes.{axis}: {hint}")
-    return tree
 
 
 def _product(axes: Mapping[str, list], seed: int) -> list[dict[str, Any]]:

@@ -1,29 +1,46 @@
-"""The paper's statements about Table 2, answered from our numbers.
+"""Claims, answered from numbers: holds, does not hold, not distinguishable, not run.
 
-Answers: holds, does not hold, not distinguishable, not run.
+A table's `claims.yaml` has groups of claims; a claim is one or more comparisons, each of them asked
+once for every combination of the values of `each`, which {name} stands for::
 
-The relations a claim may use are in `relations.py`; each becomes a list of comparisons.
+    heading: what stands above the claims where they have no groups of their own
+    groups:
+      - title: Few steps
+        claims:
+          - id: cd_above_dmd
+            sentence: "..."
+            where: "Table 2, Total"
+            each: {steps: [1, 2, 4]}
+            by_construction: true      # no result could contradict it: it checks the code
+            comparisons:
+              - {better: "causal_cd-{steps}/stage3/total", than: "causal_dmd-{steps}/stage3/total"}
+
+A comparison says `greater` (>) or `at_least` (>=) of the numbers as they are, or `better` or
+`no_worse` in the direction of the column; the other side is `than`, which may be taken `times`
+(1). A side is a number, an address (frame.py), or addresses joined by " + " and " - ".
+
 A comparison supports its claim when its whole 95% interval lies on the right side, contradicts it
 when the whole interval lies on the wrong one, and is undecided otherwise (also without an
-interval). How the interval is made (paired over seeds, else over prompts) is said in `evidence.py`.
-A claim holds when all its comparisons support it, does not hold when any contradicts it, is not run
-when a number is missing, and is not distinguishable otherwise. "Holds" needs no correction for many
-comparisons, since all must pass; "does not hold" is uncorrected, so its numbers should be read.
+interval). How the interval is made is said in `intervals.py`. A claim holds when all its
+comparisons support it, does not hold when any contradicts it, is not run when a number is missing,
+and is not distinguishable otherwise. "Holds" needs no correction for many comparisons, since all
+must pass; "does not hold" is uncorrected, so its numbers should be read.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from sweeps.report.intervals import NOT_RUN, Estimate, Numbers, Term, number, shown
+from sweeps.report.layout import Layout
 
-from sweeps.report.intervals import Margin, Numbers
-from sweeps.report.relations import Comparison, compare
-
-HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "not distinguishable", "not run"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not distinguishable"
+VERBS = {"greater": ">", "at_least": "≥", "better": ">", "no_worse": "≥"}
+TURNED = {">": "<", "≥": "≤"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class Answer:
     """A comparison with what was measured (None: not run) and what that says about the claim."""
 
     label: str
-    margin: Margin | None
+    margin: Estimate | None
     verdict: str
 
 
@@ -60,22 +77,113 @@ class Verdict:
         return min(deciding, key=lambda a: a.margin.value, default=None)
 
 
-@lru_cache(maxsize=1)
-def load_claims() -> list[dict]:
-    """The claims of `claims.yaml`."""
-    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("claims.yaml")))["claims"]
+@dataclass(frozen=True)
+class Group:
+    """Claims under one title; `constructed` of them are true by construction."""
+
+    title: str
+    verdicts: Sequence[Verdict]
+    constructed: int = 0
 
 
-def answer(comparison: Comparison, numbers: Numbers) -> Answer:
-    """What the numbers say about one comparison."""
-    margin = numbers.combine(comparison.terms)
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: a weighted sum of numbers and a constant."""
+
+    terms: Sequence[Term]
+    constant: float = 0.0
+
+    @classmethod
+    def read(cls, said: str | float) -> Side:
+        """From a number, an address, or a sum of addresses."""
+        if not isinstance(said, str):
+            return cls([], float(said))
+        first, *rest = re.split(r" ([+-]) ", said)
+        signs = {"+": 1.0, "-": -1.0}
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return cls([(1.0, first), *((signs[sign], address) for sign, address in pairs)])
+
+
+def comparisons(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A claim's comparisons, once for every combination of `each`.
+
+    Raises:
+        ValueError: a comparison has not one verb and `than`, or has another key than `times`.
+    """
+    each = claim.get("each") or {}
+    found = []
+    for values in itertools.product(*each.values()):
+        names = dict(zip(each, values, strict=True))
+        for said in claim["comparisons"]:
+            verbs = [key for key in said if key in VERBS]
+            if len(verbs) != 1 or not {"than"} <= set(said) - set(verbs) <= {"than", "times"}:
+                raise ValueError(
+                    f"claims.yaml, {claim['id']}: a comparison has one of {', '.join(VERBS)}, than"
+                    f" and at most times, not {', '.join(said)}"
+                )
+            found.append({key: filled(value, names) for key, value in said.items()})
+    return found
+
+
+def filled(value: Any, names: Mapping[str, Any]) -> Any:
+    """A text with {name} replaced; anything else as it is."""
+    return value.format(**names) if isinstance(value, str) else value
+
+
+def judge(claims: Mapping[str, Any], numbers: Numbers) -> list[Group]:
+    """Every claim answered from `numbers`.
+
+    Raises:
+        ValueError: a comparison is not written as it should be, or asks a cell that is not there.
+    """
+    return [
+        Group(
+            group.get("title", ""),
+            [_verdict(claim, numbers) for claim in group["claims"]],
+            sum(bool(claim.get("by_construction")) for claim in group["claims"]),
+        )
+        for group in claims.get("groups", ())
+    ]
+
+
+def _verdict(claim: Mapping[str, Any], numbers: Numbers) -> Verdict:
+    answers = [_answer(said, claim["id"], numbers) for said in comparisons(claim)]
+    where = claim["where"]
+    if claim.get("by_construction"):
+        where += "; true by construction: a check of the code"
+    verdict = combine([answer.verdict for answer in answers])
+    return Verdict(claim["id"], claim["sentence"], where, verdict, answers)
+
+
+def _answer(said: Mapping[str, Any], claim: str, numbers: Numbers) -> Answer:
+    verb = next(key for key in said if key in VERBS)
+    times = float(said.get("times", 1))
+    left, right = Side.read(said[verb]), Side.read(said["than"])
+    sign = 1
+    if verb in ("better", "no_worse"):
+        sign = _direction([*left.terms, *right.terms], claim, numbers.layout)
+    label = _label(left, right, verb, times, sign, numbers)
+    terms = [*left.terms, *((-times * weight, address) for weight, address in right.terms)]
+    margin = numbers.estimate(terms)
     if margin is None:
-        return Answer(comparison.label, None, NOT_RUN)
-    margin = margin.scaled(comparison.sign).shifted(comparison.constant)
-    return Answer(comparison.label, margin, verdict_of(margin, comparison.strict))
+        return Answer(label, None, NOT_RUN)
+    margin = margin.shifted(left.constant - times * right.constant).scaled(sign)
+    return Answer(label, margin, verdict_of(margin, verb in ("greater", "better")))
 
 
-def verdict_of(margin: Margin, strict: bool) -> str:
+def _direction(terms: Sequence[Term], claim: str, layout: Layout) -> int:
+    """1 where more is better, -1 where less is; all terms are of one column or curve."""
+    ids = {re.split("[@:]", address.rpartition("/")[2])[0] for _, address in terms}
+    known = layout.columns | layout.curves
+    if len(ids) != 1 or not ids <= set(known):
+        raise ValueError(
+            f"claims.yaml, {claim}: what is better is known of a column or curve, one in a "
+            f"comparison, not of {', '.join(sorted(ids))}; say greater or at_least"
+        )
+    return known[ids.pop()].sign
+
+
+def verdict_of(margin: Estimate, strict: bool) -> str:
     """What a margin says, where positive is right; zero is so too unless it is `strict`."""
     if margin.low is None:
         return UNDECIDED
@@ -92,11 +200,22 @@ def combine(verdicts: Sequence[str]) -> str:
     return HOLDS
 
 
-def judge(claims: Sequence[Mapping], numbers: Numbers) -> list[Verdict]:
-    """Every claim answered from `numbers`."""
-    verdicts = []
-    for claim in claims:
-        answers = [answer(comparison, numbers) for comparison in compare(claim, numbers.layout)]
-        verdict = combine([a.verdict for a in answers])
-        verdicts.append(Verdict(claim["id"], claim["sentence"], claim["where"], verdict, answers))
-    return verdicts
+def _label(left: Side, right: Side, verb: str, times: float, sign: int, numbers: Numbers) -> str:
+    """Both sides by name and number; what they are of stands once where it is the same."""
+    relation = VERBS[verb] if sign > 0 else TURNED[VERBS[verb]]
+    factor = f"{number(times)} × " if times != 1 else ""
+    of = {numbers.name(address)[1] for _, address in [*left.terms, *right.terms]}
+    same = len(of) == 1
+    head = f"{of.pop()}: " if same else ""
+    return f"{head}{_side(left, numbers, same)} {relation} {factor}{_side(right, numbers, same)}"
+
+
+def _side(side: Side, numbers: Numbers, same: bool) -> str:
+    texts = [] if side.terms else [number(side.constant)]
+    for weight, address in side.terms:
+        cell, what = numbers.name(address)
+        column = numbers.layout.columns.get(address.rpartition("/")[2])
+        value = shown(numbers.estimate([(1.0, address)]), column)
+        sign = ("− " if weight < 0 else "+ ") if texts else ""
+        texts.append(f"{sign}{cell} {value}{'' if same else f' ({what})'}")
+    return " ".join(texts)

@@ -1,198 +1,189 @@
-"""The page's figures as inline SVG: drift by frame index, Stage 2 against Stage 3, and cost.
-
-Each function returns an SVG string without a background, its text in `currentColor`, so that it
-takes the page's light or dark theme; or "" when nothing was measured. matplotlib is imported
-inside, since planning and help must start at once.
+"""The figures that every sweep's page has as far as there is something to draw: each ranked column
+against a numeric parameter, drift by frame index, two runs of a cell compared, and cost.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 
-from sweeps.report.intervals import Margin, OurNumbers, Quantity, Row, Term
-from sweeps.report.layout import human_bytes
-
-INK = "#123456"  # replaced by currentColor
-REAL = "held-out real clips"
-COLOURS = {
-    "self_forcing_ode": "#d55e00",
-    "ar_diffusion": "#8f8f8f",
-    "causal_ode": "#3b8fd6",
-    "causal_dmd": "#c763a5",
-    "causal_cd": "#009e73",
-}
-SPARE_COLOURS = ("#b5890d", "#7a6fd0", "#5f9ea0")
+from sweeps.report.canvas import INK, canvas, dumbbell, legend, row_ticks, svg
+from sweeps.report.intervals import FrameNumbers
+from sweeps.report.layout import Column, human_bytes
+from sweeps.report.table import Row, Table
 
 
-def colour(init: str, inits: Sequence[str]) -> str:
-    """An init's colour, the same in every figure."""
-    return COLOURS.get(init, SPARE_COLOURS[list(inits).index(init) % len(SPARE_COLOURS)])
+@dataclass(frozen=True)
+class Figure:
+    """A section of the page: an SVG under a title, with what to know to read it."""
+
+    id: str
+    title: str
+    svg: str
+    caption: str
 
 
-def canvas(
-    rows: int, columns: int, width: float, height: float, **shared: str
-) -> tuple[Any, np.ndarray]:
-    """An empty figure and its axes `[rows, columns]`, in the page's ink; sizes in inches."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5,
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
-        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 10, "axes.linewidth": 0.7, "grid.alpha": 0.18, "grid.color": INK,
-        "axes.grid": True, "axes.axisbelow": True,
-    })  # fmt: skip
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+def automatic(numbers: FrameNumbers, table: Table | None) -> list[Figure]:
+    """Those of the figures for which something was measured."""
+    if table is None or not table.rows:
+        return []
+    draw: Sequence[Callable[[FrameNumbers, Table], Figure]] = (parameter, drift, compare, cost)
+    return [figure for each in draw if (figure := each(numbers, table)).svg]
 
 
-def svg(figure: Any, name: str) -> str:
-    """A figure as SVG text whose ids begin with `name` and whose ink is the page's text colour."""
-    import matplotlib
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure gives the same text
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Figures stand side by side in one page, and ids must differ there.
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-
-
-def _curves(numbers: OurNumbers, row: Row, metric: str) -> np.ndarray | None:
-    """A metric by frame index of the finished seeds, float [seeds, F]."""
-    runs = [cell.stage3 for cell in numbers.results.of(*row)]
-    found = [run.curves[metric] for run in runs if run and metric in run.curves]
-    return np.asarray(found, float) if found else None
-
-
-def drift(numbers: OurNumbers) -> str:
-    """One panel per curve and step count: a line per init over the frame index, band = seeds."""
-    layout, steps = numbers.layout, numbers.results.steps
-    runs = [cell.stage3 for cell in numbers.results.cells.values() if cell.stage3]
-    curves = {
-        c["metric"]: c
-        for c in layout["curves"].values()
-        if any(c["metric"] in run.curves for run in runs)
-    }
-    if not curves:
-        return ""
-    size = 3.7 * len(steps) + 0.6, 2.5 * len(curves) + 0.5
-    figure, axes = canvas(len(curves), len(steps), *size, sharey="row")
-    for down, (metric, curve) in enumerate(curves.items()):
-        for across, count in enumerate(steps):
-            axis = axes[down, across]
-            _drift_panel(axis, numbers, count, metric)
-            if down == 0:
-                axis.set_title(f"{count} sampling step{'s' if count > 1 else ''}")
-            if down == len(curves) - 1:
-                axis.set_xlabel("frame index")
-        unit = f" [{curve['unit']}]" if curve["unit"] else ""
-        arrow = "↓" if curve["better"] == "lower" else "↑"
-        axes[down, 0].set_ylabel(fill(f"{curve['heading']}{unit} {arrow}", 26))
-    drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    lines = [drawn[name] for name in (*layout["rows"].values(), REAL) if name in drawn]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
-    return svg(figure, "drift")
-
-
-def _drift_panel(axis: Any, numbers: OurNumbers, count: int, metric: str) -> None:
-    inits = list(numbers.layout["rows"])
-    for init, label in numbers.layout["rows"].items():
-        values = _curves(numbers, (init, count), metric)
-        if values is None:
-            continue
-        index, hue = np.arange(values.shape[1]), colour(init, inits)
-        axis.plot(index, values.mean(0), color=hue, marker="o", ms=3, lw=1.6, label=label)
-        if len(values) > 1:
-            axis.fill_between(index, values.min(0), values.max(0), color=hue, alpha=0.18, lw=0)
-    ceiling = next(iter(numbers.results.references.get("ceiling", ())), None)
-    if ceiling and metric in ceiling.curves:
-        axis.plot(ceiling.curves[metric], color=INK, ls=":", lw=1.2, label=REAL)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _margin(numbers: OurNumbers, column: str, row: Row, stage: int) -> Margin | None:
-    return numbers.combine([Term(Quantity(column, stage), row, 1.0)])
-
-
-def stages(numbers: OurNumbers, columns: Sequence[str] = ("total", "fd_pairs")) -> str:
-    """Stage 2 (hollow) against Stage 3 (filled) for each init: one panel per column and steps."""
-    layout, counts = numbers.layout, numbers.results.steps
-    inits = list(layout["rows"])
-    shown = [
-        column
-        for column in columns
-        if column in layout["columns"]
-        and any(_margin(numbers, column, (i, s), 3) for i in inits for s in counts)
+def parameter_of(table: Table) -> str:
+    """The one label that tells the rows apart, if its values are numbers; else ""."""
+    differ = [
+        label
+        for label in table.labels
+        if len({str(row.labels.get(label)) for row in table.rows}) > 1
     ]
+    if len(table.blocks) > 1 or len(differ) != 1:
+        return ""
+    values = [row.labels.get(differ[0]) for row in table.rows]
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return differ[0] if numeric else ""
+
+
+def parameter(numbers: FrameNumbers, table: Table) -> Figure:
+    """Each ranked column against the parameter that is varied: a point a row, with its interval."""
+    label = parameter_of(table)
+    rows = sorted(table.rows, key=lambda row: row.labels[label]) if label else []
+    shown = [c for c in table.columns if c.ranked and any(r.entries[c.id].margin for r in rows)]
+    caption = "Points: the table's values. Bars: 95% intervals."
+    title = f"What {numbers.layout.head(label)} changes"
     if not shown:
-        return ""
-    size = 3.6 * len(counts) + 0.9, 2.2 * len(shown) + 0.2
-    figure, axes = canvas(len(shown), len(counts), *size, sharex="row", sharey="row")
-    for down, column in enumerate(shown):
-        entry = layout["columns"][column]
-        for across, count in enumerate(counts):
-            axis = axes[down, across]
-            for place, init in enumerate(inits):
-                ends = [_margin(numbers, column, (init, count), stage) for stage in (2, 3)]
-                _dumbbell(axis, place, colour(init, inits), ends)
-            axis.set_yticks(range(len(inits)), layout["rows"].values())
-            axis.set_ylim(len(inits) - 0.5, -0.5)
-            arrow = "lower is better" if entry["better"] == "lower" else "higher is better"
-            unit = f" [{entry['unit']}]" if entry["unit"] else ""
-            axis.set_xlabel(f"{entry['heading']}{unit}, {arrow}")
-            if down == 0:
-                axis.set_title(f"{count} sampling step{'s' if count > 1 else ''}")
-    return svg(figure, "stages")
+        return Figure("parameter", title, "", caption)
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    figure, axes = canvas(down, across, 2.9 * across, 2.5 * down)
+    for axis, column in zip(axes.flat, shown, strict=False):
+        known = [(r.labels[label], m) for r in rows if (m := r.entries[column.id].margin)]
+        axis.plot([x for x, _ in known], [m.value for _, m in known], color=INK, marker="o", ms=4)
+        for x, margin in known:
+            if margin.low is not None:
+                axis.plot([x, x], [margin.low, margin.high], color=INK, lw=4, alpha=0.25)
+        axis.set_title(fill(column.title, 32))
+        axis.set_xlabel(numbers.layout.head(label))
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    return Figure("parameter", title, svg(figure, "parameter"), caption)
 
 
-def _dumbbell(axis: Any, place: int, hue: str, ends: Sequence[Margin | None]) -> None:
-    if all(ends):
-        axis.plot([end.value for end in ends], [place, place], color=hue, lw=1.6, alpha=0.55)
-    for end, face in zip(ends, ("none", hue), strict=True):
-        if end is None:
-            continue
-        if end.low is not None:
-            axis.plot([end.low, end.high], [place, place], color=hue, lw=4.5, alpha=0.25)
-        axis.plot(end.value, place, "o", ms=6.5, mec=hue, mfc=face, mew=1.6)
+def drift(numbers: FrameNumbers, table: Table) -> Figure:
+    """One panel per curve and block: a line per row over the frame index, band = seeds."""
+    found = {
+        curve.id: {row.address: numbers.frame.curve(f"{row.address}/{curve.id}")
+                   for row in table.rows}
+        for curve in numbers.layout.curves.values()
+    }  # fmt: skip
+    found = {id: lines for id, lines in found.items() if any(v is not None for v in lines.values())}
+    title = "Drift: quality by frame index"
+    caption = (
+        "Mean over seeds; band: from the lowest to the highest seed. Dotted: held-out real clips by"
+        " the same code. A curve that moves away from the dotted line drifts."
+    )
+    if not found:
+        return Figure("drift", title, "", caption)
+    across = len(table.blocks)
+    size = 3.7 * across + 0.6, 2.5 * len(found) + 0.5
+    figure, axes = canvas(len(found), across, *size, sharey="row")
+    for panels, (id, lines) in zip(axes, found.items(), strict=True):
+        for axis, block in zip(panels, table.blocks, strict=True):
+            for row in block.rows:
+                _drift_line(axis, row, lines[row.address])
+            _real_line(axis, numbers, table, id)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].set_ylabel(fill(numbers.layout.curves[id].title, 26))
+    _titles(axes, table)
+    for axis in axes[-1]:
+        axis.set_xlabel("frame index")
+    legend(figure, axes)
+    return Figure("drift", title, svg(figure, "drift"), caption)
 
 
-def cost(numbers: OurNumbers) -> str:
-    """Stage-2 device-seconds per init, curation of pairs and training stacked; storage as text."""
-    costs: dict[str, Mapping] = {}
-    for init in numbers.layout["rows"]:
-        cells = [c for s in numbers.results.steps for c in numbers.results.of(init, s) if c.cost]
-        timed = [c.cost for c in cells if c.cost.seconds is not None]
-        if timed:
-            costs[init] = {
-                "pairs": np.mean([c.pairs_seconds for c in timed]),
-                "training": np.mean([c.seconds - c.pairs_seconds for c in timed]),
-                "storage": np.mean([c.storage or 0 for c in timed]),
-            }
+def _drift_line(axis: Any, row: Row, curves: np.ndarray | None) -> None:
+    if curves is None:
+        return
+    index = np.arange(curves.shape[1])
+    axis.plot(index, curves.mean(0), color=row.colour, marker="o", ms=3, lw=1.6, label=row.name)
+    if len(curves) > 1:
+        low, high = curves.min(0), curves.max(0)
+        axis.fill_between(index, low, high, color=row.colour, alpha=0.18, lw=0)
+
+
+def _real_line(axis: Any, numbers: FrameNumbers, table: Table, curve: str) -> None:
+    for row in table.references:
+        beside = row.id == numbers.layout.real
+        real = numbers.frame.curve(f"{row.address}/{curve}") if beside else None
+        if real is not None:
+            axis.plot(real[0], color=INK, ls=":", lw=1.2, label=row.name)
+
+
+def _titles(axes: np.ndarray, table: Table) -> None:
+    for axis, block in zip(axes[0], table.blocks, strict=True):
+        axis.set_title(block.title)
+
+
+def compare(numbers: FrameNumbers, table: Table) -> Figure:
+    """Two runs of each cell (hollow, filled): one panel per column and block."""
+    said = numbers.layout.compare
+    title, caption = said.get("title", ""), said.get("caption", "")
+    columns = [numbers.layout.columns[id] for id in said.get("columns", ())
+               if id in numbers.layout.columns]  # fmt: skip
+    shown = [c for c in columns if any(row.entries[c.id].margin for row in table.rows)]
+    if not shown:
+        return Figure("compare", title, "", caption)
+    size = 3.6 * len(table.blocks) + 0.9, 2.2 * len(shown) + 0.2
+    figure, axes = canvas(len(shown), len(table.blocks), *size, sharex="row", sharey="row")
+    for panels, column in zip(axes, shown, strict=True):
+        for axis, block in zip(panels, table.blocks, strict=True):
+            for place, row in enumerate(block.rows):
+                cell = row.address.rpartition("/")[0]
+                addresses = [f"{cell}/{run}/{column.id}" for run in said["runs"]]
+                ends = [numbers.estimate([(1.0, address)]) for address in addresses]
+                dumbbell(axis, place, row.colour, ends)
+            axis.set_xlabel(_directed(column))
+        row_ticks(panels[0], [row.name for row in max(table.blocks, key=_length).rows])
+    _titles(axes, table)
+    return Figure("compare", title, svg(figure, "compare"), caption)
+
+
+def _length(block: Any) -> int:
+    return len(block.rows)
+
+
+def _directed(column: Column) -> str:
+    unit = f" [{column.unit}]" if column.unit else ""
+    return f"{column.heading}{unit}, {column.better} is better"
+
+
+def cost(numbers: FrameNumbers, table: Table) -> Figure:
+    """Stage-2 device-seconds per row, curation of pairs and training stacked; storage as text."""
+    costs: dict[str, tuple[Row, list[float]]] = {}
+    for row in table.rows if "time" in numbers.layout.columns else ():
+        asked = [f"{row.address}/cost.{k}" for k in ("pairs_seconds", "seconds", "storage")]
+        found = [numbers.estimate([(1.0, address)]) for address in asked]
+        if all(found):
+            costs.setdefault(row.id, (row, [each.value for each in found]))
+    title, caption = "What Stage 2 costs", (
+        "Measured from the run records, mean over seeds. A row without a Stage 2 is left out. Not "
+        "counted: the data set itself and checkpoints."
+    )  # fmt: skip
     if not costs:
-        return ""
+        return Figure("cost", title, "", caption)
     figure, ((axis,),) = canvas(1, 1, 8.2, 0.42 * len(costs) + 1.1)
-    inits = list(numbers.layout["rows"])
-    for place, (init, spent) in enumerate(costs.items()):
-        hue = colour(init, inits)
-        axis.barh(place, spent["pairs"], 0.6, color=hue, alpha=0.4)
-        axis.barh(place, spent["training"], 0.6, left=spent["pairs"], color=hue)
-        total = spent["pairs"] + spent["training"]
-        label = f"{total:,.0f} s, {human_bytes(spent['storage'])} stored"
+    for place, (row, (pairs, total, stored)) in enumerate(costs.values()):
+        axis.barh(place, pairs, 0.6, color=row.colour, alpha=0.4)
+        axis.barh(place, total - pairs, 0.6, left=pairs, color=row.colour)
+        label = f"{total:,.0f} s, {human_bytes(stored)} stored"
         axis.annotate(label, (total, place), (5, 0), textcoords="offset points", va="center")
-    axis.set_yticks(range(len(costs)), [numbers.layout["rows"][init] for init in costs])
-    axis.set_ylim(len(costs) - 0.5, -0.5)
-    axis.set_xlim(0, 1.35 * max(c["pairs"] + c["training"] for c in costs.values()))
+    row_ticks(axis, [row.name for row, _ in costs.values()])
+    axis.set_xlim(0, 1.35 * max(total for _, (_, total, _) in costs.values()))
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("Stage-2 time [device-seconds]; pale: curation of pairs, solid: training")
-    return svg(figure, "cost")
+    return Figure("cost", title, svg(figure, "cost"), caption)

@@ -1,16 +1,10 @@
-"""Clips out of shards as small pictures: the strip of frames of the page.
-
-Reads `key.video.npy` (uint8 [T, H, W, c]) and `key.json` (caption) straight from the tars of a
-folder of shards; nothing is unpickled and no tar is read further than needed.
-"""
+"""Clips out of shards as small pictures: the strips of frames of the page."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import tarfile
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,38 +22,21 @@ class Clip:
     video: np.ndarray
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.tar")) or sorted((folder / "shards").glob("*.tar"))
-
-
-def read_clips(folder: Path, count: int, keys: Collection[str] | None = None) -> dict[str, Clip]:
-    """The first `count` clips by key, or those with the given keys; fewer when there are no more.
+def read_clips(run: Path, count: int, keys: Sequence[str] = ()) -> dict[str, Clip]:
+    """The first `count` clips of a run by key, or those of `keys` that it has; {} without pixels.
 
     Raises:
-        ValueError: a tar cannot be read (it is named).
+        FileNotFoundError, ValueError: the run's shards are missing or damaged (they are named).
     """
-    clips: dict[str, Clip] = {}
-    for path in _shards(folder):
-        videos: dict[str, np.ndarray] = {}
-        captions: dict[str, str] = {}
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    key, _, field = member.name.partition(".")
-                    if keys is not None and key not in keys:
-                        continue
-                    if field == "video.npy":
-                        data = io.BytesIO(tar.extractfile(member).read())
-                        videos[key] = np.load(data, allow_pickle=False)
-                    elif field == "json":
-                        captions[key] = json.load(tar.extractfile(member)).get("caption", "")
-                    if key in videos and key in captions and key not in clips:
-                        clips[key] = Clip(captions[key], videos[key])
-                        if len(clips) == count:
-                            return clips
-        except (tarfile.TarError, EOFError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); sample this run again") from None
-    return clips
+    from datamodules.shards.reader import open_shards  # with it comes torch
+
+    shards = open_shards(run / "shards")
+    if "video" not in shards.fields:
+        return {}
+    at = {key: number for number, key in enumerate(shards.keys)}
+    wanted = [key for key in keys if key in at] if keys else shards.keys[:count]
+    samples = [shards.read(at[key], ["video"]) for key in wanted]
+    return {sample["key"]: Clip(sample["caption"], sample["video"]) for sample in samples}
 
 
 def strip_png(video: np.ndarray) -> bytes:

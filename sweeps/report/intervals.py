@@ -1,18 +1,20 @@
 """Differences between cells with the uncertainty they deserve: where the sweeps do statistics.
 
-A question is a weighted sum of cells, for example causal CD less causal ODE, both at 2 steps, of a
-quantity. The answer is a `Margin`, by the first of these procedures that the data allow:
+A question is a weighted sum of numbers, for example causal CD less causal ODE, both at 2 steps. The
+answer is an `Estimate`, by the first of these procedures that the data allow:
 
-1. two seeds or more: the sum is formed within each seed (the seed pairs the arms: same data
-   order, prompts and noise), then Student's t over the seeds. Only this interval contains the
-   variation between trainings.
-2. one seed and per-clip values whose mean is the score: the sum is formed for each prompt, then a
-   percentile bootstrap over prompts (1,000 resamples, fixed seed).
-3. one seed and each score's own interval: half-widths add in quadrature, as if the scores were
+1. two seeds or more, and something that depends on training: the sum is formed within each seed
+   (the seed pairs the arms: same data order, prompts and noise), then Student's t over the seeds.
+   Only this interval contains the variation between trainings. A number that all seeds share (a
+   fact of a law) keeps its own interval, which is added in quadrature.
+2. one run each and per-clip values whose mean is the number: the sum is formed for each prompt,
+   then a percentile bootstrap over prompts (1,000 resamples, fixed seed).
+3. one run each and own intervals: half-widths add in quadrature, as if the numbers were
    independent (they share prompts, so this is rather too wide than too narrow).
-4. one seed and no interval: the value alone; it decides nothing.
+4. one training and no interval: the value alone; it decides nothing.
 
-Costs of one seed, and the numbers of a printed table, are exact: measured or printed once.
+Exact are costs of one seed, the numbers of a printed table, and facts without an interval: closed
+forms, and members of curves and extra numbers, whose Monte Carlo error was not estimated.
 All intervals are two-sided at 95% and not corrected for the number of questions.
 """
 
@@ -20,38 +22,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from sweeps.report.results import Cell, Results, ScoreRun
+from sweeps.report.frame import Frame, Value
+from sweeps.report.layout import Column, Layout
 
-Row = tuple[str, int]  # init, few_steps
+Term = tuple[float, str]
+"""A weight and the address of a number."""
 RESAMPLES = 1000
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What is compared: a column, or a curve (with a part of it), of the samples of one stage."""
-
-    name: str
-    stage: int = 3
-    part: str = ""  # curves only: "early" and "late" are the first and last quarter of the frames
-
-
-@dataclass(frozen=True)
-class Term:
-    """One cell's share in a question."""
-
-    quantity: Quantity
-    row: Row
-    weight: float
-
-
-@dataclass(frozen=True)
-class Margin:
+class Estimate:
     """A number with its interval. Without an interval (`low` is None) it decides nothing.
 
     `seeds` is of how many trainings it knows; 0 for what no training can change.
@@ -63,30 +50,50 @@ class Margin:
     method: str
     seeds: int = 1
 
-    def scaled(self, factor: float) -> Margin:
-        """This margin times a factor; a negative one swaps the ends."""
+    def scaled(self, factor: float) -> Estimate:
+        """This estimate times a factor; a negative one swaps the ends."""
         ends = [None if end is None else end * factor for end in (self.low, self.high)]
         low, high = ends if factor >= 0 else ends[::-1]
-        return Margin(self.value * factor, low, high, self.method, self.seeds)
+        return Estimate(self.value * factor, low, high, self.method, self.seeds)
 
-    def shifted(self, amount: float) -> Margin:
-        """This margin plus a constant."""
+    def shifted(self, amount: float) -> Estimate:
+        """This estimate plus a constant."""
         low, high = (None if end is None else end + amount for end in (self.low, self.high))
-        return Margin(self.value + amount, low, high, self.method, self.seeds)
+        return Estimate(self.value + amount, low, high, self.method, self.seeds)
 
 
-def exact(value: float) -> Margin:
-    """A number without uncertainty."""
-    return Margin(value, value, value, "exact")
+def shown(margin: Estimate | None, column: Column | None = None, absent: str = NOT_RUN) -> str:
+    """A number as printed in its column, else in three digits, with half of its interval."""
+    if margin is None:
+        return absent
+    half = None if margin.low is None or margin.high == margin.low else margin.high - margin.low
+    if column:
+        return column.text(margin.value) + (f" ± {column.text(half / 2)}" if half else "")
+    return number(margin.value) + (f" ± {number(half / 2, 2)}" if half else "")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """In so many significant digits, tiny ones as powers of ten."""
+    if value and abs(value) < 5e-5:
+        return f"{value:.0e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 class Numbers(Protocol):
     """Anything that claims can be asked of: our results, or a printed table."""
 
-    layout: Mapping
+    layout: Layout
 
-    def combine(self, terms: Sequence[Term]) -> Margin | None:
-        """The weighted sum with its interval; None when one of the cells has no such number."""
+    def estimate(self, terms: Sequence[Term]) -> Estimate | None:
+        """The weighted sum with its interval; None when one of the numbers is missing."""
+
+    def name(self, address: str) -> tuple[str, str]:
+        """What an address is called: its cell, and what is asked of it."""
+
+
+def exact(value: float) -> Estimate:
+    """A number without uncertainty."""
+    return Estimate(value, value, value, "exact")
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -97,9 +104,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def mean_over_seeds(values: Sequence[float]) -> Margin:
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """The mean of one value per seed, two or more, with Student's interval."""
-    return Margin(float(np.mean(values)), *t_interval(values), "t over seeds", len(values))
+    return Estimate(float(np.mean(values)), *t_interval(values), "t over seeds", len(values))
 
 
 @lru_cache(maxsize=8)
@@ -108,132 +115,155 @@ def _resampling_weights(n: int) -> np.ndarray:
     return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
 
 
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+def over_prompts(values: np.ndarray) -> tuple[float, float]:
     """Percentile 95% interval of the mean of `values` [n] over resampled prompts."""
     low, high = np.quantile(_resampling_weights(len(values)) @ values, [0.025, 0.975])
     return float(low), float(high)
 
 
-class OurNumbers:
-    """The results of a sweep as `Numbers`; `layout` is columns.yaml."""
+class FrameNumbers:
+    """The results of a sweep as `Numbers`."""
 
-    def __init__(self, results: Results, layout: Mapping) -> None:
-        self.results, self.layout = results, layout
-        self._entries = layout["columns"] | layout["curves"]
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.layout = frame, frame.layout
 
-    def combine(self, terms: Sequence[Term]) -> Margin | None:
+    def estimate(self, terms: Sequence[Term]) -> Estimate | None:
         """The weighted sum with its interval, by the procedure in the module's docstring."""
-        by_seed = []
-        for seed in self.results.seeds:
-            cells = [self.results.cells.get((*term.row, seed)) for term in terms]
-            values = [
-                self.value(cell, term.quantity) if cell else None
-                for cell, term in zip(cells, terms, strict=True)
-            ]
-            if None not in values:
-                total = sum(t.weight * v for t, v in zip(terms, values, strict=True))
-                by_seed.append((cells, float(total)))
-        if not by_seed:
+        each = [(weight, self.frame.values(address)) for weight, address in terms]
+        seeds = [s for s in self.frame.seeds if all(s in values for _, values in each)]
+        if not seeds:
             return None
-        sums = [total for _, total in by_seed]
-        if len(sums) > 1:
-            return mean_over_seeds(sums)
-        return self._one_seed(by_seed[0][0], terms, sums[0])
+        sums = [float(sum(weight * values[s].value for weight, values in each)) for s in seeds]
+        trained = [self.frame.place(a.rpartition("/")[0]).trained for _, a in terms]
+        first = [(weight, values[seeds[0]]) for weight, values in each]
+        if any(trained) and len(seeds) > 1:
+            facts = [term for term, moves in zip(first, trained, strict=True) if not moves]
+            return _widened(mean_over_seeds(sums), facts)
+        return replace(_of_one_run(sums[0], first), seeds=int(any(trained)))
 
-    def value(self, cell: Cell, quantity: Quantity) -> float | None:
-        """One cell's number; None when it was not measured."""
-        entry = self._entries[quantity.name]
-        if "cost" in entry:
-            return getattr(cell.cost, entry["cost"]) if cell.cost else None
-        run = _run(cell, quantity)
-        if run is None:
-            return None
-        if quantity.name in self.layout["columns"]:
-            score = run.scores.get(entry["metric"])
-            return score.value if score else None
-        curve = run.curves.get(entry["metric"])
-        return float(np.mean(curve[_part(len(curve), quantity.part)])) if curve else None
-
-    def _one_seed(self, cells: Sequence[Cell], terms: Sequence[Term], total: float) -> Margin:
-        if all("cost" in self._entries[term.quantity.name] for term in terms):
-            return exact(total)
-        clips = [self._clips(c, term.quantity) for c, term in zip(cells, terms, strict=True)]
-        if all(c is not None for c in clips) and _same_prompts(cells, terms):
-            paired = sum(term.weight * c for c, term in zip(clips, terms, strict=True))
-            paired = paired[np.isfinite(paired)]  # prompts to which the metric applies in all cells
-            if len(paired) > 1:
-                low, high = bootstrap_interval(paired)
-                offset = total - float(paired.mean())
-                return Margin(total, low + offset, high + offset, "bootstrap over prompts")
-        ends = [self._ends(c, term) for c, term in zip(cells, terms, strict=True)]
-        if any(end is None for end in ends):
-            return Margin(total, None, None, "one seed, no interval")
-        below, above = (math.sqrt(sum(end[side] ** 2 for end in ends)) for side in (0, 1))
-        method = "intervals combined" if len(terms) > 1 else "the score's own interval"
-        return Margin(total, total - below, total + above, method)
-
-    def _ends(self, cell: Cell, term: Term) -> tuple[float, float] | None:
-        """How far the weighted score's interval reaches below and above its value."""
-        entry = self._entries[term.quantity.name]
-        run = _run(cell, term.quantity)
-        score = run.scores.get(entry["metric"]) if run else None
-        if score is None or score.low is None or score.high is None:
-            return None
-        reach = (score.value - score.low, score.high - score.value)
-        below, above = reach if term.weight >= 0 else reach[::-1]
-        return below * abs(term.weight), above * abs(term.weight)
-
-    def _clips(self, cell: Cell, quantity: Quantity) -> np.ndarray | None:
-        """Values per clip, float64 [n], when their mean is the number itself; NaN: not applicable.
-
-        A composite is not the mean of its clips; then they say nothing about its interval.
+    def reference(self, address: str) -> Estimate | None:
+        """A number outside the ranking: the mean of its distinct runs, of a single run its own
+        interval.
         """
-        run, whole = _run(cell, quantity), self.value(cell, quantity)
-        clips = run.per_clip.get(self._entries[quantity.name]["metric"]) if run else None
-        if clips is None or whole is None:
-            return None
-        if clips.ndim == 2:
-            clips = clips[:, _part(clips.shape[1], quantity.part)].mean(1)
-        applies = np.isfinite(clips)
-        if not applies.any() or abs(clips[applies].mean() - whole) > 1e-3 * max(1.0, abs(whole)):
-            return None
-        return clips.astype(np.float64)
+        found = {v.run.folder: v for v in self.frame.values(address).values() if v.run}
+        values = list(found.values())
+        if len(values) > 1:
+            return mean_over_seeds([value.value for value in values])
+        return _combined(values[0].value, [(1.0, values[0])]) if values else None
+
+    def order(self, coarse: str, fine: str, times: float) -> Estimate | None:
+        """The p of an error O(dt^p) that falls from `coarse` to `fine` when `times` as many
+        intervals are taken, formed within each seed; None without numbers.
+        """
+        errors = [self.frame.values(address) for address in (coarse, fine)]
+        orders = [
+            math.log(errors[0][seed].value / errors[1][seed].value) / math.log(times)
+            for seed in self.frame.seeds
+            if all(seed in known for known in errors)
+        ]
+        if len(orders) > 1:
+            return mean_over_seeds(orders)
+        return Estimate(orders[0], None, None, "one training") if orders else None
+
+    def name(self, address: str) -> tuple[str, str]:
+        """The cell in the layout's words, and the heading of the column, curve or metric."""
+        where, _, asked = address.rpartition("/")
+        place = self.frame.place(where)
+        if place is None:
+            return where, quantity(self.layout, asked)
+        last = self.layout.blocks
+        labels = sorted(place.labels.items(), key=lambda item: item[0] == last)
+        words = [self.layout.name(label, value) for label, value in labels]
+        run = self.layout.runs.get(place.name, "")
+        return ", ".join([*words, *([run] if run else [])]), quantity(self.layout, asked)
 
 
-def _run(cell: Cell, quantity: Quantity) -> ScoreRun | None:
-    return cell.stage3 if quantity.stage == 3 else cell.stage2
+def quantity(layout: Layout, asked: str) -> str:
+    """What a column, curve or metric is called."""
+    id, at, part = asked.partition("@")
+    parts = {"early": ", first frames", "late": ", last frames"}
+    if found := layout.columns.get(id) or layout.curves.get(id):
+        return found.heading + parts.get(part, at + part)
+    return asked.partition(".")[2] or asked
 
 
-def _same_prompts(cells: Sequence[Cell], terms: Sequence[Term]) -> bool:
-    """Whether the clips of all terms answer the same prompts in the same order."""
-    keys = [_run(c, t.quantity).per_clip["key"] for c, t in zip(cells, terms, strict=True)]
-    return all(np.array_equal(keys[0], other) for other in keys[1:])
+def _of_one_run(total: float, terms: Sequence[tuple[float, Value]]) -> Estimate:
+    if all(value.exact for _, value in terms):
+        return exact(total)
+    return _paired(total, terms) or _combined(total, terms)
 
 
-def _part(frames: int, part: str) -> slice:
-    quarter = max(1, frames // 4)
-    parts = {"early": slice(quarter), "late": slice(frames - quarter, frames), "": slice(None)}
-    return parts[part]
+def _paired(total: float, terms: Sequence[tuple[float, Value]]) -> Estimate | None:
+    """The sum formed for each prompt; None unless all terms have clips of the same prompts."""
+    if any(value.clips is None for _, value in terms):
+        return None
+    keys = [value.run.per_clip["key"] for _, value in terms]
+    if not all(np.array_equal(keys[0], other) for other in keys[1:]):
+        return None
+    paired = sum(weight * value.clips for weight, value in terms)
+    paired = paired[np.isfinite(paired)]  # prompts to which the metric applies in all cells
+    if len(paired) < 2:
+        return None
+    low, high = over_prompts(paired)
+    offset = total - float(paired.mean())
+    return Estimate(total, low + offset, high + offset, "bootstrap over prompts")
+
+
+def _combined(total: float, terms: Sequence[tuple[float, Value]]) -> Estimate:
+    if any(value.low is None for _, value in terms):
+        return Estimate(total, None, None, "one seed, no interval")
+    below, above = _reaches(terms)
+    method = "intervals combined" if len(terms) > 1 else "the score's own interval"
+    return Estimate(total, total - below, total + above, method)
+
+
+def _widened(estimate: Estimate, facts: Sequence[tuple[float, Value]]) -> Estimate:
+    """An interval over seeds with those of the facts in the sum added in quadrature."""
+    below, above = _reaches(facts)
+    if below == above == 0:
+        return estimate
+    low = estimate.value - math.hypot(estimate.value - estimate.low, below)
+    high = estimate.value + math.hypot(estimate.high - estimate.value, above)
+    return replace(estimate, low=low, high=high, method=f"{estimate.method} and Monte Carlo")
+
+
+def _reaches(terms: Sequence[tuple[float, Value]]) -> tuple[float, float]:
+    """How far below and above a sum its terms' own intervals reach, in quadrature."""
+    below, above = (
+        math.sqrt(sum(_reach(weight, value, side) ** 2 for weight, value in terms))
+        for side in (-1, 1)
+    )
+    return below, above
+
+
+def _reach(weight: float, value: Value, side: int) -> float:
+    end = value.high if side * weight > 0 else value.low
+    return abs(weight) * abs(end - value.value)
 
 
 class PaperNumbers:
-    """The printed table as `Numbers`: our column names mapped to the paper's, each number exact."""
+    """A printed table as `Numbers`: our columns mapped to the paper's, each number exact."""
 
-    def __init__(self, paper: Mapping, layout: Mapping) -> None:
+    def __init__(self, paper: Mapping, layout: Layout) -> None:
         self.paper, self.layout = paper, layout
 
-    def combine(self, terms: Sequence[Term]) -> Margin | None:
+    def estimate(self, terms: Sequence[Term]) -> Estimate | None:
         """The weighted sum of printed numbers; None for what the paper does not print."""
-        total = 0.0
-        for term in terms:
-            column = self.layout["columns"].get(term.quantity.name, {}).get("paper")
-            printed = self.cell(term.row, column) if column else None
-            if printed is None or term.quantity.stage != 3:
-                return None
-            total += term.weight * printed
-        return exact(total)
+        printed = [self.printed(address) for _, address in terms]
+        if None in printed:
+            return None
+        return exact(sum(w * p for (w, _), p in zip(terms, printed, strict=True)))
 
-    def cell(self, row: Row, column: str) -> float | None:
-        """One printed number; None for a dash or a row that is not printed."""
-        values = self.paper["blocks"].get(row[1], {}).get(row[0])
-        return None if values is None else values[self.paper["order"].index(column)]
+    def printed(self, address: str) -> float | None:
+        """One printed number, by an address as `causal_cd-2/stage3/total`."""
+        cell, run, asked = address.split("/")
+        row, block = cell.rpartition("-")[::2]
+        column = self.paper["columns_of"].get(asked, asked)
+        values = self.paper["blocks"].get(int(block), {}).get(row)
+        known = values and run == self.layout.run and column in self.paper["order"]
+        return values[self.paper["order"].index(column)] if known else None
+
+    def name(self, address: str) -> tuple[str, str]:
+        """The cell's part of the address, and the heading of its column."""
+        cell, _, asked = address.split("/")
+        return cell, quantity(self.layout, asked)

@@ -1,37 +1,59 @@
-"""The words of a table before it is drawn: columns, entries, rows, blocks.
+"""How a sweep's results are shown: what its `table` says, with a default for all of it.
 
-Our table and the paper's are two `Table`s with their own columns; nothing ever merges them. An
-entry without a number says why: "not run", "skipped" by its metric, or a dash where a method has
-no such stage.
+A sweep names a folder of `sweeps/tables/` (`table: ablation`), or holds the keys itself. A folder
+has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `paper.yaml`::
+
+    intro: a sentence under the page's title
+    run: stage3               # which of a cell's runs the table shows; left out: all of them
+    blocks: few_steps         # the label whose values are not compared with each other
+    ranking: false            # no table of the cells: `tables` say all
+    references: [ceiling]     # rows with such a label stand outside the ranking
+    real: ceiling             # the reference whose curves are drawn beside those of the rows
+    names: {init: {causal_cd: causal CD}, few_steps: "{}-step"}   # of labels' values
+    heads: {few_steps: steps}                                     # of labels
+    runs: {after: after Stage 3}                                  # of runs, in claims
+    colours: {causal_cd: "#009e73"}
+    columns: {time: {metric: cost.seconds, heading: ..., ...}}    # beside those of the judge
+    compare: {runs: [stage2, stage3], columns: [total], title: ..., caption: ...}
+    notes: [...]
+    figures, tables: see drawn.py and text_tables.py
+
+Which metrics a scale's judge gives columns and curves is in `sweeps/tables/judges.yaml`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from sweeps.report.intervals import Margin
+from experiments.runs.config import nearest
+from sweeps.plan.graph import FOLDER, Sweep
 
-NOT_RUN, SKIPPED, NONE = "not run", "skipped", "-"
-ELSEWHERE = ("vbench.", "vision_reward.")
-"""Metrics of programs with environments of their own; `experiments results` reads them back."""
+TABLES = FOLDER / "tables"
+FILES = ("claims", "paper")
+SPARE_COLOURS = ("#009e73", "#d55e00", "#3b8fd6", "#c763a5", "#b5890d", "#7a6fd0", "#5f9ea0")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's name, unit, direction; `metric` is "" for costs and for printed numbers."""
+    """A column or curve: name, unit, direction; `metric` is "" for printed numbers."""
 
     id: str
     heading: str
     unit: str
     better: str
-    digits: int
-    ranked: bool
+    digits: int = 3
+    ranked: bool = False
     metric: str = ""
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return -1 if self.better == "lower" else 1
 
     @property
     def title(self) -> str:
@@ -48,59 +70,101 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One number with its interval; `margin` is None when there is none, and `absent` says why."""
+class Layout:
+    """What the module's docstring describes, read; `columns` and `curves` by their ids."""
 
-    margin: Margin | None
-    text: str
-    absent: str = ""
-    rank: str = ""  # "best", "second" or ""
-    like_best: bool = False
+    intro: str = ""
+    run: str = ""
+    blocks: str = ""
+    ranking: bool = True
+    references: Sequence[str] = ()
+    real: str = ""
+    names: Mapping[str, Any] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    colours: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    curves: Mapping[str, Column] = field(default_factory=dict)
+    compare: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    figures: Sequence[Mapping[str, Any]] = ()
+    tables: Sequence[Mapping[str, Any]] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict)
 
+    def name(self, label: str, value: Any) -> str:
+        """What a label's value is called; a value of which nothing is said has its label's name."""
+        said, text = self.names.get(label), label_text(value)
+        if said is None:
+            return f"{label} {text}"
+        return said.format(text) if isinstance(said, str) else said.get(text, text)
 
-@dataclass(frozen=True)
-class TableRow:
-    """A row: which init, how it is called, its entries by column and how many seeds x clips."""
+    def rank_of_reference(self, labels: Mapping[str, Any]) -> int | None:
+        """Where among the references a cell stands; None when it is to be ranked."""
+        found = [self.references.index(v) for v in labels.values() if v in self.references]
+        return min(found, default=None)
 
-    id: str
-    label: str
-    entries: Mapping[str, Entry]
-    n: str = ""
+    def head(self, label: str) -> str:
+        """What a label is called at the head of its column."""
+        return self.heads.get(label, label)
 
-
-@dataclass(frozen=True)
-class Block:
-    """The rows that are compared with each other: one number of sampling steps."""
-
-    steps: int
-    rows: Sequence[TableRow]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its own header; `references` are outside the ranking."""
-
-    heading: str
-    columns: Sequence[Column]
-    blocks: Sequence[Block]
-    references: Sequence[TableRow] = ()
-    caption: str = ""
-    notes: Sequence[str] = field(default_factory=tuple)
-
-
-@lru_cache(maxsize=4)
-def load_yaml(name: str) -> dict:
-    """A YAML file of this folder as a plain dict."""
-    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name(name)))
+    def metric(self, id: str) -> str:
+        """The metric of a column or curve of that id; any other text is a metric already."""
+        found = self.columns.get(id) or self.curves.get(id)
+        return found.metric if found else id
 
 
-def columns(benchmark: bool) -> dict:
-    """columns.yaml; where `benchmark` programs judge, with their columns for the proxies'."""
-    layout = load_yaml("columns.yaml")
-    if not benchmark:
-        return layout
-    found = layout["columns"] | layout["benchmark"]
-    return layout | {"columns": {name: entry for name, entry in found.items() if entry}}
+def load_layout(sweep: Sweep) -> Layout:
+    """How a sweep's results are shown.
+
+    Raises:
+        FileNotFoundError: it names a table that is not there.
+        ValueError: an unknown key (the file and the nearest key are named).
+    """
+    if isinstance(sweep.table, str):
+        folder = TABLES / sweep.table
+        file = folder / "table.yaml"
+        if not file.is_file():
+            known = sorted(path.parent.name for path in TABLES.glob("*/table.yaml"))
+            hint = f"{nearest(sweep.table, known)} (there are: {', '.join(known)})"
+            raise FileNotFoundError(f"sweep {sweep.name}: there is no {file}{hint}")
+        beside = {name: folder / f"{name}.yaml" for name in FILES}
+        said = read_yaml(file) | {n: read_yaml(path) for n, path in beside.items() if path.exists()}
+    else:
+        file, said = f"sweep {sweep.name}, table", sweep.table
+    known = list(Layout.__dataclass_fields__)
+    for key in said:
+        if key not in known:
+            raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
+    return _with_judge(said, judge_of(sweep))
+
+
+def _with_judge(said: Mapping[str, Any], judge: Mapping[str, Any]) -> Layout:
+    columns, curves = (
+        {id: Column(id, **entry) for id, entry in (judge.get(k, {}) | said.get(k, {})).items()}
+        for k in ("columns", "curves")
+    )
+    notes = [*judge.get("notes", []), *said.get("notes", [])]
+    return Layout(**{**said, "columns": columns, "curves": curves, "notes": notes})
+
+
+def judge_of(sweep: Sweep) -> Mapping[str, Any]:
+    """The first entry of judges.yaml whose need a run of a cell has; {} when there is none."""
+    needs = {
+        role for cell in sweep.cells for run in cell.runs.values() for role in run.recipe["needs"]
+    }
+    judges = read_yaml(TABLES / "judges.yaml").values()
+    return next((judge for judge in judges if judge["need"] in needs), {})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a plain dict."""
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def label_text(value: Any) -> str:
+    """A label's value in an address and in files."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def human_bytes(count: float) -> str:
@@ -110,13 +174,3 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count == 0 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def entry(margin: Margin | None, column: Column, absent: str = NOT_RUN) -> Entry:
-    """The entry of a number, as "value ± half of its interval"."""
-    if margin is None:
-        return Entry(None, absent, absent)
-    text = column.text(margin.value)
-    if margin.low is not None and margin.low < margin.high:
-        text += f" ± {column.text((margin.high - margin.low) / 2)}"
-    return Entry(margin, text)

@@ -1,7 +1,8 @@
 """The self-contained HTML page of a sweep: table, claims, frames, figures and provenance.
 
 Everything is inline (styles, SVG figures, PNG strips as data URIs): no script, nothing is fetched,
-so the file can be mailed or archived. The markup is in `page.html`, filled by jinja2.
+so the file can be mailed or archived. The markup is in `page.html`, filled by jinja2; a section of
+which a sweep has nothing is left out.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.report import figures, render
-from sweeps.report.claims import Verdict
+from sweeps.report import render
+from sweeps.report.cost import of_verb
+from sweeps.report.frame import Frame
 from sweeps.report.frames import Clip, data_uri, read_clips, strip_png
-from sweeps.report.intervals import OurNumbers
-from sweeps.report.layout import NOT_RUN, Table
-from sweeps.report.results import Results
+from sweeps.report.intervals import NOT_RUN
+from sweeps.report.table import Row, Table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from sweeps.report.command import Report
 
 PROMPTS = 3
 log = logging.getLogger(__name__)
@@ -37,35 +40,31 @@ class StripRow:
 
 @dataclass(frozen=True)
 class Strips:
-    """The strips of one step count; all rows show the same prompts."""
+    """The strips of one block; all rows show the same prompts."""
 
-    steps: int
+    title: str
     captions: Sequence[str]
     rows: Sequence[StripRow]
 
 
-def page(
-    title: str, numbers: OurNumbers, ours: Table, paper: Table, verdicts: Sequence[Verdict]
-) -> str:
+def page(report: Report) -> str:
     """The page as one HTML text."""
-    inits = list(numbers.layout["rows"])
-    template = environment().get_template("page.html")
-    return template.render(
-        title=title,
-        ours=ours,
-        paper=paper,
-        verdicts=verdicts,
+    from sweeps.report.drawn import drawn
+    from sweeps.report.figures import automatic
+
+    numbers, layout = report.numbers, report.numbers.layout
+    return environment().get_template("page.html").render(
+        report=report,
+        layout=layout,
+        heading=layout.claims.get("heading", ""),
         plural=render.PLURAL,
-        counts={v: sum(x.verdict == v for x in verdicts) for v in render.MARK},
+        counts={m: sum(v.verdict == m for v in report.verdicts) for m in render.MARK},
         mark=render.MARK,
-        strips=strips(numbers.results, numbers.layout["rows"]),
-        colours={init: figures.colour(init, inits) for init in inits},
-        drift=figures.drift(numbers),
-        stages=figures.stages(numbers),
-        cost=figures.cost(numbers),
-        one_seed=len(numbers.results.seeds) == 1,
-        provenance=numbers.results.provenance,
-    )
+        strips=strips(numbers.frame, report.ours),
+        figures=automatic(numbers, report.ours),
+        drawn=drawn(numbers),
+        one_seed=len(numbers.frame.seeds) == 1,
+    )  # fmt: skip
 
 
 def environment() -> Environment:
@@ -79,45 +78,53 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"margin": render.margin_text, "tally": render.tally, "badge": render.badge}
+    words = (render.margin_text, render.tally, render.badge, render.anchor)
+    found.filters |= dict(zip(("margin", "tally", "badge", "anchor"), words, strict=True))
     return found
 
 
-def strips(results: Results, rows: dict[str, str]) -> list[Strips]:
-    """Frames of every cell of the first seed with samples, the same prompts in all, real on top."""
-    keys, real = _prompts(results)
-    if not keys:
+def strips(frame: Frame, table: Table | None) -> list[Strips]:
+    """Frames of every row of the first seed with samples, the same prompts in all, real on top."""
+    if table is None:
         return []
+    samples = {row.address: _samples(frame, row) for row in table.rows}
+    first = next((found for f in samples.values() if f and (found := _clips(f))), {})
+    if not first:
+        return []
+    keys = list(first)
+    real = next(filter(None, (_clips(folder, keys) for folder in _real(frame, table))), {})
     found = []
-    for steps in results.steps:
+    for block in table.blocks:
         shown = [StripRow("real", _pictures(real, keys))] if real else []
         captions = {key: clip.caption for key, clip in real.items()}
-        for init, label in rows.items():
-            folders = [c.stage3.samples for c in results.of(init, steps) if c.stage3]
-            clips = _clips(next(iter(folders), None), keys)
+        for row in block.rows:
+            folder = samples[row.address]
+            clips = _clips(folder, keys) if folder else {}
             captions = {key: clip.caption for key, clip in clips.items()} | captions
-            absent = "" if clips else NOT_RUN
-            shown.append(StripRow(label, _pictures(clips, keys), absent))
-        found.append(Strips(steps, [captions.get(key, "") for key in keys], shown))
+            shown.append(StripRow(row.name, _pictures(clips, keys), "" if clips else NOT_RUN))
+        found.append(Strips(block.title, [captions.get(key, "") for key in keys], shown))
     return found
 
 
-def _prompts(results: Results) -> tuple[list[str], dict[str, Clip]]:
-    """Keys of the prompts to show, from the first cell that has clips, and real clips for them."""
-    for cell in results.cells.values():
-        folder = cell.stage3.samples if cell.stage3 else None
-        if folder and (first := read_clips(folder, PROMPTS)):
-            found = (_clips(real, list(first)) for real in results.real)
-            return list(first), next(filter(None, found), {})
-    return [], {}
+def _samples(frame: Frame, row: Row) -> Path | None:
+    runs = frame.places[row.address].done
+    return next((run.samples for run in runs if run.samples), None)
 
 
-def _clips(folder: Path | None, keys: Sequence[str]) -> dict[str, Clip]:
-    if folder is None:
-        return {}
+def _real(frame: Frame, table: Table) -> list[Path]:
+    """Where held-out real clips may lie: what a row is scored against or prompted from."""
+    for row in table.rows:
+        score = next(iter(frame.places[row.address].planned.values()))
+        curated = [n for run in [score, *of_verb(score, "sample")] for n in of_verb(run, "curate")]
+        if curated:
+            return list(dict.fromkeys(frame.runs_dir / run.name for run in curated))
+    return []
+
+
+def _clips(folder: Path, keys: Sequence[str] = ()) -> dict[str, Clip]:
     try:
-        return read_clips(folder, len(keys), set(keys))
-    except ValueError as error:  # a broken picture must not hide the numbers
+        return read_clips(folder, PROMPTS, keys)
+    except (ValueError, OSError) as error:  # a broken picture must not hide the numbers
         log.warning("no frames: %s", error)
         return {}
 

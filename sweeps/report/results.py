@@ -1,24 +1,18 @@
-"""What the runs of a sweep measured, read from their folders into plain values.
+"""What a score run measured, read from its folder into plain values.
 
-The table, the claims and the page know nothing of run folders: all they show comes from `Results`.
 A value that was not measured is absent (None), never zero. Only finished runs are read.
-
-A cell is one entry of the table: (init, few_steps, seed). `stage3` are its scores, `stage2` the
-scores of the network that Stage 3 started from, sampled with the same number of steps.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-
-Key = tuple[str, int, int]  # init, few_steps, seed
 
 
 @dataclass(frozen=True)
@@ -54,57 +48,6 @@ class ScoreRun:
             return {}
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What Stage 2 of a cell cost: device-seconds (pairs included), stored bytes, steps."""
-
-    seconds: float | None
-    storage: int | None
-    steps: int | None
-    pairs_seconds: float = 0.0
-    device: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the table as far as it has been run; `state` is the runner's word."""
-
-    init: str
-    few_steps: int
-    seed: int
-    state: str = "not run"
-    stage3: ScoreRun | None = None
-    stage2: ScoreRun | None = None
-    cost: Cost | None = None
-
-
-@dataclass(frozen=True)
-class Results:
-    """All cells of a sweep, provenance, and reference rows by init: a score run for each seed that
-    has one of its own, none while not run.
-    """
-
-    cells: Mapping[Key, Cell]
-    references: Mapping[str, Sequence[ScoreRun]] = field(default_factory=dict)
-    real: Sequence[Path] = ()  # folders that may hold the real clips of the prompts
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> list[int]:
-        """Every seed with a cell, sorted."""
-        return sorted({seed for _, _, seed in self.cells})
-
-    @property
-    def steps(self) -> list[int]:
-        """Every step count with a cell, sorted."""
-        return sorted({steps for _, steps, _ in self.cells})
-
-    def of(self, init: str, few_steps: int) -> list[Cell]:
-        """The cells of one row of one block, one per seed, in the order of the seeds."""
-        found = (self.cells.get((init, few_steps, seed)) for seed in self.seeds)
-        return [cell for cell in found if cell is not None]
 
 
 def read_json(path: Path) -> dict:

@@ -1,82 +1,286 @@
-"""`python -m sweeps table`: the table of a sweep from whatever has been run so far.
+"""The table of a sweep and the printed one beside it.
 
-Prints our table, the paper's as a block of its own and the answered claims: drawn on a terminal,
-Markdown when the output is a file or a pipe. Writes the same as table.md, our numbers as table.csv
-and everything with pictures as one self-contained index.html.
+Our table and the paper's are two `Table`s with their own columns; nothing ever merges them. An
+entry without a number says why: "not run", "skipped" by its metric, or a dash where a method has
+no such stage.
+
+A row is a combination of the labels that differ between cells, but for the seed and the label
+whose values make blocks. Best and second best are by value, within a block and a column; another
+entry is marked as like the best when the interval of its paired difference to the best contains
+zero. References (teachers, ceiling, floors) stand outside the ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
 
-from datamodules.atomic import write_text
-from sweeps.report import render
-from sweeps.report.assemble import our_table, paper_table
-from sweeps.report.claims import Verdict, judge, load_claims
-from sweeps.report.intervals import OurNumbers
-from sweeps.report.layout import Table, columns
-from sweeps.report.results import Results
+from sweeps.report import cost
+from sweeps.report.frame import Place
+from sweeps.report.intervals import (
+    NOT_RUN,
+    Estimate,
+    FrameNumbers,
+    Numbers,
+    PaperNumbers,
+    shown,
+)
+from sweeps.report.layout import SPARE_COLOURS, Column, Layout, label_text
+from sweeps.report.results import ScoreRun
+
+SKIPPED, NONE = "skipped", "-"
+ELSEWHERE = ("vbench.", "vision_reward.")
+"""Metrics of programs with environments of their own; `experiments results` reads them back."""
 
 
-def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | None = None) -> None:
-    """Print the table and write it below `out` (default: runs_dir/tables/<sweep>-<scale>).
+@dataclass(frozen=True)
+class Entry:
+    """One number with its interval; `margin` is None when there is none, and `absent` says why."""
+
+    margin: Estimate | None
+    text: str
+    absent: str = ""
+    rank: str = ""  # "best", "second" or ""
+    like_best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its cell's labels, the address of its run, how it is called, its entries by column."""
+
+    labels: Mapping[str, Any]
+    address: str
+    id: str
+    name: str
+    colour: str
+    entries: dict[str, Entry]
+    n: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows that are compared with each other; `title` is "" when there is one block only."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its own header; `references` are outside the ranking."""
+
+    heading: str
+    columns: Sequence[Column]
+    blocks: Sequence[Block]
+    references: Sequence[Row] = ()
+    caption: str = ""
+    notes: Sequence[str] = field(default_factory=tuple)
+    labels: Sequence[str] = ()  # of all cells, in the order of the axes
+    heads: tuple[str, str] = ("", "")  # of the blocks' titles and of the rows' names
+
+    @property
+    def rows(self) -> list[Row]:
+        """All ranked rows."""
+        return [row for block in self.blocks for row in block.rows]
+
+
+def our_table(numbers: FrameNumbers) -> Table | None:
+    """Our table from what has been run; None where the layout wants none.
 
     Raises:
-        FileNotFoundError: no such sweep or scale.
-        ValueError: a result file cannot be read (it is named).
+        ValueError: a column would mix exact and proxy values, or calibrations, or ranks against its
+            metric.
     """
-    from sweeps.plan.graph import load_sweep
-    from sweeps.report.collect import collect
+    layout, frame = numbers.layout, numbers.frame
+    if not layout.ranking:
+        return None
+    columns = list(layout.columns.values())
+    _check_columns(frame.places.values(), columns)
+    places = [place for place in frame.places.values() if layout.run in ("", place.name)]
+    reference = {place.address: layout.rank_of_reference(place.labels) for place in places}
+    ranked = [place for place in places if reference[place.address] is None]
+    outside = [place for place in places if reference[place.address] is not None]
+    outside.sort(key=lambda place: reference[place.address])
+    told = _telling(ranked, layout)
+    blocks: dict[Any, list[Row]] = {}
+    spare = (SPARE_COLOURS[number % len(SPARE_COLOURS)] for number in count())
+    colours = dict(layout.colours)
+    for place in _in_order(ranked, told, numbers):
+        row = _row(place, told, numbers)
+        colour = colours.setdefault(row.id, next(spare))
+        members = blocks.setdefault(place.labels.get(layout.blocks), [])
+        members.append(replace(row, colour=colour))
+    shown = [
+        _ranked(_title(layout, at), blocks[at], columns, numbers)
+        for at in sorted(blocks, key=_by_size)
+    ]
+    head = layout.head(layout.blocks) if layout.blocks else ""
+    return Table(
+        f"Ours, {frame.sweep.scale} scale",
+        columns,
+        shown,
+        [_row(place, told, numbers) for place in outside],
+        _caption(ranked, frame.seeds),
+        layout.notes,
+        frame.labels,
+        (head, ", ".join(map(layout.head, told))),
+    )
 
-    planned = load_sweep(sweep, scale, seeds)
-    results = collect(planned, runs_dir)
-    folder = out or runs_dir / "tables" / f"{planned.name}-{scale}"
-    judged = any("benchmark" in run.recipe["needs"] for run in planned.runs.values())
-    title = planned.title or planned.name
-    show(write(results, scale, title, folder, columns(judged)), folder)
+
+def _by_size(at: Any) -> tuple[bool, Any]:
+    """Of a block's value: numbers by size, cells without the label last."""
+    return at is None, at if isinstance(at, int | float) else label_text(at)
 
 
-def write(
-    results: Results, scale: str, title: str, folder: Path, layout: Mapping | None = None
-) -> tuple[Table, Table, Sequence[Verdict]]:
-    """Write table.md, table.csv and index.html into `folder`; returns what they show.
+def _title(layout: Layout, at: Any) -> str:
+    return layout.name(layout.blocks, at) if layout.blocks and at is not None else ""
 
-    Args:
-        layout: of `columns`; None: the proxies'.
+
+def _telling(places: Sequence[Place], layout: Layout) -> list[str]:
+    """The labels that tell rows apart; of a single row all but the block's."""
+    values: dict[str, set[str]] = {}
+    for place in places:
+        for label, value in place.tags(layout.run).items():
+            values.setdefault(label, set()).add(label_text(value))
+    values.pop(layout.blocks, None)
+    return [label for label, found in values.items() if len(found) > 1] or list(values)
+
+
+def _in_order(places: Iterable[Place], told: Sequence[str], numbers: FrameNumbers) -> list[Place]:
+    """As the layout's names have them, then as the axes do."""
+    order = {label: numbers.frame.label_values(label) for label in numbers.frame.labels}
+
+    def key(place: Place) -> list[int]:
+        return [
+            order[label].index(place.labels[label]) if label in place.labels else -1
+            for label in told
+            if label in order
+        ]
+
+    return sorted(places, key=key)
+
+
+def _row(place: Place, told: Sequence[str], numbers: FrameNumbers) -> Row:
+    layout = numbers.layout
+    outside = layout.rank_of_reference(place.labels) is not None
+    tags = place.tags(layout.run)
+    tags = {label: tags[label] for label in told if label in tags} or tags
+    started = any(cost.of_run(run, numbers.frame.runs_dir) for run in place.planned.values())
+    entries = {}
+    for column in layout.columns.values():
+        address = f"{place.address}/{column.id}"
+        margin = numbers.reference(address) if outside else numbers.estimate([(1.0, address)])
+        absent = SKIPPED if place.done and not column.metric.startswith(ELSEWHERE) else NOT_RUN
+        if column.metric.startswith(cost.PREFIX):
+            absent = NONE if started or outside else NOT_RUN
+            margin = None if outside else margin
+        entries[column.id] = _entry(margin, column, absent)
+    id = "-".join(map(label_text, tags.values()))
+    name = ", ".join(layout.name(label, value) for label, value in tags.items())
+    name = id if len(tags) == 1 and not set(tags) <= set(layout.names) else name
+    return Row(place.labels, place.address, id, name, "", entries, _runs_by_clips(place.done))
+
+
+def _ranked(title: str, rows: list[Row], columns: Sequence[Column], numbers: Numbers) -> Block:
+    for column in columns:
+        if column.ranked:
+            _rank(rows, column, numbers)
+    return Block(title, rows)
+
+
+def _rank(rows: Sequence[Row], column: Column, numbers: Numbers) -> None:
+    """Mark best, second and like-the-best of one column, in place of its entries."""
+    margins = {row.address: row.entries[column.id].margin for row in rows}
+    found = {address: column.sign * m.value for address, m in margins.items() if m}
+    if len(found) < 2:
+        return
+    levels = sorted(set(found.values()), reverse=True)
+    best = next(address for address, value in found.items() if value == levels[0])
+    for row in rows:
+        if row.address not in found:
+            continue
+        level = levels.index(found[row.address])
+        old, like = row.entries[column.id], False
+        if level and old.margin.method != "exact":
+            terms = [(1.0, f"{best}/{column.id}"), (-1.0, f"{row.address}/{column.id}")]
+            gap = numbers.estimate(terms)
+            like = bool(gap and gap.low is not None and gap.low <= 0 <= gap.high)
+        rank = ("best", "second", "")[min(level, 2)]
+        row.entries[column.id] = replace(old, rank=rank, like_best=like)
+
+
+def _entry(margin: Estimate | None, column: Column, absent: str) -> Entry:
+    return Entry(margin, shown(margin, column, absent), "" if margin else absent)
+
+
+def _runs_by_clips(runs: Sequence[ScoreRun]) -> str:
+    clips = {score.n for run in runs for score in run.scores.values()}
+    return f"{len(runs)} × {max(clips)}" if clips else NONE
+
+
+def _check_columns(places: Iterable[Place], columns: Sequence[Column]) -> None:
+    runs = {run.folder: run for place in places for run in place.done}.values()
+    by = {s.calibration: run for run in runs for s in run.scores.values() if s.calibration}
+    if len(by) > 1:
+        folders = ", ".join(f"{run.folder.name} ({hash})" for hash, run in by.items())
+        raise ValueError(
+            f"the score runs were made with different calibrations: {folders}; delete the run "
+            "folders of those that are not the scale's calibration and run the sweep again"
+        )
+    for column in columns:
+        found = [run.scores[column.metric] for run in runs if column.metric in run.scores]
+        if len({score.kind for score in found}) > 1:
+            kinds = ", ".join(sorted({score.kind for score in found}))
+            raise ValueError(
+                f"column {column.heading}: the score runs disagree on the kind of {column.metric} "
+                f"({kinds}); score all cells with one version"
+            )
+        says = {score.higher_is_better for score in found} - {None, column.better == "higher"}
+        if says:
+            raise ValueError(
+                f"judges.yaml: {column.id} is better {column.better}, but its records of "
+                f"{column.metric} say higher_is_better: {says.pop()}"
+            )
+
+
+def _caption(places: Sequence[Place], seeds: Sequence[int]) -> str:
+    runs = [run for place in places for run in place.scored.values()]
+    told = ", ".join(map(str, sorted(seeds)))
+    how = (
+        f"mean over seeds {told} ± half of Student's 95% interval over seeds"
+        if len(seeds) > 1
+        else f"seed {told}, ± half of the score's 95% interval over prompts: it says nothing of "
+        "how much another training would differ"
+    )
+    return (
+        f"{sum(run is not None for run in runs)} of {len(runs)} cells. Values: {how}. n: score runs"
+        " × clips. Bold: best; underlined: second best, by value, within a block. ≈: not"
+        " distinguishable from the best (the 95% interval of the paired difference contains 0)."
+    )
+
+
+def paper_table(layout: Layout) -> Table | None:
+    """The table of `paper.yaml` as printed; best and second are computed from the printed numbers.
+
+    None where a sweep stands beside no paper's table.
     """
-    from sweeps.report.page import page
-
-    layout = layout or columns(benchmark=False)
-    numbers = OurNumbers(results, layout)
-    ours, paper = our_table(results, scale, layout), paper_table()
-    verdicts = judge(load_claims(), numbers)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", markdown(title, ours, paper, verdicts))
-    write_text(folder / "table.csv", render.csv_text(ours))
-    write_text(folder / "index.html", page(title, numbers, ours, paper, verdicts))
-    return ours, paper, verdicts
-
-
-def markdown(title: str, ours: Table, paper: Table, verdicts: Sequence[Verdict]) -> str:
-    """Our table, the paper's and the claims as one Markdown text."""
-    parts = [render.markdown_table(ours), render.markdown_table(paper)]
-    return "\n".join([f"## {title}", "", *parts, render.markdown_claims(verdicts)])
-
-
-def show(shown: tuple[Table, Table, Sequence[Verdict]], folder: Path) -> None:
-    """Print to the terminal, or as Markdown where there is none."""
-    from rich.console import Console
-
-    ours, paper, verdicts = shown
-    console = Console()
-    if console.is_terminal:
-        for shown_table in (ours, paper):
-            console.print(*render.rich_tables(shown_table, console.width))
-            console.print(shown_table.caption, style="dim")
-        console.print(render.rich_claims(verdicts))
-        for note in ours.notes:
-            console.print(f"- {note}", style="dim", highlight=False)
-    else:
-        console.file.write(markdown("Table", ours, paper, verdicts))
-    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True)
+    paper = layout.paper
+    if not paper:
+        return None
+    columns = [Column(name, **said) for name, said in paper["columns"].items()]
+    numbers = PaperNumbers(paper, layout)
+    blocks = []
+    for at, printed in paper["blocks"].items():
+        rows = []
+        for id in printed:
+            address = f"{id}-{at}/{layout.run}"
+            margins = {c: numbers.estimate([(1.0, f"{address}/{c.id}")]) for c in columns}
+            entries = {c.id: _entry(margin, c, NONE) for c, margin in margins.items()}
+            name = layout.name(paper["rows"], id)
+            rows.append(Row({paper["rows"]: id}, address, id, name, "", entries))
+        blocks.append(_ranked(_title(layout, at), rows, columns, numbers))
+    caption = f"{paper['source']['table']} of arXiv {paper['source']['arxiv']}, as printed."
+    heads = layout.head(layout.blocks), layout.head(paper["rows"])
+    return Table(paper["header"], columns, blocks, (), caption, paper["notes"], (), heads)

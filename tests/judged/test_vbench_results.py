@@ -13,7 +13,7 @@ from datamodules.shards.reader import ShardWriter, open_shards
 from experiments.worlds.wan import vbench
 from experiments.worlds.wan.benchmarks import DIMENSIONS, composites, normalised
 from experiments.worlds.wan.vbench_results import Video, read_manifest
-from sweeps.report import table
+from sweeps.report import command
 
 
 def test_the_manifest_is_the_one_that_is_laid_out(tmp_path):
@@ -114,10 +114,10 @@ def test_five_of_six_samples_and_the_static_filter(sweep, tmp_path):
 
 
 def test_the_table_shows_them(run, sweep, capsys):
-    table.main("ablation", "wan1.3b", [0], run.parent)
+    command.main("ablation", "wan1.3b", [0], run.parent)
     assert "VBench Total" in capsys.readouterr().out
     assert add(run) == 0
-    table.main("ablation", "wan1.3b", [0], run.parent)
+    command.main("ablation", "wan1.3b", [0], run.parent)
     ours = capsys.readouterr().out.partition("paper, Wan2.1")[0]
     two = ours.partition("| 2-step |")[2].partition("| 4-step |")[0]
     (row,) = [line for line in two.splitlines() if "| causal CD |" in line]

@@ -8,7 +8,7 @@ from vbench_files import ACTIONS, add, judge, score_run, scores
 
 from experiments.runs.recipe import resolve
 from experiments.worlds.wan.benchmarks import WEIGHTS, reward
-from sweeps.report import table
+from sweeps.report import command
 
 
 def answers(run, yes=0.8, **changes):
@@ -61,7 +61,7 @@ def test_dynamic_degree_and_vision_reward_are_of_the_motion_prompts(run, motion,
     first = (run / "scores.jsonl").read_bytes()
     assert add(run) == 0
     assert (run / "scores.jsonl").read_bytes() == first, "what another run gave stays"
-    table.main("ablation", "wan1.3b", [0], run.parent)
+    command.main("ablation", "wan1.3b", [0], run.parent)
     ours = capsys.readouterr().out.partition("paper, Wan2.1")[0]
     (row,) = [line for line in ours.splitlines() if "| causal CD |" in line and "±" in line]
     assert "| 64 ± " in row and f"{100 * mean:.3f} ± " in row
