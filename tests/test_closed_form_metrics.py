@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+import published_bugs
 import pytest
 import torch
 from torch import nn
@@ -252,28 +253,31 @@ def test_own_clean_content_leaks_the_target():
     assert strict.value > 0.3 and strict.extra["to_target"] > 0.1
 
 
-def test_bugs_have_a_size_where_they_bite_and_none_where_they_cannot():
+def test_published_bugs_have_a_size_where_they_bite_and_none_where_they_cannot():
     view = beside(SWITCHING)
-    sizes = {name: found(f"law.bug.{name}", view) for name in (
-        "bf16_time", "mixed_shift", "noisy_commit", "undone_context_noise", "no_terminal_pair"
-    )}  # fmt: skip
-    assert sizes["bf16_time"].curves["by_time"][0] == 0, "1000 is a bf16 number"
-    assert 1e-4 < sizes["bf16_time"].value < sizes["mixed_shift"].value
-    assert 0 < sizes["noisy_commit"].value < sizes["undone_context_noise"].value
-    loose = sizes["no_terminal_pair"]
-    assert loose.extra["loss"] < 1e-10 and loose.value > 1.5 * loose.extra["anchored"]
-    guided = found("law.bug.guidance_3_as_4", view)
+    told, mixed = published_bugs.bf16_time(view), published_bugs.mixed_shift(view)
+    assert told.curves["by_time"][0] == 0, "1000 is a bf16 number"
+    assert 1e-4 < told.value < mixed.value
+    assert 1e-4 < published_bugs.nearest_sigma(view).value < mixed.value
+    declared = published_bugs.undone_context_noise(view).value
+    assert 0 < published_bugs.noisy_commit(view).value < declared
+    guided = published_bugs.guidance(view)
     away = [guided.extra[f"to_component_at_{scale}"] for scale in (1, 3, 4)]
     assert away[0] < away[1] < away[2] and guided.value > 0.01
     with pytest.raises(NotApplicable):
-        found("law.bug.guidance_3_as_4", beside(GAUSSIAN))
-    step = found("law.bug.bf16_step", view)
+        published_bugs.guidance(beside(GAUSSIAN))
+    step = published_bugs.bf16_step(view)
     assert step.extra["off_by_a_tenth"] == 23, "of the 48 steps, counted by hand"
+
+
+def test_without_the_pair_that_reaches_data_cd_rests_at_another_map():
+    loose = found("law.bug.no_terminal_pair", beside(SWITCHING))
+    assert loose.extra["loss"] < 1e-10 and loose.value > 1.5 * loose.extra["anchored"]
 
 
 def test_all_is_what_the_needs_allow_and_a_missing_need_is_named():
     law = {metric.id for metric in selected("all", ["law_alone"])}
-    assert {"law.injectivity.causal", "law.bug.bf16_time"} <= law and "law.energy" not in law
+    assert {"law.injectivity.causal", "law.bug.no_terminal_pair"} <= law and "law.energy" not in law
     judged = {metric.id for metric in selected("all", ["law", "samples"])}
     assert "law.energy" in judged and not judged & law, "facts are measured once, not with each row"
     assert all(m.kind == "exact" for m in METRICS.values() if m.id.startswith("law."))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from experiments.metrics.registry import Measurement, NotApplicable
 from experiments.metrics.statistics import bootstrap_interval
-from experiments.worlds.closed_form.context import Clips, View, of_law
+from experiments.worlds.closed_form.context import Clips, View, of_law, root_mean_square
 from lightning_modules.diffusion import visibility
-from lightning_modules.diffusion.flow import add_noise, time_grid, to_x0, velocity
+from lightning_modules.diffusion.flow import add_noise, euler, time_grid, to_x0, velocity
 from lightning_modules.diffusion.rollout import solve
 
 PASTS = 512  # for which something is redrawn
@@ -177,6 +177,40 @@ def _loss(view: View, visible: Tensor) -> Measurement:
         bootstrap_interval(per_clip, view.seed),
         extra={"to_target": float(torch.stack(gaps).mean().sqrt())},
         curves={"times": times.tolist(), "by_time": np.mean(losses, axis=1).tolist()},
+    )
+
+
+@of_law("law.bug.no_terminal_pair", "CD without the pair that reaches 0", higher_is_better=False)
+def no_terminal_pair(view: View) -> Measurement:
+    """RMSE of a fixed point of CD's loss that no pair ties to data.
+
+    The fixed points are the chain of teacher steps down to the last grid point but one, and there
+    *any* map. Shown is the map of a network that is still 0 (the frame stays as noisy as it is);
+    `anchored` is the RMSE with the last pair, which leaves Euler's error alone. `loss` is CD's loss
+    of the shown map over three of the pairs that are there: it is at rest.
+    """
+    clips = view.draw(CLIPS, "terminal")
+    noise = view.noise(clips.latents, "terminal/noise")
+    exact = view.flow_map(noise, torch.ones(noise.shape[:2]), clips)
+    v = view.beside_past(view.network, clips)
+    loose, last = solve(v, noise, view.grid[:-1])[0], view.grid[-2].expand(noise.shape[:2])
+    anchored = to_x0(loose, v(loose, last), last)
+    pairs = []
+    for index in (0, view.intervals // 2, view.intervals - 2):
+        t, t_next = (view.grid[i].expand(noise.shape[:2]) for i in (index, index + 1))
+        x_t = add_noise(clips.latents, noise, t)
+        ahead = euler(v, x_t, t, t_next)
+        here, there = (
+            solve(v, x, view.grid[start:-1])[0] for x, start in ((x_t, index), (ahead, index + 1))
+        )
+        pairs.append(root_mean_square(here - there) ** 2)
+    return Measurement(
+        root_mean_square(loose.flatten(2) - exact),
+        CLIPS,
+        extra={
+            "anchored": root_mean_square(anchored.flatten(2) - exact),
+            "loss": float(np.mean(pairs)),
+        },
     )
 
 

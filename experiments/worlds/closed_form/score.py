@@ -21,7 +21,6 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.closed_form import (  # noqa: F401  they register the metrics
     branches,
-    bugs,
     facts,
     history,
     samples,

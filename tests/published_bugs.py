@@ -1,11 +1,10 @@
 """The size of published bugs where the right answer is known.
 
-Each is switched on where it lives, in a call of the exact network or of the exact flow map, with
-the published numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Exceptions are
-`no_terminal_pair`, which lives on the grid that the world's students are trained on, `guidance`,
+Each is switched on in a call of the exact network or of the exact flow map, with the published
+numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Exceptions are `guidance`,
 whose 48 intervals have the world's shift, and `mixed_shift`, about four stored states. Sizes are
 RMSE of a frame, to be read beside the law's own noise, but for guidance, which moves a
-distribution.
+distribution. (CD without its last pair is a fact of the objective: `worlds/closed_form/facts.py`.)
 """
 
 import numpy as np
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from experiments.metrics.registry import Measurement, NotApplicable
 from experiments.metrics.statistics import resample_weights, spread_interval
-from experiments.worlds.closed_form.context import Clips, View, of_law, root_mean_square
+from experiments.worlds.closed_form.context import Clips, View, root_mean_square
 from experiments.worlds.closed_form.distances import energy_distance
 from experiments.worlds.closed_form.facts import CLIPS
-from lightning_modules.diffusion.flow import add_noise, euler, time_grid, to_x0
-from lightning_modules.diffusion.rollout import Past, Solve, solve
+from lightning_modules.diffusion.flow import add_noise, euler, time_grid
+from lightning_modules.diffusion.rollout import Past, Solve
 
 INTERVALS, SHIFT, TABLE = 48, 5.0, 1000
 OTHER_SHIFT = 8.0  # of Self Forcing's script for trajectories, read with shift 5
@@ -63,16 +62,12 @@ def _told(view: View, true: Tensor, told: Tensor) -> Measurement:
     )
 
 
-@of_law(
-    "law.bug.bf16_time", "times in bf16: the network is told the wrong time", higher_is_better=False
-)
 def bf16_time(view: View) -> Measurement:
     """Frames of the 48-interval grid, times rounded to bf16 (998.39 is read as 1000)."""
     times = _grid()[:-1]
     return _told(view, times, _bf16(times))
 
 
-@of_law("law.bug.bf16_step", "times in bf16: steps of the wrong length", higher_is_better=False)
 def bf16_step(view: View) -> Measurement:
     """One Euler step of CD from the right x_t, its length the difference of two rounded times:
     RMSE of x_t' over the RMSE length of the step.
@@ -102,66 +97,27 @@ def bf16_step(view: View) -> Measurement:
     )
 
 
-@of_law("law.bug.nearest_sigma", "noise level looked up in a table", higher_is_better=False)
 def nearest_sigma(view: View) -> Measurement:
     """Frames noised to the table's nearest level, told the time that was asked for."""
     times = _grid()[:-1]
     return _told(view, _nearest(times), times)
 
 
-@of_law("law.bug.mixed_shift", "states of shift 8 labelled with shift 5", higher_is_better=False)
 def mixed_shift(view: View) -> Measurement:
     """The four stored states of a trajectory of shift 8, told the times of shift 5."""
     return _told(view, *(time_grid(4, by)[:-1].float() for by in (OTHER_SHIFT, SHIFT)))
 
 
-@of_law("law.bug.noisy_commit", "t = 0 is noised by the table's last level", higher_is_better=False)
 def noisy_commit(view: View) -> Measurement:
     """The next frame beside a past committed with noise 0.005 and declared clean."""
     return _beside(view, added=ACCIDENT, declared=0.0)
 
 
-@of_law("law.bug.undone_context_noise", "context noise declared, not added", higher_is_better=False)
 def undone_context_noise(view: View) -> Measurement:
     """The next frame beside a clean past declared to be at 0.1."""
     return _beside(view, added=0.0, declared=CONTEXT)
 
 
-@of_law("law.bug.no_terminal_pair", "CD without the pair that reaches 0", higher_is_better=False)
-def no_terminal_pair(view: View) -> Measurement:
-    """RMSE of a fixed point of CD's loss that no pair ties to data.
-
-    The fixed points are the chain of teacher steps down to the last grid point but one, and there
-    *any* map. Shown is the map of a network that is still 0 (the frame stays as noisy as it is);
-    `anchored` is the RMSE with the last pair, which leaves Euler's error alone. `loss` is CD's loss
-    of the shown map over three of the pairs that are there: it is at rest.
-    """
-    clips = view.draw(CLIPS, "terminal")
-    noise = view.noise(clips.latents, "terminal/noise")
-    exact = view.flow_map(noise, torch.ones(noise.shape[:2]), clips)
-    v = view.beside_past(view.network, clips)
-    loose, last = solve(v, noise, view.grid[:-1])[0], view.grid[-2].expand(noise.shape[:2])
-    anchored = to_x0(loose, v(loose, last), last)
-    pairs = []
-    for index in (0, view.intervals // 2, view.intervals - 2):
-        t, t_next = (view.grid[i].expand(noise.shape[:2]) for i in (index, index + 1))
-        x_t = add_noise(clips.latents, noise, t)
-        ahead = euler(v, x_t, t, t_next)
-        here, there = (
-            solve(v, x, view.grid[start:-1])[0] for x, start in ((x_t, index), (ahead, index + 1))
-        )
-        pairs.append(root_mean_square(here - there) ** 2)
-    return Measurement(
-        root_mean_square(loose.flatten(2) - exact),
-        CLIPS,
-        extra={
-            "anchored": root_mean_square(anchored.flatten(2) - exact),
-            "loss": float(np.mean(pairs)),
-        },
-    )
-
-
-@of_law("law.bug.guidance_3_as_4", "guidance 3 read as 4", higher_is_better=False)
 def guidance(view: View) -> Measurement:
     """Energy distance between first frames guided by 4 and by 3 towards the first component.
 
