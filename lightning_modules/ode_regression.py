@@ -11,7 +11,7 @@ from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.training.stage import Stage
 
 
-class ODERegression(Stage):
+class _ODERegression(Stage):
     """``min E ||G_theta(x_{t_j}, t_j, c) - x_end||^2`` over the stored states of a teacher's ODE.
 
     Batches have ``trajectory`` ``[B, S + 1, F, C, H, W]``: S noisy states and the ODE's endpoint.
@@ -39,7 +39,7 @@ class ODERegression(Stage):
         return loss
 
 
-class CausalODE(ODERegression):
+class CausalODE(_ODERegression):
     """Causal ODE (Causal Forcing): the AR teacher's ODE, conditioned on clean context.
 
     All frames share ``t_j``. The context is the *real* clip ``latents`` on which the trajectory was
@@ -58,7 +58,7 @@ class CausalODE(ODERegression):
         return self.learn(x_t, v, t, trajectory[:, -1])
 
 
-class SelfForcingODE(ODERegression):
+class SelfForcingODE(_ODERegression):
     """The ODE initialisation of CausVid and Self Forcing: a *bidirectional* teacher's ODE.
 
     Noise levels are independent per block, and the context is noisy (diffusion forcing). The

@@ -14,7 +14,7 @@ SETTINGS = {
 
 @cache
 def asked(stage: str, blocks=1, frames: int = 21, **settings):
-    """Of a stage of ``STAGES``, with the settings that it takes."""
+    """Of a stage, with the settings that it takes."""
     from experiments.launch.stages import stage_class
     from experiments.runs.signature import parameters_of
 

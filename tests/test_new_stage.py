@@ -10,7 +10,7 @@ from experiments.bench.random_models import Subject
 from experiments.bench.train import step_work
 from experiments.launch.memory.count import FULL, SAVED, SAVED_TEXT, Load, of_fit
 from experiments.launch.stages import stage_class
-from lightning_modules import STAGES
+from lightning_modules import stages
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.losses import regression
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
@@ -72,14 +72,8 @@ class RolledOut(Stage):
         return forcing.bidirectional(self.teacher, x, x.new_zeros(x.shape[:2]), text).mean()
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    for kind in (TeacherForced, RolledOut):
-        monkeypatch.setitem(STAGES, kind.__name__, __name__)
-
-
 VIDEO = [
-    name for name in STAGES
+    name for name in stages()
     if issubclass(stage_class({"stage": {"class": name}}), Stage) and name != "ARDiffusion"
 ]  # fmt: skip
 
@@ -89,7 +83,7 @@ def test_what_trains_nothing_says_so():
         asked("ARDiffusion")
 
 
-@pytest.mark.parametrize("name", [*VIDEO, "TeacherForced", "RolledOut"])
+@pytest.mark.parametrize("name", [*VIDEO, f"{__name__}.TeacherForced", f"{__name__}.RolledOut"])
 def test_every_stage_is_counted(name):
     """Through memory and bench; what learns in a step has gradient in every case of it."""
     run = asked(name, frames=FRAMES, few_steps=2)
@@ -145,10 +139,10 @@ def keys_and_values(frames, text=0):
 
 def test_a_new_teacher_forced_stage():
     """Six frames a call: clean ones see 1 + 2 + 3, noisy ones their pasts 0 + 1 + 2 and selves."""
-    run = asked("TeacherForced", frames=FRAMES, few_steps=2)
+    run = asked(f"{__name__}.TeacherForced", frames=FRAMES, few_steps=2)
     one = forward(6, 6 + 6)
     assert work(run).operations == pytest.approx(BATCH * one * (3 + 2), rel=1e-12)
-    found = memory("TeacherForced")
+    found = memory(f"{__name__}.TeacherForced")
     assert found["activations for the backward pass"] == saved(6, 1)
     assert found["averages of the student, float32"] == FULL * LOAD.parameters
     assert found["weights of teacher, float32"] == FULL * LOAD.parameters
@@ -157,7 +151,7 @@ def test_a_new_teacher_forced_stage():
 
 def test_a_new_rollout_stage():
     """A block leaves after one call or two, each as likely; gradient goes through its last."""
-    run = asked("RolledOut", frames=FRAMES, few_steps=2)
+    run = asked(f"{__name__}.RolledOut", frames=FRAMES, few_steps=2)
     last = 3 * sum(forward(1, 1 + past) for past in range(3))
     # One of the calls without gradient reads the prompt: the first block's first or its commit.
     early = 0.5 * sum(forward(1, 1 + past, prompts=0) for past in range(3))
@@ -165,11 +159,13 @@ def test_a_new_rollout_stage():
     judged = 2 * forward(3, 9)  # a frozen network: its input's gradient alone
     operations = last + early + commits + judged
     assert work(run).operations == pytest.approx(BATCH * operations, rel=1e-12)
-    found = memory("RolledOut")
+    found = memory(f"{__name__}.RolledOut")
     assert found["KV cache"] == keys_and_values(2, TEXT)
     assert found["pasts kept by each block's graph"] == keys_and_values(0 + 1 + 2)
     assert found["activations for the backward pass"] == saved(3, 3) + saved(3, 1)
-    assert "pasts kept by each block's graph" not in memory("RolledOut", checkpointing=True)
+    assert "pasts kept by each block's graph" not in memory(
+        f"{__name__}.RolledOut", checkpointing=True
+    )
 
 
 # -- the counting network ------------------------------------------------------------------------
@@ -232,4 +228,4 @@ def test_of_many_outcomes_some_evenly_spread_are_tried():
 def test_a_field_that_nobody_knows_is_refused_with_its_name(monkeypatch):
     monkeypatch.setattr(TeacherForced, "fields", ("latents", "text", "camera"))
     with pytest.raises(ValueError, match="'camera'"):
-        asked("TeacherForced", frames=FRAMES)
+        asked(f"{__name__}.TeacherForced", frames=FRAMES)

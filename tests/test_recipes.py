@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from experiments.runs.config import flatten
 from experiments.runs.folder import RunFolder, read_resolved
 from experiments.runs.recipe import Library, parse_settings, recipes, resolve
-from lightning_modules import STAGES
+from lightning_modules import stages
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIBRARY = Library(FIXTURES / "recipes", FIXTURES / "scale")
@@ -191,7 +191,7 @@ def test_every_recipe_of_ours_is_for_some_scale(name):
 
 def test_every_stage_has_a_recipe():
     named = {resolve(name, "tiny").recipe["stage"]["class"] for name in recipes(OURS, "fit")}
-    assert named == set(STAGES)
+    assert named == set(stages())
 
 
 def test_the_alternative_stage_1_differs_in_nothing_but_its_class():

@@ -27,7 +27,8 @@ from experiments.bench.report import Row, Task
 from experiments.bench.sizes import NetworkSize
 from experiments.checkpoints.networks import ROLES
 from experiments.launch.stages import asked_of_networks, build_stage
-from experiments.runs.recipe import Resolver, Run, load, recipes
+from experiments.runs.files import load_recipe
+from experiments.runs.recipe import Resolver, Run, recipes
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.training.dry_run import DryRun, example_batch, learning
 
@@ -40,7 +41,7 @@ def bench(
     """The step of every stage that goes on with another run's student, with random networks."""
     library = resolver.library
     for name in recipes(library, "fit"):
-        if "student" in load(library.recipes, name)["needs"]:
+        if "student" in load_recipe(library.recipes, name)["needs"]:
             run = resolver.resolve(name, settings)
             if run.recipe["fit"]["steps"]:
                 yield Task(f"train, {name}", partial(step_rows, subject, peak, protocol, run))

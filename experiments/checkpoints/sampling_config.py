@@ -4,14 +4,13 @@ A separate file, because stock diffusers warns about unknown keys of config.json
 would be copied, silently, into networks trained from the folder.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.runs.folder import RunFolder
-from lightning_modules import STAGES
+from lightning_modules import stage as stage_named
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.diffusion.rollout import few_step_times
 from lightning_modules.diffusion.visibility import partition
@@ -46,7 +45,7 @@ def settings_of(where: Path, network: Path) -> dict[str, Any]:
 
 def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:
     """The sampler of a stage's result with all its settings; guidance 1 is none."""
-    kind = getattr(importlib.import_module(STAGES[stage["class"]]), stage["class"])
+    kind = stage_named(stage["class"])
     sizes, shift = partition(stage["blocks"], stage["clip_shape"][0]), stage["shift"]
     shared = {
         "stage": stage["class"],

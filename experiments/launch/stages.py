@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from experiments.checkpoints.networks import ROLES
 from experiments.runs.config import nearest
 from experiments.runs.signature import bind, parameters_of
-from lightning_modules import STAGES
+from lightning_modules import stage, stages
 from lightning_modules.networks.tally import Tally
 from lightning_modules.training.dry_run import DryRun, dry_run
 
@@ -27,12 +26,13 @@ def stage_class(recipe: Mapping[str, Any]) -> type[LightningModule]:
         ValueError: there is none of that name; says the nearest.
     """
     name = recipe["stage"].get("class")
-    if name not in STAGES:
+    try:
+        return stage(name)
+    except LookupError as error:
         raise ValueError(
-            f"stage.class: there is no stage {name!r}{nearest(str(name), STAGES)}"
-            f" (there are: {', '.join(STAGES)})"
-        )
-    return getattr(importlib.import_module(STAGES[name]), name)
+            f"stage.class: {error}{nearest(str(name), stages())} (there are:"
+            f" {', '.join(stages())}; one of your own: package.module.Class)"
+        ) from None
 
 
 def given_to(kind: type[LightningModule]) -> set[str]:
