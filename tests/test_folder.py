@@ -228,7 +228,8 @@ def test_time_is_recorded_even_of_a_killed_attempt(tmp_path, monkeypatch):
 def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
     folder = make(tmp_path, step_s=0.1, steps=100)
     code = (
-        "import sys; from experiments import __main__ as m, execute as e;"
+        "import sys; from experiments import __main__ as m;"
+        "from experiments.launch import execute as e;"
         "m.execute = lambda f: e.execute(f, None, 'fixture_verbs');"
         f"sys.exit(m.main(['fit', {str(folder.path)!r}]))"
     )
@@ -241,6 +242,7 @@ def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
         text=True,
     )
     while not (folder.path / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     time.sleep(0.3)
