@@ -30,7 +30,7 @@ WHAT = {
 
 
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
-    """Run one verb; returns the exit status (0 done, 1 failed, 2 mistaken, 130 interrupted)."""
+    """Run one verb; returns the exit status (0 done, 1 failed, 2 usage error, 130 interrupted)."""
     library = library or Library()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = parser(library, arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
         command_line.error(f"unrecognized arguments: {' '.join(wrong)}")
     if not settable:
         return _use(chosen)
-    chosen.settings += late  # argparse loses settings that stand behind an option
+    chosen.settings += late  # argparse drops positional settings that follow an option
     try:
         folder = _folder(chosen, library)
         missing = "" if chosen.with_needs or folder.done else _missing(folder)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
 
 
 def parser(library: Library, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser; recipes and their keys are read only for the verb whose help is asked for."""
+    """The parser; recipes and their keys are read only for the verb whose help is shown."""
     top = argparse.ArgumentParser(prog="python -m experiments", description="Execute one run.")
     names = ",".join([*WHAT, *TOOLS])
     verbs = top.add_subparsers(dest="verb", required=True, metavar=f"{{{names}}}")
@@ -98,7 +98,7 @@ def _recipe_help(library: Library, verb: str) -> str:
 
 
 def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
-    """The run folder that the command line means, and those of its needs, written if need be."""
+    """The run folder that the command line names, created with those of its needs if missing."""
     runs = runs_dir(chosen.runs)
     settings = parse_settings(chosen.settings)
     path = Path(chosen.what)
@@ -107,7 +107,7 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
-        closure = run.closure().values()  # itself last; what is not executed stays as it is
+        closure = run.closure().values()  # run last; not executed: not rewritten
         folder = [_written(each, runs, chosen.with_needs or each is run) for each in closure][-1]
     elif settings:
         raise ValueError(
@@ -124,7 +124,7 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
 
 
 def _written(run: Run, runs: Path, again: bool) -> RunFolder:
-    """A run's folder. Raises ValueError if somebody works on it with other launch settings."""
+    """A run's folder. Raises ValueError if it is in use with other launch settings."""
     folder = RunFolder.create(run, runs, again)
     if again and not folder.done and folder.recipe.get("launch") != run.recipe["launch"]:
         raise ValueError(
@@ -135,7 +135,7 @@ def _written(run: Run, runs: Path, again: bool) -> RunFolder:
 
 
 def _missing(folder: RunFolder) -> str:
-    """Which needs of a run are not there yet, and the commands that make them."""
+    """The missing needs of a run, and the commands that make them."""
     lines = []
     for role, need in folder.needs.items():
         if not need.done:
@@ -149,12 +149,12 @@ def _missing(folder: RunFolder) -> str:
 
 
 def _shown(path: Path) -> Path:
-    """A path as short as it can be typed from here."""
+    """The shortest form of a path, relative to the working directory if possible."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _use(chosen: argparse.Namespace) -> int:
-    """Run a tool; what it refuses is answered in a line."""
+    """Run a tool; an error it raises for bad input is printed in one line."""
     _speak()
     try:
         TOOLS[chosen.verb].run(chosen)
@@ -167,10 +167,10 @@ def _use(chosen: argparse.Namespace) -> int:
 
 
 def _speak() -> None:
-    """Log to the console, and let a polite kill end a command as Ctrl-C does."""
+    """Log to the console, and handle SIGTERM like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = logging.StreamHandler()
-    console.addFilter(lambda record: not record.exc_info)  # told below; the traceback is in the log
+    console.addFilter(lambda record: not record.exc_info)  # the traceback is in the log
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
 
 

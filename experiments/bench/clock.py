@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often something is done before and while it is timed."""
+    """Number of warm-up and of timed repetitions."""
 
     warmup: int = 1
     repeats: int = 5
@@ -33,13 +33,13 @@ class Timing:
         return float(np.median(self.seconds))
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON: all, median and the tenth and ninetieth percentile."""
+        """For the JSON: all values, median, 10th and 90th percentile."""
         low, high = np.quantile(self.seconds, [0.1, 0.9])
         return asdict(self) | {"median_s": self.median, "p10_s": float(low), "p90_s": float(high)}
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a wall clock, when everything asked of the device has been done."""
+    """Wall-clock seconds after synchronising the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -48,7 +48,7 @@ def now(device: torch.device) -> float:
 def measure(
     action: Callable[[], Any], device: torch.device, protocol: Protocol
 ) -> tuple[Timing, list[Any]]:
-    """Time `action`; also what it returned each time."""
+    """Time `action`; also its return value of each repetition."""
     for _ in range(protocol.warmup):
         action()
     forget_peak(device)
@@ -61,7 +61,7 @@ def measure(
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let the peak memory start anew, where the system can."""
+    """Reset the peak memory statistics where the device supports it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -69,7 +69,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's since `forget_peak`; of a CPU run the process's since its start."""
+    """Peak bytes: on a GPU since `forget_peak`, on a CPU of the process since its start."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -42,10 +42,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
-    """Measure, print every number as it comes, and write the JSON after each.
+    """Measure; print each row and rewrite the JSON as soon as it is measured.
 
     Raises:
-        ValueError: a wrong setting, a device that is not there, or nothing could be measured.
+        ValueError: a wrong setting, a missing device, or nothing could be measured.
     """
     from experiments.bench import device as devices
     from experiments.bench.clock import Protocol
@@ -53,7 +53,7 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
     from experiments.bench.sizes import scale_tree
     from lightning_modules.networks.wan import attention
 
-    for chatty in ("lightning.pytorch", "diffusers"):  # devices, tips, casts
+    for chatty in ("lightning.pytorch", "diffusers"):  # logs of devices, tips and casts
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if chosen.warmup < 0 or chosen.repeats < 1:
         raise ValueError("--warmup must not be negative, --repeats at least 1")
@@ -93,11 +93,11 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
 
 
 class Report:
-    """The JSON, whole after every row.
+    """The JSON report, complete after every row.
 
     Args:
-        file: where it goes.
-        about: what was measured, on what and how.
+        file: its path.
+        about: scale, device and protocol of the measurement.
     """
 
     def __init__(self, file: Path, about: dict[str, Any]) -> None:
@@ -105,19 +105,19 @@ class Report:
         self._rows: list[dict[str, Any]] = []
 
     def measure(self, task: Task, device: torch.device, peak: Peak) -> None:
-        """Add a task's rows; what it fails with becomes a row, and its memory is given back."""
+        """Add a task's rows; a failure becomes a row with its error. Frees the task's memory."""
         from experiments.bench.clock import forget_peak
 
         try:
             for row in task.rows():
                 self._add(row.as_dict(peak))
-        except Exception as error:  # a kernel, a compiler, memory: the other rows are still to come
+        except Exception as error:  # compiler, memory, ...: other rows go on
             log.error("%s", task.name, exc_info=True)
             self._add({"name": task.name, "error": f"{type(error).__name__}: {error}"})
         forget_peak(device)
 
     def end(self) -> None:
-        """Say what it means.
+        """Print the predicted costs.
 
         Raises:
             ValueError: every row is an error.
@@ -151,7 +151,7 @@ def _tasks(
     resolver: Resolver,
     settings: dict[str, Any],
 ) -> Iterator[Task]:
-    """The parts that were asked for, each imported when its turn comes."""
+    """The requested parts, each imported lazily."""
     from experiments.bench import pairs, rollout, train, vae
 
     wanted = WHAT[:-1] if chosen.part == "all" else (chosen.part,)

@@ -11,12 +11,12 @@ in a block of width ``D`` with ``F`` hidden units and a prompt of ``T`` tokens::
     text: keys and values            4 T D^2      not where a cache remembers them
     feed-forward                     4 Q D F
 
-and once, beside the blocks: patches in and out ``16 C Q D``, per frame the time embedding
-``2 (f D + 7 D^2)``, the text embedding ``2 T (d D + D^2)``. ``P`` counts what is *seen*, not what
+and once, outside the blocks: patches in and out ``16 C Q D``, per frame the time embedding
+``2 (f D + 7 D^2)``, the text embedding ``2 T (d D + D^2)``. ``P`` counts *visible* pairs, not what
 a kernel computes: a dense mask computes more and shows it as a lower share of the roofline.
 
-A backward pass is two forwards; recomputing a checkpointed block is one more, which the hardware
-does and the model does not need.
+A backward pass counts as two forwards; recomputing a checkpointed block adds one, which counts
+as hardware work but not as model work.
 
 Bytes are the least a device must move through its memory: the weights once, the cached keys and
 values once, and per block the residual stream in and out and the prompt's keys and values. Other
@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from experiments.bench.sizes import NetworkSize
 from lightning_modules.networks.tally import Call
 
-_ADAMW_BYTES = 28  # a weight, its two moments in and out, its gradient in: seven times float32
+_ADAMW_BYTES = 28  # read and write weight and two moments, read the gradient: seven float32 values
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations and bytes, summed over as many passes as it took."""
+    """Operations and bytes, summed over passes."""
 
     operations: float = 0.0
     bytes: float = 0.0
@@ -55,7 +55,7 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
         call: the forward.
         tokens: per frame.
         text: tokens of a prompt.
-        width_bytes: bytes of a number, as computed with.
+        width_bytes: bytes of a value in the compute dtype.
     """
     d, queries = size.width, call.frames * tokens
     prompt = text if call.reads_prompt else 0
@@ -80,10 +80,10 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
 
 
 def passes(call: Call, checkpointed: bool) -> int:
-    """Forwards' worth of operations of a call: its own, its backward's and its recomputation."""
+    """Operations of a call in units of one forward: forward, backward and recomputation."""
     return 1 + call.backward + (checkpointed and call.backward > 0)
 
 
 def optimizer(size: NetworkSize) -> Work:
-    """AdamW on one network."""
+    """Work of an AdamW update of one network."""
     return Work(0.0, _ADAMW_BYTES * size.parameters)

@@ -1,4 +1,4 @@
-"""The device that is measured: what it is, and what it can do at most, measured in the same run."""
+"""The measured device: its description, and its peak throughput measured in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,tem
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that was seen of the device in this run."""
+    """Peak throughput of the device, measured in this run."""
 
     matmul_flops: float  # operations per second of a large square product
     copy_bytes: float  # bytes per second read and written by a large copy
@@ -30,7 +30,7 @@ class Peak:
     copy_size: int
 
     def least_seconds(self, work: Work) -> float:
-        """The roofline: no time below what products and memory need at their peaks."""
+        """The roofline: the larger of compute and memory time at peak throughput."""
         return max(work.operations / self.matmul_flops, work.bytes / self.copy_bytes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Peak:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Best of ten: a product of two square matrices, and a copy beyond any cache."""
+    """Best of ten of a square matrix product, and of a copy larger than any cache."""
     large = device.type == "cuda"
     size, copied = (8192, 2**30) if large else (1024, 2**26)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -57,7 +57,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name, memory, clocks and temperature, as far as the system tells."""
+    """Name, memory, clocks and temperature, as far as available."""
     about: dict[str, Any] = {"type": device.type, "threads": torch.get_num_threads()}
     if device.type != "cuda":
         return about | {"name": _processor(), "clocks": None}
@@ -71,7 +71,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, CUDA and the packages that do the work."""
+    """Versions of Python, CUDA and the relevant packages."""
     return provenance.versions(_PACKAGES) | {"cuda": str(torch.version.cuda)}
 
 

@@ -68,7 +68,7 @@ def trajectory(
     grid: Tensor,
     guidance: float,
 ) -> Callable[[], Any]:
-    """What makes a clip's ODE trajectory, beside true frames (here noise) or all at once."""
+    """Solver of a clip's ODE: block-wise given clean context (here noise), or all at once."""
     if past == "causal":
         beside = FastPast(net, text, negative, guidance, frames=sum(sizes))
         return lambda: rollout(beside.restart(text), noise, sizes, Solve(grid), truth=noise)
@@ -79,7 +79,7 @@ def trajectory(
 def calls_of_trajectory(
     past: str, sizes: Sequence[int], intervals: int, guidance: float
 ) -> list[Call]:
-    """Of the network, for one clip, by running the same solver on 1 x 1 latents."""
+    """Calls of the network for one clip, recorded by running the same solver on 1 x 1 latents."""
     shapes = (1, sum(sizes), 1, 1, 1), (1, 1, 1), (1, 1)
     noise, text, negative = map(torch.zeros, shapes)
     ode = sizes, time_grid(intervals, 1.0), guidance

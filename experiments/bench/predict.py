@@ -1,10 +1,10 @@
-"""Table 2's Stage-2 columns from measured times, at the paper's counts, beside the printed ones.
+"""Table 2's Stage-2 columns from measured times at the paper's counts, against the printed ones.
 
     time      pairs x seconds a pair + steps x batch x seconds a clip in training, on one device
     storage   pairs x stored states x values of a clip x 2 bytes
 
-It predicts a device-hour that was measured at one clip a step on one device: no communication, no
-loading. Pairs of other than 48 intervals are scaled to 48.
+Times are of one clip per step on one device, without communication and data loading. Pairs with
+another number of intervals are scaled to 48.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAIRS = 80_000
 BATCH = 64
 STEPS = 5_000
 INTERVALS = 48
-STAGE = "stage2_"  # how the recipes of its initialisations begin
+STAGE = "stage2_"  # prefix of the recipes of the initialisations
 PRINTED = {  # A800-hours, GiB: Causal Forcing++, Table 2
     "self_forcing_ode": (5_000, 1_500),
     "causal_ode": (11_600, 1_900),
@@ -28,7 +28,7 @@ PRINTED = {  # A800-hours, GiB: Causal Forcing++, Table 2
 
 
 def stage2(rows: Sequence[Mapping[str, Any]], clip_shape: Sequence[int]) -> dict[str, Any]:
-    """For each initialisation whose training was measured hours and storage, ours and the paper's.
+    """Hours and storage, ours and the paper's, of each initialisation whose training was measured.
 
     Hours are None where its pairs were not measured, the paper's numbers where it prints none.
     """

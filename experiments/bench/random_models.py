@@ -1,4 +1,4 @@
-"""Random networks, encoders and prompts of a scale's sizes, on the device, ready to be timed."""
+"""Random networks, encoders and prompts of a scale's sizes, on the device, for timing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATCH = 2  # pixels of a latent frame along each side of a token
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a scale's numbers and the device.
+    """The measured system: a scale's sizes and the device.
 
     Args:
         tree: the scale, resolved.
@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        """Of a frame."""
+        """Tokens per frame."""
         return (self.shape[2] // _PATCH) * (self.shape[3] // _PATCH)
 
     @property
@@ -55,7 +55,7 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of a matrix product."""
+        """Dtype of matrix products."""
         return torch.bfloat16 if self.half else torch.float32
 
     @property
@@ -63,7 +63,7 @@ class Subject:
         return BYTES[self.tree["precision"]]
 
     def work(self, call: Call, size: NetworkSize | None = None, clips: int = 1) -> Work:
-        """Of a call that was recorded of one clip, in a network (the student's) for many."""
+        """Work of a call recorded for one clip, in a network (the student's), for many clips."""
         return work(
             size or NetworkSize.of(self.tree["network"]),
             replace(call, batch=clips * call.batch),
@@ -73,7 +73,7 @@ class Subject:
         )
 
     def autocast(self) -> torch.autocast:
-        """What Lightning's precision plugin does around a pass."""
+        """Autocast as in Lightning's precision plugin."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def prompt(self, batch: int = 1) -> Tensor:
@@ -82,12 +82,12 @@ class Subject:
         return torch.randn(batch, self.text_tokens, width, device=self.device)
 
     def pixel_frames(self) -> int:
-        """Of a decoded clip: the first latent frame is one, every other as many as the stride."""
+        """Pixel frames of a clip: 1 for the first latent frame, else the temporal stride."""
         stride = 2 ** sum(self._vae_config()["temperal_downsample"])
         return 1 + stride * (self.shape[0] - 1)
 
     def network(self, numbers: Mapping[str, Any], frozen: bool = True) -> nn.Module:
-        """Random weights, drawn where they will be used; frozen ones rounded as autocast would."""
+        """Random weights, initialised on the device; frozen ones rounded as by autocast."""
         from lightning_modules.networks import Wan
 
         with torch.device(self.device):
@@ -96,7 +96,7 @@ class Subject:
         return to_bfloat16(network) if frozen and self.half else network
 
     def vae(self) -> nn.Module:
-        """Wan's, of the scale's size."""
+        """Wan's VAE at the scale's size."""
         from diffusers import AutoencoderKLWan
 
         with torch.device(self.device):
@@ -104,7 +104,7 @@ class Subject:
         return vae.to(self.dtype).eval().requires_grad_(False)
 
     def text_encoder(self) -> nn.Module:
-        """A umT5 of the scale's size."""
+        """A umT5 at the scale's size."""
         from transformers import UMT5Config, UMT5EncoderModel
 
         config = UMT5Config(**self.tree["bench"]["text_encoder"])

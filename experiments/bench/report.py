@@ -1,4 +1,4 @@
-"""One measured thing: its times, its operations and bytes, and how near it came to the roofline."""
+"""One measurement: times, operations and bytes, and the share of the roofline reached."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from experiments.bench.device import Peak
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement and what it is compared with.
+    """A measurement with its roofline.
 
     Args:
-        name: what was done.
-        timing: of doing it.
+        name: of the measured action.
+        timing: of it.
         least_s: the roofline: seconds that no implementation on this device can beat.
-        work: operations and bytes that the device has to do, recomputation included.
+        work: operations and bytes of the device, recomputation included.
         model: operations that the algorithm needs, for MFU; None where that is the same.
-        more: other numbers, by name with unit.
+        more: further values, by name with unit.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """Something to be measured, alone: what fails in it ends nothing else.
+    """An independent measurement: its failure does not affect other tasks.
 
     Args:
-        name: of what is done; its rows' names begin so.
-        rows: makes what is needed and measures it.
+        name: prefix of its rows' names.
+        rows: sets up and measures.
     """
 
     name: str

@@ -2,11 +2,11 @@
 
 The paper's (the published ``inference.py --report_timing``, batch 1):
 
-    first frame   the denoising passes of the first block alone: no text, no cache, no commit
-    throughput    decoded pixel frames / (text encoding + every pass and commit), no VAE
+    first frame   the denoising passes of the first block: no text, cache set-up or cache update
+    throughput    decoded pixel frames / (text encoding + all passes and cache updates), no VAE
 
-End to end the first frame comes with its text, its cache and its pixels, and throughput counts the
-VAE. The published code commits the last block as well, which nobody reads; ours does not.
+End to end, the first frame includes text encoding, cache and decoding, and throughput includes the
+VAE. The published code also updates the cache after the last block, which is never read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lightning_modules.diffusion.rollout import (
 )
 from lightning_modules.networks.tally import Call, calls_of
 
-FIRST_STEPS = 4  # of the first block, whatever the others have (sec. 3.2)
+FIRST_STEPS = 4  # of the first block, independent of the others (sec. 3.2)
 VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
     ("training", {}),
     ("separate", {}),
@@ -50,7 +50,7 @@ VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
 
 
 def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]) -> Iterator[Task]:
-    """For each number of steps and each way to keep the past: the denoising alone and end to end.
+    """For each number of steps and each KV-cache implementation: denoising alone and end to end.
 
     Args:
         few_steps: of every block but the first.
@@ -58,7 +58,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]
 
     @cache
     def networks() -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Student, text encoder and VAE: of all rows."""
+        """Student, text encoder and VAE, shared by all rows."""
         student = subject.network(subject.tree["network"])
         return student, subject.text_encoder(), subject.vae()
 
@@ -76,7 +76,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]
 
 
 class Rollout:
-    """One way of generating a clip."""
+    """One configuration of few-step generation."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Rollout:
 
     @torch.no_grad()
     def generate(self) -> dict[str, Any]:
-        """A clip from its prompt to its pixels, with the clock at every step of the way."""
+        """Generate a clip from prompt to pixels, timing every stage."""
         device, sizes = self.subject.device, self.subject.blocks
         denoise = self._denoise(self.noise)
         start = now(device)
@@ -169,7 +169,7 @@ class Rollout:
         return FewSteps(times, lambda step: torch.randn_like(noise))
 
     def _past(self, text: Tensor) -> Past:
-        """A new past, or the empty one of the last clip: its buffers stay, as they would live."""
+        """A new KV cache, or that of the last clip, reset: its buffers are reused."""
         if self.how == "training" or self._kept is None:
             self._kept = self._new_past(self.student, text)
             return self._kept
@@ -181,14 +181,14 @@ class Rollout:
         return FastPast(net, text, frames=sum(self.subject.blocks), commit=self.how)
 
     def calls(self) -> list[Call]:
-        """Of the network, of one clip: the same loop on 1 x 1 latents."""
+        """Calls of the network for one clip, recorded by the same loop on 1 x 1 latents."""
         sizes, text = self.subject.blocks, torch.zeros(1, 1, 1)
         noise = torch.zeros(1, sum(sizes), 1, 1, 1)
         denoise = self._denoise(noise)
         return calls_of(lambda net: rollout(self._new_past(net, text), noise, sizes, denoise))
 
     def _least(self, calls: list[Call], peak: Peak) -> float:
-        """Each call is bound by its own products or its own memory."""
+        """Roofline seconds: each call is either compute bound or memory bound."""
         return sum(peak.least_seconds(self.subject.work(call)) for call in calls)
 
     def _steady(self, block_seconds: list[float], frames: int) -> float | None:

@@ -1,4 +1,4 @@
-"""What is measured: the numbers of a scale that time and memory depend on."""
+"""The sizes of a scale that time and memory depend on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = {"32-true": 4, "bf16-mixed": 2, "bf16-true": 2, "16-mixed": 2}
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Of a Wan transformer: numbers that operations and bytes are counted from."""
+    """Sizes of a Wan transformer from which operations and bytes are counted."""
 
     width: int
     ffn: int
@@ -41,7 +41,7 @@ class NetworkSize:
 
     @property
     def parameters(self) -> int:
-        """Weights of the matrices and their biases; norms and tables are thousandths."""
+        """Weights and biases of the linear layers; norms and tables are about 0.1% and left out."""
         d = self.width
         block = 8 * (d * d + d) + 2 * d * self.ffn + self.ffn + d
         patch = 4 * self.channels * d + d

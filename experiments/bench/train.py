@@ -1,9 +1,9 @@
 """A training step of each stage, by its own class under a real Trainer, on one device.
 
-A stage says itself what it calls (``DryRun``). Where several networks take turns, as in
-distribution matching, every turn is timed; a student leaves its sampler at a step that chance
-chooses, so operations are those expected and times vary. A step is one part of a batch
-(``launch.batch_per_device`` clips); a batch of 64 on one device is 64 of them, and one update.
+A ``DryRun`` records a stage's network calls. Where updates alternate between networks, as in
+distribution matching, each kind of step is timed; the exit step of the rollout is random, so
+operations are expectations and times vary. A step is one micro-batch (``launch.batch_per_device``
+clips); with micro-batches of one, a batch of 64 on one device is 64 of them and one update.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FEW_STEPS = 4
 def bench(
     subject: Subject, peak: Peak, protocol: Protocol, resolver: Resolver, settings: dict[str, Any]
 ) -> Iterator[Task]:
-    """The step of every stage that goes on with another run's student, with random networks."""
+    """Training steps of all stages that start from another run's student; random networks."""
     library = resolver.library
     for name in recipes(library, "fit"):
         if "student" in load_recipe(library.recipes, name)["needs"]:
@@ -48,7 +48,7 @@ def bench(
 
 
 def step_rows(subject: Subject, peak: Peak, protocol: Protocol, run: Run) -> Iterator[Row]:
-    """A row for each kind of step that a stage has: by the networks that learn in it."""
+    """A row for each kind of step of a stage, distinguished by the networks it updates."""
     name, recipe = run.recipe["recipe"], timed(run.recipe)
     asked, configs = asked_of_networks(recipe), networks_of(run, subject)
     module = stage(subject, recipe, asked, configs)
@@ -70,13 +70,13 @@ def step_rows(subject: Subject, peak: Peak, protocol: Protocol, run: Run) -> Ite
 
 
 def timed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with as many of a critic's steps as of the student's: time is of one step."""
+    """The recipe with one critic step per student step, since times are per step."""
     own = recipe["stage"]
     return {**recipe, "stage": own | ({"critic_steps": 1} if "critic_steps" in own else {})}
 
 
 def networks_of(run: Run, subject: Subject) -> dict[str, Mapping[str, Any]]:
-    """The numbers of the networks that a run needs, by role, as the scale has them."""
+    """Configs of the networks that a run needs, by role, from the scale."""
     return {role: _config(run, role, subject.tree) for role in ROLES if role in run.recipe["needs"]}
 
 
@@ -88,14 +88,14 @@ def step_work(
     clips: int,
     checkpointed: bool,
 ) -> tuple[list[Work], float]:
-    """What a device does in a step on average, call by call, and the operations that are needed.
+    """Mean work of a device in a step, call by call, and the model's operations.
 
     Args:
-        asked: of the stage's networks.
-        roles: that learn in the step.
+        asked: recorded calls of the stage's networks.
+        roles: of the networks updated in the step.
         configs: of the networks, by role.
-        clips: of a batch.
-        checkpointed: whether what is trained is computed again for the backward pass.
+        clips: per micro-batch.
+        checkpointed: whether trained networks use activation checkpointing.
     """
     sizes = {role: NetworkSize.of(config) for role, config in configs.items()}
     done, needed = [count.optimizer(sizes[role]) for role in roles], 0.0
@@ -125,7 +125,7 @@ def stage(
 
 
 def _config(run: Run, role: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A network's numbers: those of the run that made it first; of a folder, the scale's."""
+    """A network's config: of the run that created it; for a folder, the scale's."""
     if behind := run.needs.get(role):
         return behind.recipe.get("network") or _config(behind, "student", tree)
     score = tree["real_score"].get("folder") == run.recipe["needs"][role]
@@ -133,14 +133,14 @@ def _config(run: Run, role: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _stored(module: LightningModule) -> dict[str, Any]:
-    """Whose trajectories a stage reads, and how many states of a clip are stored for it."""
+    """Which kind of trajectories a stage reads, and the number of stored states per clip."""
     if "trajectory" not in module.fields:
         return {}
     return {"reads": module.past, "states": FEW_STEPS + 1 + ("latents" in module.fields)}
 
 
 class Watch(Callback):
-    """Seconds of every step after the warm-up, by whose turn it is."""
+    """Seconds of every step after the warm-up, by the networks it updates."""
 
     def __init__(self, device: torch.device, warmup: int) -> None:
         self.device, self.warmup = device, warmup

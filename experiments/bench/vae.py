@@ -1,8 +1,7 @@
 """Encoding and decoding a clip by Wan's VAE.
 
-Its operations are counted by torch itself on tensors without content (convolutions of growing and
-shrinking clips have no short formula); its bytes, at the least, are its weights, pixels and
-latents once.
+Operations are counted by torch on meta tensors (causal convolutions with changing strides have no
+short formula); the lower bound of the bytes is weights, pixels and latents once.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def encode(vae: nn.Module, video: Tensor) -> Tensor:
 
 
 def _operations(subject: Subject, action: Action, given: Tensor) -> float:
-    """Of a whole call, counted on the meta device."""
+    """Operations of a call, counted on the meta device."""
     nowhere = Subject(subject.tree, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
         action(nowhere.vae(), torch.empty_like(given, device="meta"))

@@ -1,5 +1,5 @@
-"""Columns of the table that need clips to be looked at: the `world.*` proxies of the tiny world.
+"""What the metrics of all worlds share; the metrics themselves are in `experiments/worlds`.
 
-`registry` names the metrics, `view` looks at clips once, `quality`, `adherence` and `truth`
-compute, `statistics` gives intervals.
+`registry` holds the metrics, `distances` and `motion` the formulas, `statistics` the intervals,
+`records` the files.
 """

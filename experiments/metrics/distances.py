@@ -1,8 +1,8 @@
 """Distances between two sets of feature vectors: Frechet, nearest-neighbour manifolds, branch
 divergence.
 
-Features are float [N, D]; set-wise numbers come with their bootstrap over clips, computed from
-per-clip sums, so that a resample costs one small eigenvalue problem and no second look at a frame.
+Features are float [N, D]; set-wise metrics come with their bootstrap over clips, computed from
+per-clip sums, so that a resample costs one small eigenvalue problem and no pass over the frames.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NEIGHBOURS = 5  # k of Naeem et al. 2020
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D] of features, and how many there were."""
+    """Mean [D] and covariance [D, D] of features, and their number."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -50,7 +50,7 @@ def frechet_distances(
 
     Args:
         features: float [N, K, D]: K vectors (frames, pairs of frames) of each of N clips.
-        real: the other side.
+        real: the Gaussian of the real features.
         weights: float [R, N] from `resample_weights`, or None for no bootstrap.
 
     Returns:
@@ -123,7 +123,7 @@ def precision_recall(
 ) -> Coverage:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    Density above 1 with recall near 0 is what mode seeking looks like.
+    Density above 1 with recall near 0 indicates mode seeking.
 
     Args:
         real: manifold of M real frames.

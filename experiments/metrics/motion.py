@@ -1,4 +1,4 @@
-"""Motion in pixels, from classical optical flow: VBench's rules with DIS in the place of RAFT and
+"""Motion in pixels, from classical optical flow: VBench's rules with DIS instead of RAFT and
 AMT.
 
 Classical flow follows the true speed of a moving digit from 32 px upwards (Kroeger et al. 2016),
@@ -20,10 +20,10 @@ class DynamicRule:
     """Constants of VBench's dynamic degree for clips of some size.
 
     Attributes:
-        interval: keep every such frame, so that about 8 a second remain.
+        interval: stride of the kept frames, so that about 8 per second remain.
         frames: how many remain.
-        threshold: px, a pair above it moves.
-        pairs: so many moving pairs make a dynamic clip.
+        threshold: px; a pair above it counts as moving.
+        pairs: number of moving pairs from which a clip is dynamic.
     """
 
     interval: int
@@ -69,7 +69,7 @@ def dynamic(
 
 
 def smoothness(videos: np.ndarray) -> np.ndarray:
-    """VBench's motion smoothness with a flow-warped midpoint in AMT's place, float [N] in 0..1.
+    """VBench's motion smoothness with a flow-warped midpoint instead of AMT, float [N] in 0..1.
 
     Odd frames are dropped and interpolated back from their neighbours, half-way along the flow:
     1 - mean absolute difference / 255.

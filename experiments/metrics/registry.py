@@ -1,9 +1,9 @@
 """What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
 
-The first word of an id is its suite: `world` looks at clips of the tiny world through a probe,
-`law` compares clips and students with a law known in closed form, the others prepare or read what
-other programs measure on real scenes. A metric says what it needs; a
-view says what it offers; `all` means all that a view can answer.
+The first word of an id is its suite: `world` evaluates clips of the tiny world with a probe, `law`
+compares clips and students with a law known in closed form, the others prepare or read the results
+of external benchmarks on real videos. A metric declares what it needs, a view what it offers; `all`
+means every metric whose needs the view offers.
 
 A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a
 benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip,
@@ -29,7 +29,7 @@ class Metric:
     name: str
     kind: Literal["exact", "proxy"]
     scope: Literal["sample", "set"]
-    higher_is_better: bool | None  # None: neither, a value nearer to the real clips' is better
+    higher_is_better: bool | None  # None: neither; closer to the real clips' value is better
     unit: str
     needs: tuple[str, ...]
     compute: Callable[[Any], "Measurement"]
@@ -37,15 +37,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one metric says about a set of clips.
+    """The result of one metric for a set of clips.
 
     Attributes:
         value: the number, or None when skipped.
         n: clips that it rests on.
         interval: 95%, over prompts; None where there is none.
         per_clip: float [N] with NaN where the metric does not apply; None for set-wise metrics.
-        extra: plain numbers worth keeping beside it, e.g. a slope's tau.
-        curves: lists worth keeping beside it, e.g. one number a frame; they go to curves.json.
+        extra: further numbers to store, e.g. a slope's tau.
+        curves: further lists to store in curves.json, e.g. one number per frame.
         skipped: why there is no value.
     """
 
@@ -59,7 +59,7 @@ class Measurement:
 
 
 class NotApplicable(ValueError):
-    """Raised by a metric that says nothing about these clips; the message is the reason."""
+    """Raised by a metric that is not defined for these clips; the message is the reason."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -85,11 +85,11 @@ def metric(
 
 
 def selected(names: str | Iterable[str], offers: Collection[str]) -> list[Metric]:
-    """The metrics a recipe asks for, in registry order; `all` is every one that can be answered.
+    """The metrics that a recipe names, in registry order; `all` is every one that can be computed.
 
     Args:
         names: ids, or `all`.
-        offers: what the view can be asked for; a metric is answered when all its needs are there.
+        offers: inputs that the view has; a metric is computed when they include all its needs.
 
     Raises:
         ValueError: an unknown id, or one that needs what is not offered.
@@ -112,7 +112,7 @@ def selected(names: str | Iterable[str], offers: Collection[str]) -> list[Metric
 
 
 def measure(view: Any, metrics: Iterable[Metric]) -> list[tuple[Metric, Measurement]]:
-    """Every metric of a view, or the reason why it says nothing there."""
+    """Compute metrics of a view; one that is not applicable gives its reason instead."""
     found = []
     for metric in metrics:
         try:

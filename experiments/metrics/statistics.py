@@ -1,6 +1,6 @@
 """Intervals over prompts and trends over frames, for the scores of one set of clips.
 
-Differences between arms that share prompts and seeds are the table's: `sweeps/report/intervals.py`.
+For paired differences between methods see `sweeps/report/intervals.py`.
 
 Convention: `values` is one number per clip [N]; the resampled unit is the clip (its prompt), never
     the frame.
@@ -16,7 +16,7 @@ RESAMPLES = 1000
 
 
 def resample(n: int, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap indices, int64 [resamples, n]: row r says which clips make up resample r."""
+    """Bootstrap indices, int64 [resamples, n]: row r holds the clips of resample r."""
     return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
 
 
@@ -54,7 +54,7 @@ def spread_interval(
     """Normal interval around `estimate` with the standard deviation of bootstrap estimates.
 
     For set-wise metrics (Frechet distance, recall) whose bootstrap is biased, because a resample
-    holds only 63% distinct clips: the spread is still usable, the centre is not. The interval does
+    holds only 63% distinct clips: the spread is usable, the centre is not. The interval does
     not go below `least`: most of these metrics are never negative.
     """
     half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(resampled, ddof=1))

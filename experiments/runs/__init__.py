@@ -1,1 +1,1 @@
-"""What a run is: a recipe with everything resolved, its folder, and who works in it."""
+"""What a run is: a recipe with everything resolved, its folder, and its lock."""

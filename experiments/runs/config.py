@@ -21,7 +21,7 @@ from experiments.runs.interpolation import Intricate, follow
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> {dotted key: value}. The description of a need stays in one piece."""
+    """Nested settings -> {dotted key: value}. A need is kept as one value."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'few_steps'?``, or nothing when no known name is near."""
     known = list(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not match and "." not in name:  # the last part of a dotted key may be what was meant
+    if not match and "." not in name:  # compare the last part of dotted keys too
         leaves = {path.rpartition(".")[2]: path for path in known}
         match = [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)]
     return f"; did you mean {match[0]!r}?" if match else ""
@@ -46,10 +46,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def override(
     scale: dict, own: dict, settings: dict, file: Path, scale_file: Path
 ) -> tuple[dict, dict]:
-    """Both trees with each setting in the layer that declares its key; neither is changed in place.
+    """Copies of both trees with each setting applied to the layer that declares its key.
 
-    The scale comes first: what a recipe fixes to a value of its own (``seed: 0``) is meant to stay,
-    whatever the scale says. ``launch`` cannot change a result and is set wherever it is declared.
+    The scale comes first: what a recipe fixes to a value of its own (``seed: 0``) stays, whatever
+    the scale says. ``launch`` cannot change a result and is set wherever it is declared.
     """
     for path, value in settings.items():
         parts = path.split(".")
@@ -72,9 +72,9 @@ def override(
 
 
 def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
-    """A copy of the scale ``under`` with what ``file`` says otherwise.
+    """A copy of the scale ``under`` with the overrides of ``file``.
 
-    It may add no key, except below ``launch.slurm``: what jobs of single recipes ask for.
+    It may not add keys, except below ``launch.slurm``: resources of jobs of single recipes.
     """
     for path, value in flatten(changes).items():
         parts = path.split(".")
@@ -178,7 +178,7 @@ def _has(tree: Any, parts: list[str]) -> bool:
 
 
 def _with(tree: dict, parts: list[str], value: Any) -> dict:
-    """The tree with another value at a place; only what leads there is copied."""
+    """The tree with another value at a path; only the path is copied."""
     first, *rest = parts
     under = tree.get(first)
     under = under if isinstance(under, dict) else {}

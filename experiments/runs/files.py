@@ -1,15 +1,15 @@
 """The YAML files of recipes and scales, each on top of the one that it ``extends``.
 
-A scale says only what differs and may add no key. A recipe may: what two recipes share stands in
-one of them, or in ``recipes/shared/`` if it is no recipe by itself::
+A scale file holds only the differences and may not add keys. A recipe may: what two recipes share
+is in one of them, or in ``recipes/shared/`` if it is not a recipe itself::
 
     extends: shared/fit           # a recipe, by its path in the folder
     from: stages.causal_ode       # ${from.steps} means ${stages.causal_ode.steps} of the scale
     needs:
       data: {recipe: causal_pairs}
-    stage: {class: CausalODE}     # goes into the other's section; a need is replaced as a whole
+    stage: {class: CausalODE}     # merged into the other's section; a need is replaced as a whole
 
-``from`` of the file that is on top counts. Both words are gone before anything is resolved.
+``from`` of the topmost file applies. Both keys are removed before anything is resolved.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FROM = re.compile(r"\$\{\s*from\.")
 def load(folder: Path, name: str) -> Tree:
     """The YAML file ``folder/name.yaml`` as a plain tree, interpolations untouched.
 
-    Raises FileNotFoundError with the names that there are, ValueError for what is no mapping.
+    Raises FileNotFoundError with the existing names, ValueError if it is not a mapping.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -51,7 +51,7 @@ def load(folder: Path, name: str) -> Tree:
 def load_scale(folder: Path, name: str) -> Tree:
     """The whole tree of a scale.
 
-    Raises ValueError for a key that the scale under it does not have, and for scales in a circle.
+    Raises ValueError for a key that its base scale does not have, and for a cycle of scales.
     """
     return _on_top(folder, name, extend)
 
@@ -59,8 +59,8 @@ def load_scale(folder: Path, name: str) -> Tree:
 def load_recipe(folder: Path, name: str) -> Tree:
     """The whole tree of a recipe, as if everything stood in one file.
 
-    Raises ValueError for recipes in a circle, and for ``from`` where nothing uses it, or for its
-    use where no file says it.
+    Raises ValueError for a cycle of recipes, for an unused ``from``, and for ``${from...}``
+    without one.
     """
     tree = _on_top(folder, name, _join)
     file, source, text = folder / f"{name}.yaml", tree.pop("from", None), json.dumps(tree)

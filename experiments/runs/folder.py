@@ -2,17 +2,17 @@
 
 ====================  ============================================================================
 recipe.yaml           the resolved recipe; its needs are run names beside this folder, or paths
-log.txt               everything the run said
+log.txt               the log of all attempts
 tb/ checkpoints/      TensorBoard events; ``last.ckpt``, from which an interrupted run continues
 student/ shards/ ...  results, by verb
 record.json           wall time, memory, counters, versions
-lease                 locked by the process that works here (see experiments.runs.lock)
-slurm/                job.json and what Slurm itself said, if a job does it
-failed.txt            why it failed; kept until a retry
-done.json             written last, by rename: its presence is the meaning of "done"
+lease                 locked by the process that executes the run (see experiments.runs.lock)
+slurm/                job.json and Slurm's own logs, if a job executes the run
+failed.txt            the traceback; kept until a retry
+done.json             written last, by rename: its presence means "done"
 ====================  ============================================================================
 
-Nothing heavy is imported: planning looks at hundreds of folders before torch is needed.
+No heavy imports: planning reads hundreds of folders without torch.
 """
 
 from __future__ import annotations
@@ -142,11 +142,11 @@ class RunFolder:
         return "interrupted" if (self.path / "log.txt").is_file() else "new"
 
     def running(self) -> bool:
-        """Whether some process holds the lock. A process that was killed does not."""
+        """Whether a live process holds the lock."""
         return Lease(self.path).held()
 
     def taken(self) -> str:
-        """Who works on the run, or which job in Slurm's queue will; "" if nobody."""
+        """The process that executes the run, or its job in Slurm's queue; "" if none."""
         if self.running():
             return str(Lease(self.path).holder() or "another process")
         try:
@@ -157,7 +157,7 @@ class RunFolder:
         return "" if gone else f"Slurm job {job}"
 
     def saved_at(self) -> float:
-        """When the last piece of work was kept that is not done again, seconds since 1970; or 0."""
+        """Unix time of the last saved progress (checkpoint or shard); 0 if none."""
         kept = [self.path / "checkpoints" / "last.ckpt", *(self.path / "shards").glob("*.tar")]
         return max((path.lstat().st_mtime for path in kept if path.exists()), default=0.0)
 
@@ -166,7 +166,7 @@ class RunFolder:
         return Lease(self.path).hold()
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """Tell whoever watches how far the run is; verbs call this as often as they like."""
+        """Report progress to the executor; verbs may call this as often as they like."""
         self.reached = {"done": done, "total": total, "note": note}
         if self.on_progress is not None:
             self.on_progress(done, total, note)

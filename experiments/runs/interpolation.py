@@ -1,7 +1,7 @@
 """References between settings, ``${stages.base.steps}``, replaced by what they refer to.
 
-OmegaConf defines what they mean and does whatever is more than that. It takes milliseconds for a
-recipe, and a sweep of a thousand cells has thousands of them: plain references are followed here.
+OmegaConf defines the semantics and handles everything else. It takes milliseconds per recipe, and a
+sweep of a thousand cells has thousands of them, so plain references are resolved here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _DEEPEST = 50
 
 
 class Intricate(Exception):
-    """More than plain references to what there is: OmegaConf's case, also to say what is wrong."""
+    """Not a plain reference to an existing key: left to OmegaConf, also for its error message."""
 
 
 def follow(tree: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
@@ -37,7 +37,7 @@ def follow(tree: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
 
 def _follow_text(tree: Mapping[str, Any], text: str, depth: int) -> Any:
     if text == "???":
-        raise Intricate  # OmegaConf's word for what is still to be said
+        raise Intricate  # OmegaConf's marker of a missing value
     if "$" not in text and "\\" not in text:
         return text
     whole = _REFERENCE.fullmatch(text)
@@ -67,7 +67,7 @@ def _at(tree: Mapping[str, Any], path: str, depth: int) -> Any:
 
 
 def _word(tree: Mapping[str, Any], path: str, depth: int) -> str:
-    """What a reference inside a longer text becomes."""
+    """The text that replaces a reference inside a longer string."""
     value = follow(tree, _at(tree, path, depth), depth + 1)
     if type(value) not in (str, int):
         raise Intricate

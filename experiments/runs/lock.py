@@ -1,12 +1,12 @@
-"""Who works in a run folder: a lock between processes, also on different machines.
+"""The lock of a run folder, between processes on one or several machines.
 
-``flock`` is what decides: the kernel lets go when the holder ends, however it ends, and NFS (4, or
-3 with lockd) and Lustre (mounted with ``flock``) carry it between machines. Where it stays on one
-machine (Lustre's ``localflock``), or there is none at all, the file itself tells: it names its
-holder, who touches it every few seconds. A holder on another machine counts as gone when its Slurm
-job is gone, or, where Slurm cannot tell, when nothing was touched for ``STALE_S``. Clocks that
-differ by less than that do no harm. Two that write their names at the same time read the file again
-a moment later, and the one that is not named there leaves.
+``flock`` is authoritative: the kernel releases it however the holder ends, and NFS (4, or 3 with
+lockd) and Lustre (mounted with ``flock``) extend it across machines. Where it is local to a machine
+(Lustre's ``localflock``) or missing, the file itself is a lease: it names its holder, who touches
+it every few seconds. A holder on another machine counts as gone when its Slurm job has ended or,
+without Slurm, when the file was not touched for ``STALE_S``; clock differences below that do no
+harm. If two processes write their names at the same time, both read the file again a moment later,
+and the one that is not named in it gives up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from datamodules.atomic import flock
 
 BEAT_S = 10.0
 STALE_S = 90.0
-SETTLE_S = 0.1  # a name on a shared disk is seen by then; longer than from looking to writing one
+SETTLE_S = 0.1  # until a name on a shared disk is visible; longer than from reading to writing one
 _ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -36,7 +36,7 @@ _ENDED = (
 
 
 class Busy(RuntimeError):
-    """Another process is working in this run folder."""
+    """Another process holds the lock of this run folder."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Lease:
         self._path = folder / "lease"
 
     def holder(self) -> Holder | None:
-        """Who the file says has the lock, alive or not."""
+        """The holder named in the file, alive or not."""
         try:
             return Holder(**json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def held(self) -> bool:
-        """Whether some process works here. One that was killed on this machine does not."""
+        """Whether a live process holds the lock; one that was killed on this machine does not."""
         try:
             with open(self._path) as file:
                 locked = flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -87,7 +87,7 @@ class Lease:
         """Hold the lock. Raises Busy, naming the holder, when another process has it."""
         with open(self._path, "a+") as file:
             locked, this, named = self._acquire(file.fileno()), Holder.this(), self.holder()
-            if self._is_alive(named, locked) or self.holder() != named:  # to ask takes its time
+            if self._is_alive(named, locked) or self.holder() != named:  # asking Slurm is slow
                 raise self._busy()
             file.truncate(0)
             file.write(json.dumps(asdict(this)))
@@ -105,12 +105,12 @@ class Lease:
                 ended.set()
                 beat.join()
                 if self.holder() == this:
-                    file.truncate(0)  # nobody: others need not wait for it to grow stale
+                    file.truncate(0)  # no holder: others need not wait until it is stale
                 flock(file, fcntl.LOCK_UN)  # forked loaders may still have the file open
 
     def _acquire(self, descriptor: int) -> bool:
         """Take the kernel's lock; False if it has none for this file. Raises Busy."""
-        for _ in range(10):  # `held` has it shared for a moment
+        for _ in range(10):  # `held` takes a shared lock for a moment
             try:
                 return flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -121,9 +121,9 @@ class Lease:
         return Busy(f"{self._path.parent} is held by {self.holder() or 'another process'}")
 
     def _is_alive(self, holder: Holder | None, locked: bool) -> bool:
-        """Asked when the kernel knows of no holder: is the named one alive where it cannot know?
+        """Whether the named holder is alive where the kernel cannot know.
 
-        That is on another machine, and, if the file system has no locks, on this one too.
+        That is on another machine and, if the file system has no locks, on this one too.
         """
         this = Holder.this()
         if holder is None:
@@ -132,7 +132,7 @@ class Lease:
         if holder.host == this.host:
             return not (locked or stale) and _exists(holder.process)
         if holder.job and holder.job == this.job:
-            return False  # this job, before it was started again on this machine
+            return False  # this job before its requeue on this machine
         return not (job_is_gone(holder.job, unknown=stale) if holder.job else stale)
 
 
@@ -152,9 +152,9 @@ def _exists(process: int) -> bool:
 
 
 def job_is_gone(job: str, unknown: bool) -> bool:
-    """Whether Slurm knows that a job has ended; ``unknown`` when there is nobody to ask.
+    """Whether Slurm knows that a job has ended; ``unknown`` without Slurm.
 
-    A suspended job is silent, and still there.
+    A suspended job does not touch the file but has not ended.
     """
     if shutil.which("squeue") is None:
         return unknown

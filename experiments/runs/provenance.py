@@ -1,4 +1,4 @@
-"""Which code and which packages made something."""
+"""The code and package versions that made a result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def revision() -> str:
 
 @cache
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Of Python and of those packages that are installed."""
+    """Versions of Python and of those packages that are installed."""
     found = {"python": sys.version.split()[0]}
     for package in packages:
         try:

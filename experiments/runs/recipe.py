@@ -1,16 +1,16 @@
-"""Recipes: from a few lines of YAML to a run with a name.
+"""Recipes: from a few lines of YAML to a named run.
 
-A recipe says which verb runs, with what settings, and which other runs it needs. Four layers make
-it complete, later ones winning::
+A recipe names a verb, its settings, and the other runs it needs. It is merged from four layers,
+later ones winning::
 
     experiments/scale/<scale>.yaml < experiments/recipes/<recipe>.yaml < sweep cell < command line
 
-The scale tree holds numbers. Recipes are structure and interpolate it
+The scale tree holds values. Recipes are structure and interpolate it
 (``${stages.causal_cd.steps}``; ``seed: ${seed}`` means "the scale's seed"). A recipe or a scale
-that ``extends`` another says only what differs, see `files.py`. An override of a key of the scale
+that ``extends`` another holds only the differences (`files.py`). An override of a key of the scale
 tree changes the scale, hence also every need behind the run; an override of a key of the recipe
 changes this run alone, and reaches a need only where the recipe passes it on
-(``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). A key nobody declared is refused.
+(``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). Undeclared keys are refused.
 
 A run is named ``<recipe>-<8 hex>``; the hash covers the resolved recipe with its needs replaced by
 their names, and leaves ``launch`` out, which holds what cannot change a result.
@@ -109,7 +109,7 @@ class Resolver:
         return self._resolve(recipe, self._tree, flatten(settings or {}), ())
 
     def ineffective(self, recipe: str, settings: Mapping[str, Any]) -> list[str]:
-        """Settings of the scale that this recipe overrules with a value of its own."""
+        """Settings of the scale that this recipe overrides with a value of its own."""
         return fixed(load_recipe(self.library.recipes, recipe), self._tree, flatten(settings))
 
     def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
@@ -138,7 +138,7 @@ class Resolver:
         expected, slurm = launch.pop("cost_s", {}).get(name), launch.pop("slurm", {})
         slurm = slurm.get("default", {}) | slurm.get(name, {})
         launch["scale"] = self.scale
-        # What was overridden in the scale travels along every edge: `scale` is already changed.
+        # Overrides of the scale reach every need: `scale` contains them already.
         needs: dict[str, Run] = {}
         names: dict[str, str] = {}
         for role, spec in (resolved.pop("needs", None) or {}).items():
@@ -156,7 +156,7 @@ class Resolver:
         return run
 
     def _check_slurm(self) -> None:
-        """Below ``launch.slurm`` stand "default" and recipes that there are."""
+        """Keys of ``launch.slurm`` must be "default" or existing recipes."""
         known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
         for name in self._tree.get("launch", {}).get("slurm", {}):
             if name not in known:
@@ -166,7 +166,7 @@ class Resolver:
                 )
 
     def _one(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The one object that stands for all trees of this content."""
+        """The one object shared by all trees of this content."""
         return self._trees.setdefault(canonical(tree), tree)
 
 
@@ -211,7 +211,7 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
 
 
 def _check_declared(own: dict, scale: dict, file: Path) -> None:
-    """Refuse a recipe whose own keys nothing reads: most are misspelt."""
+    """Refuse a recipe with keys that nothing reads; most are misspelt."""
     if own.get("verb") not in VERBS:
         raise ValueError(f"{file}: verb is {own.get('verb')!r}, must be one of {', '.join(VERBS)}")
     used = set(_INTERPOLATION.findall(canonical(own)))

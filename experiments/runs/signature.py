@@ -1,8 +1,8 @@
-"""Binding a section of a recipe to the function or constructor it is meant for.
+"""Binds a section of a recipe to the function or constructor that it configures.
 
 The signature is the schema: jsonargparse checks types and converts values (a list to a tuple, a
-string to a Path). What the recipe does not name must have a default in the signature, or be handed
-over by the verb (``given``), such as a network that has been built already.
+string to a Path). What the recipe does not set must have a default in the signature or be passed
+by the verb (``given``), such as a network that has been built already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bind(
     """Arguments for ``target`` out of ``settings``, checked and converted; nothing is called.
 
     ``given`` are arguments that the verb supplies itself; a recipe may not set them. ``section`` is
-    where the settings stand in the recipe and appears in messages. Raises ValueError naming the key
+    the section of the recipe, for messages. Raises ValueError naming the key
     (and the nearest valid one) for an unknown key, a missing one, and a value of the wrong type.
     """
     where = f"{section}." if section else ""
@@ -51,7 +51,7 @@ def bind(
 
 
 def parameters_of(target: type | Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What ``target`` takes by name. A constructor's ``**rest`` stands for its base class's own."""
+    """Keyword parameters of ``target``; a constructor's ``**rest`` means its base class's."""
     constructors = [target]
     if isinstance(target, type):
         constructors = [c for c in target.__mro__ if "__init__" in vars(c) and c is not object]
@@ -81,7 +81,7 @@ def _convert(target: Any, key: str, value: Any, where: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def _parser(target: Any, key: str) -> ArgumentParser:
-    """Of one parameter; made in milliseconds, and a sweep's worker asks for the same ones often."""
+    """Parser of one parameter; cached, since building one takes milliseconds."""
     parser = ArgumentParser(exit_on_error=False)
     others = {name for name in parameters_of(target) if name != key}
     add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments

@@ -1,17 +1,17 @@
-"""``curate``: make shards: clips, prompts or videos of a source, encoded, with a manifest.
+"""``curate``: encode clips, prompts or videos of a source into shards with a manifest.
 
-Encoding needs networks, so that no datamodule does it. A source is a module of
-``experiments/worlds``; the signature of its ``plan`` says what a recipe may set.
+Encoding needs networks, hence it is a verb and not part of a datamodule. A source is a module of
+``experiments/worlds``; the signature of its ``plan`` defines the recipe's settings.
 
-With ``launch.devices`` more than one, that many processes make a run's shards together. Others may
-join from other machines that see the run folder, by
+With ``launch.devices`` above one, that many processes make a run's shards together. Processes on
+other machines that share the run folder can join, for instance in a job array, by
 
     python -m experiments join <run folder>
 
-in an array of jobs, say: each makes tars that nobody else is making, until none is left. The set is
-completed by ``python -m experiments curate <run folder>``, which also does all that is not done.
-Whether claims are seen by other machines depends on the file system (NFS 4 and Lustre mounted with
-``flock`` do); where they are not, work is done twice, and the set is the same.
+Each makes shards that no other process has claimed, until none is left. The set is completed by
+``python -m experiments curate <run folder>``, which also makes all missing shards. Claims are file
+locks and reach other machines on NFS 4 and on Lustre mounted with ``flock``; elsewhere some shards
+may be made twice, with the same result.
 """
 
 import importlib
@@ -37,12 +37,12 @@ def check(recipe: dict[str, Any]) -> None:
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Write ``folder/shards`` as ``recipe["curate"]`` says; go on where it was interrupted."""
+    """Write ``folder/shards`` as ``recipe["curate"]`` says; resumes after an interruption."""
     make_together(plan, recipe, folder)
 
 
 def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
-    """What is to be made; the source is looked at, nothing is encoded yet."""
+    """Plan of the shard set: the source is inspected, nothing is encoded yet."""
     check(recipe)
     prepare(recipe)
     source = _source(recipe)

@@ -1,4 +1,4 @@
-"""``fit``: train a stage on a shard set, from where it was interrupted, and hand its result on."""
+"""``fit``: train a stage on a shard set, resuming if interrupted, and hand its result on."""
 
 import logging
 from dataclasses import dataclass
@@ -41,16 +41,16 @@ PANEL = 8  # prompts in TensorBoard's video panel
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how a stage is trained.
+    """Settings of the training loop.
 
     Args:
-        steps: optimizer steps, of all networks together; 0 hands the student on as it is.
+        steps: optimizer steps, of all networks together; 0 hands the student on untrained.
         batch: clips per step, over all devices and micro-batches.
-        clip_gradient: norm at which gradients are clipped, per step.
-        precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would round the weights
-            themselves, and updates of 2e-6 with them.
-        ema_decay: hand on an average of the student that decays so; 0 hands on the student itself.
-        ema_start: student updates before the average begins.
+        clip_gradient: maximal gradient norm, per step.
+        precision: Lightning's, ``32-true`` or ``bf16-mixed``: the others would keep the
+            weights in half precision, where updates of 2e-6 are rounded away.
+        ema_decay: of the student's EMA, which is handed on; 0 hands on the student itself.
+        ema_start: student updates before the EMA begins.
     """
 
     steps: int
@@ -77,13 +77,13 @@ def check(recipe: dict[str, Any]) -> None:
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Train ``recipe["stage"]`` in ``folder``; the result lies in ``folder/student``.
+    """Train ``recipe["stage"]`` in ``folder``; writes ``folder/student``.
 
     Raises:
-        ValueError: data, networks and settings that do not fit each other, named with their cure.
+        ValueError: incompatible data, networks and settings, named with the cure.
     """
     device = prepare(recipe)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips, adverts
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # logs of devices and tips
     kind = stage_class(recipe)
     launch = launch_for(kind, launch_of(recipe))
     training = Training(**bind(Training, recipe["fit"], section="fit"))
@@ -106,8 +106,8 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     _spare_memory(module, launch, training)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
     if training.steps and not _train(module, data, folder, launch, training, ema, device):
-        return  # the first process hands on
-    if "held_out" in recipe["needs"]:  # a stage with a gate measures itself before handing on
+        return  # rank 0 hands on
+    if "held_out" in recipe["needs"]:  # a stage with a gate is evaluated before hand-off
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
     if ema is None:
         module.hand_off(folder.path)
@@ -142,12 +142,12 @@ def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> Non
         data.require(latents=tuple(settings["clip_shape"]))
     if "trajectory" in data.fields:
         data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
-        if kind.past == "causal":  # each block was generated beside the blocks before it
+        if kind.past == "causal":  # each block was generated given the blocks before it
             data.require(blocks=list(partition(settings["blocks"], settings["clip_shape"][0])))
 
 
 def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
-    """Text and latents of the data must be of the width that the network was made for."""
+    """Text and latents of the data must have the widths of the network."""
     shapes = {name: entry["shape"] for name, entry in data.manifest["fields"].items()}
     facts = {
         "latent channels": (shapes.get("latents", [0, None])[1], network.config.in_channels),
@@ -162,7 +162,7 @@ def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> No
 
 
 def _spare_memory(module: LightningModule, launch: Launch, training: Training) -> None:
-    """Settings that change what is kept, and no result."""
+    """Memory settings, which do not change a result."""
     for role, network in module.networks().items():
         if role == "teacher" and training.precision == "bf16-mixed":
             to_bfloat16(network)
@@ -179,9 +179,9 @@ def _train(
     ema: StudentEMA | None,
     device: torch.device,
 ) -> bool:
-    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was told to stop.
+    """Fit from the start or from ``last.ckpt``; KeyboardInterrupt if it was stopped.
 
-    Returns whether this is the run's first process, whose module is whole on the CPU afterwards.
+    Returns whether this is rank 0, which holds the whole module on the CPU afterwards.
     """
     last = folder.path / "checkpoints" / "last.ckpt"
     checkpoint, record = Checkpoint(last, launch.checkpoint_every_s), RunRecord()
@@ -223,7 +223,7 @@ def _panel(
     device: torch.device,
     ema: StudentEMA | None,
 ) -> SampleClips:
-    """The first held-out prompts, generated now and then, beside real clips if there are some."""
+    """Callback that samples the first held-out prompts at intervals, next to real clips if any."""
     shards = open_shards(folder.need("panel") / "shards")
     fields = [name for name in ("text", "video") if name in shards.fields]
     samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]

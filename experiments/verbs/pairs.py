@@ -1,15 +1,14 @@
-"""``pairs``: store a teacher's ODE trajectories, from noise to its end, for ODE distillation.
+"""``pairs``: store a teacher's ODE trajectories, from noise to x0, for ODE distillation.
 
-Two teachers, two pasts (Causal Forcing, sec. 3; CausVid):
+Two teachers with two kinds of context (Causal Forcing, sec. 3; CausVid):
 
-    causal          the AR teacher generates each block beside the *true* past of a real clip; the
-                    KV cache is fed the real blocks, so the clean past is encoded once and not 2 N
-                    times
+    causal          the AR teacher generates each block conditioned on the *clean* context of a real
+                    clip; the KV cache is filled with the real blocks once, not 2 N times
     bidirectional   the base model generates whole clips from prompts alone
 
-Stored are the states at the few-step times and the end, with the times themselves: a trajectory's
-noise levels are read, never derived again. Several processes may make a set together, and an
-interrupted one is gone on with (``launch/shard_workers.py``).
+Stored are the states at the few-step times and the end point, with the times themselves: readers
+never recompute noise levels. Several processes may make a set together, and an interrupted set is
+resumed (``launch/shard_workers.py``).
 """
 
 import json
@@ -63,7 +62,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
-    """What is to be made; everything is checked before the teacher is loaded."""
+    """Plan of the shard set; everything is checked before the teacher is loaded."""
     check(recipe)
     device = prepare(recipe)
     settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
@@ -116,23 +115,23 @@ def trajectories(
     stored: Literal["float16", "float32"],
     precision: str = "32-true",
 ) -> Work:
-    """``count`` trajectories, as shards of kind ``pairs``; whole batches to a tar.
+    """``count`` trajectories as shards of kind ``pairs``, whole batches per shard.
 
     Args:
         teacher: frozen, on the device.
-        name: the teacher's, for the manifest.
-        weights: hash of the teacher's: a set is not gone on with by another of the same name.
+        name: of the teacher, for the manifest.
+        weights: hash of the teacher's weights: a set is not resumed with different weights.
         past: ``causal`` or ``bidirectional``.
         count: how many clips (prompts), from the front of the set.
         clip_shape: ``[F, C, H, W]``.
-        blocks: of the causal teacher; stored, because pairs fit no other partition.
+        blocks: of the causal teacher; stored, since pairs are valid for this partition only.
         intervals: steps of the shifted grid; published 48.
-        solver: of a step, ``euler`` (published) or ``heun``.
+        solver: ``euler`` (published) or ``heun``.
         few_steps: how many noisy states are kept; must divide ``intervals``; published 4.
-        guidance: standard scale; published 6.
-        stored: ``float16`` rounds by 5e-4, what a video's bf16 networks cannot see, in half the
-            storage; ``float32`` is for worlds where the end is compared with an exact one.
-        precision: of the network's passes; states are float32 whatever it is.
+        guidance: CFG scale w in u + w (c - u); published 6.
+        stored: ``float16`` rounds by 5e-4, below the precision of bf16 networks, in half the
+            storage; ``float32`` is for worlds with an exact end point to compare with.
+        precision: of the network's forward passes; states are always float32.
 
     Raises:
         ValueError: unknown ``past``, too few clips, clips of another shape.
@@ -193,7 +192,7 @@ def trajectories(
 
 
 def _kept(intervals: int, few_steps: int) -> Sequence[int]:
-    """The grid points to store: the few-step times, and the end."""
+    """The grid points to store: the few-step times and the end point."""
     if intervals % few_steps:
         raise ValueError(
             f"pairs.intervals: {intervals} is no multiple of pairs.few_steps {few_steps}, so the"

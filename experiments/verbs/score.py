@@ -1,8 +1,8 @@
-"""``score``: judge what was sampled or trained, by the metrics of one suite.
+"""``score``: evaluate samples or a trained student by the metrics of one suite.
 
-What a recipe needs says which: a ``probe`` looks at clips of the tiny world (`world.*`), a ``law``
-known in closed form says what clips and students should have been (`law.*`), a ``benchmark`` is
-prepared for programs that judge real scenes (`vbench.*`).
+The recipe's needs select the suite: a ``probe`` evaluates clips of the tiny world (`world.*`), a
+``law`` known in closed form gives exact references for clips and students (`law.*`), a
+``benchmark`` lays videos out for external programs (`vbench.*`).
 
 Results: scores.jsonl, per_clip.npz, curves.json (see `metrics/records.py`).
 """
@@ -25,7 +25,7 @@ def check(recipe: dict[str, Any]) -> None:
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Score as ``recipe["score"]`` says; the results lie in ``folder``."""
     check(recipe)
-    settle(recipe)  # nothing is asked of a GPU
+    settle(recipe)  # no GPU is used
     _suite(recipe).run(recipe, folder)
 
 

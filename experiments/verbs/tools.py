@@ -1,4 +1,4 @@
-"""Commands that are no runs: they read and write where they are told and have no recipe.
+"""Commands without a recipe and a run folder: inputs and outputs are arguments.
 
 Only argparse is imported before one of them starts.
 """
@@ -15,7 +15,7 @@ from experiments.bench import command as bench
 
 @dataclass(frozen=True)
 class Tool:
-    """A command: what it does, its arguments, and what runs it."""
+    """A command: its help, its arguments, and the function that runs it."""
 
     what: str
     declare: Callable[[argparse.ArgumentParser], None]

@@ -1,8 +1,8 @@
-"""Worlds: where clips and prompts come from, how they are encoded, and what judges the samples.
+"""Worlds: data distributions with their sources of clips and prompts, encoders and evaluation.
 
-A world is a package in this folder. It says itself, as names of its own modules, which sources it
-has (``SOURCES``: what a recipe's ``curate.source`` names) and what it judges by (``JUDGES``: the
-need of a score that decides for it). Asking imports no torch.
+A world is a package in this folder. It declares its modules by name: ``SOURCES`` holds the values
+of a recipe's ``curate.source``, ``JUDGES`` the need of a score recipe that selects the evaluation.
+Reading these tables imports no torch.
 """
 
 from importlib import import_module
@@ -10,12 +10,12 @@ from pkgutil import iter_modules
 
 
 def sources() -> dict[str, str]:
-    """What ``curate.source`` may name -> the module with its ``plan``."""
+    """Value of ``curate.source`` -> the module with its ``plan``."""
     return _said("SOURCES")
 
 
 def judges() -> dict[str, str]:
-    """The need that decides how a score is made -> the module with its ``check`` and ``run``."""
+    """Need that selects the evaluation -> the module with its ``check`` and ``run``."""
     return _said("JUDGES")
 
 

@@ -1,1 +1,1 @@
-"""The memory that a launch needs, counted before anything is loaded."""
+"""Estimates of the memory that a launch needs, before anything is loaded."""

@@ -1,4 +1,4 @@
-"""Memory that a job or container is allowed, which a machine's own figures do not show."""
+"""Memory limits of a job or container (cgroups), which the host's figures do not show."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CACHED = {2: ("inactive_file", "active_file"), 1: ("total_inactive_file", "tota
 
 
 def free_memory(root: Path = ROOT, membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Bytes left of this process's limits, the page cache not counted; None without a limit.
+    """Bytes left under this process's limits, page cache excluded; None without a limit.
 
-    Every group above the process's own may limit it too; what is visible of them is asked. Kernel:
+    Parent cgroups may limit the process too; all visible ones are read. Kernel:
     Documentation/admin-guide/cgroup-v2.rst ("memory.max"), cgroup-v1/memory.rst.
     """
     try:
@@ -42,7 +42,7 @@ def _of(group: Path, version: int) -> int | None:
     limit, used = _NAMES[version]
     try:
         allowed = (group / limit).read_text().strip()
-        if allowed == "max" or int(allowed) >= 2**60:  # version 1 says "none" by a huge number
+        if allowed == "max" or int(allowed) >= 2**60:  # cgroup v1 writes "none" as a huge number
             return None
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         cached = sum(int(stat.get(name, 0)) for name in _CACHED[version])

@@ -1,4 +1,4 @@
-"""What each verb asks of memory (``memory.py`` counts it), before it loads a network."""
+"""Memory checks of each verb (estimated in ``count.py``) before it loads a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +39,11 @@ def before_fit(
     average: bool,
     device: torch.device,
 ) -> None:
-    """Tell, or refuse, a fit. The processes of a machine share its memory, and read at one time.
+    """Log the memory of a fit, or refuse it. Ranks of a node share host memory and load at once.
 
     Args:
         half: whether activations are bfloat16.
-        average: whether an average of the student is kept.
+        average: whether an EMA of the student is kept.
 
     Raises:
         ValueError: it cannot fit, with the numbers.
@@ -92,16 +92,16 @@ def before_generation(
     window: int = 0,
     pixels: bool = False,
 ) -> None:
-    """Tell, or refuse, a sampler of the network at ``where``.
+    """Log, or refuse, the memory of sampling from the network at ``where``.
 
     Args:
         clip_shape: ``[F, C, H, W]`` of what is generated.
         sizes: of its blocks.
-        cached: block by block, else the whole clip at once.
-        guided: with a second branch.
+        cached: block by block with a KV cache, else the whole clip at once.
+        guided: with an unconditional branch (CFG).
         half: whether activations are bfloat16.
         window: frames a block sees; 0: all.
-        pixels: whether they are read or made, by the autoencoder of ``prompts``.
+        pixels: whether the autoencoder of ``prompts`` encodes or decodes.
 
     Raises:
         ValueError: it cannot fit, with the numbers.
@@ -119,7 +119,7 @@ def before_generation(
 def before_encoding(
     where: Path, launch: Launch, device: torch.device, **dtypes: torch.dtype
 ) -> None:
-    """Tell, or refuse, encoders of the pipeline at ``where``.
+    """Log, or refuse, the memory of the encoders of the pipeline at ``where``.
 
     Args:
         dtypes: of the weights of each part that will be used, ``vae`` or ``text_encoder``.
@@ -133,7 +133,7 @@ def before_encoding(
 
 
 def _autoencoder(shards: ShardReader) -> list[Item]:
-    """The autoencoder of a set's latents, for its weights; the tiny world's has none."""
+    """The autoencoder of a set's latents, if it has weights; the tiny world's has none."""
     made_by = shards.manifest["autoencoder"]
     if made_by["class"] != "WanVAE":
         return []

@@ -1,10 +1,10 @@
-"""How much memory a verb needs, counted from configs and told before anything is loaded.
+"""How much memory a verb needs, estimated from configs before anything is loaded.
 
-What a training step calls is asked of the stage itself (``DryRun``). What follows from shapes is
-exact: weights, gradients, optimizer, averages, KV caches. Marked ``~``
-is what was measured per token on small networks (tests/test_memory.py measures it again). Not
-counted: CUDA's own gigabyte, fragmentation, buffers of DDP and DeepSpeed, layers that ZeRO-3 has
-gathered, and what encoders make beside their weights.
+A training step's network calls are recorded by a ``DryRun`` of the stage. Items that follow from
+shapes are exact: weights, gradients, optimizer, EMA, KV caches. Items marked ``~`` use constants
+per token fitted on small networks (tests/test_memory.py measures them again). Not counted: the
+CUDA context (about 1 GB), fragmentation, buffers of DDP and DeepSpeed, layers gathered by ZeRO-3,
+and activations of encoders.
 """
 
 import logging
@@ -40,7 +40,7 @@ FEEDING = {FULL: (49.0, 8.0), HALF: (25.0, 4.0)}
 
 @dataclass(frozen=True)
 class Item:
-    """One use of memory, in bytes."""
+    """One item of memory, in bytes."""
 
     what: str
     bytes: float
@@ -49,10 +49,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Zero:
-    """What DeepSpeed splits over all devices.
+    """What DeepSpeed ZeRO partitions over all devices.
 
     Args:
-        stage: ``launch.zero_stage``; 0: nothing is split.
+        stage: ``launch.zero_stage``; 0: nothing is partitioned.
         devices: of all nodes.
     """
 
@@ -60,13 +60,13 @@ class Zero:
     devices: int = 1
 
     def share(self, whole: float, stage: int) -> float:
-        """A device's bytes of what is split from ``stage`` on."""
+        """A device's bytes of a tensor that is partitioned from ``stage`` on."""
         return whole / self.devices if self.stage >= stage else whole
 
 
 @dataclass(frozen=True)
 class Load:
-    """A network at work on one device.
+    """A network and its inputs on one device.
 
     Args:
         config: of the network: the constructor's arguments.
@@ -89,7 +89,7 @@ class Load:
 
     @cached_property
     def frozen(self) -> int:
-        """Bytes of the weights of a network that is only asked: what autocast rounds is rounded."""
+        """Bytes of the weights of a frozen network: what autocast rounds is stored rounded."""
         network = meta_network(self.config)
         if self.value == HALF:
             to_bfloat16(network)
@@ -104,7 +104,7 @@ class Load:
         return self.config["num_layers"]
 
     def tokens(self, frames: int) -> int:
-        """Of so many frames of the whole batch."""
+        """Tokens of so many frames, over the whole batch."""
         _, high, wide = self.config.get("patch_size", (1, 2, 2))
         _, _, height, width = self.clip_shape
         return self.batch * frames * (height // high) * (width // wide)
@@ -119,7 +119,7 @@ class Load:
         return self._of(SAVED, frames)
 
     def working(self, frames: int) -> float:
-        """Bytes that a pass holds at most while it runs, beside what it saves."""
+        """Peak bytes of temporaries during a pass, beyond what it saves."""
         return max(self._of(ATTENDING, frames), self._of(FEEDING, frames))
 
     def saved(self, calls: Sequence[Call], checkpointing: bool) -> float:
@@ -133,7 +133,7 @@ class Load:
         return self.layers * (inputs + prompts) + self.layer(max(frames, default=0))
 
     def caches(self, calls: Sequence[Call]) -> float:
-        """Bytes of the caches that live at once while these calls are made."""
+        """Bytes of the KV caches alive at once during these calls."""
         return max((self.keys_and_values(c.held, c.prompts * self.text) for c in calls), default=0)
 
     def _of(self, bytes_each: Mapping[int, tuple[float, float]], frames: int) -> float:
@@ -152,11 +152,11 @@ def of_fit(
     """Memory of a training step on one device.
 
     Args:
-        asked: of the stage's networks, by its own steps.
+        asked: recorded calls of the stage's networks, by step.
         loads: by role; a network without weights has none.
-        average: whether one of the student is kept for the hand-off.
-        checkpointing: ``launch.gradient_checkpointing``, of what is trained.
-        zero: what is split, and over how many devices.
+        average: whether an EMA of the student is kept for the hand-off.
+        checkpointing: ``launch.gradient_checkpointing``, of trained networks.
+        zero: partitioning over devices.
     """
     networks = {role: held for role, held in asked.networks.items() if held.like in loads}
     trained = {role: loads[role] for role, held in networks.items() if held.trained}
@@ -164,7 +164,7 @@ def of_fit(
     copies += [loads["student"]] * average
     half, counts = loads["student"].value == HALF, [load.parameters for load in trained.values()]
     weights, copied = FULL * sum(counts), FULL * sum(load.parameters for load in copies)
-    own_copy = weights if zero.stage in (1, 2) else 0  # ZeRO-3 has no other weights
+    own_copy = weights if zero.stage in (1, 2) else 0  # ZeRO-3 keeps no full copy of the weights
     items = [
         Item(f"weights of {' and '.join(trained)}, float32", zero.share(weights, 3)),
         Item("their gradients, one network at a time", zero.share(FULL * max(counts), 2)),
@@ -180,7 +180,7 @@ def of_fit(
 
 
 def _of_steps(asked: DryRun, loads: Mapping[str, Load], checkpointing: bool) -> list[Item]:
-    """The most that any outcome of any step takes, each item by itself."""
+    """Maximum over steps and their random outcomes, for each item separately."""
 
     def most(of_calls: Callable[[Load, Sequence[Call], bool], float], together=sum) -> float:
         return max(
@@ -211,7 +211,7 @@ def _of_steps(asked: DryRun, loads: Mapping[str, Load], checkpointing: bool) -> 
 
 
 def loading(loads: Mapping[str, Load]) -> list[Item]:
-    """Memory of the host while networks are read: all of them, in float32."""
+    """Host memory while networks are loaded: all of them, in float32."""
     return [Item(f"{role}, as it is read", FULL * load.parameters) for role, load in loads.items()]
 
 
@@ -219,9 +219,9 @@ def of_rollout(load: Load, frames: int, cached: int, guided: bool) -> list[Item]
     """Memory of generating clips, without gradient.
 
     Args:
-        frames: that pass the network at once: a block, or the clip.
-        cached: frames whose keys and values are held; 0: no cache.
-        guided: with a second branch, which has its own cache.
+        frames: per forward pass: a block, or the clip.
+        cached: frames in the KV cache; 0: no cache.
+        guided: with an unconditional branch (CFG), which has its own cache.
     """
     items = [Item("weights", load.frozen)]
     if cached:
@@ -245,12 +245,12 @@ def of_encoder(part: Path, value: int) -> Item:
 
 
 def require(items: Sequence[Item], device: torch.device, enforce: bool, processes: int = 1) -> None:
-    """Tell what will be needed, and refuse what cannot fit.
+    """Log the memory needed, and refuse what cannot fit.
 
     Args:
         items: of one process.
-        enforce: ``launch.check_memory``; false only tells.
-        processes: that take as much of the same memory at the same time.
+        enforce: ``launch.check_memory``; false only logs.
+        processes: that need as much of the same memory at the same time.
 
     Raises:
         ValueError: with every number, where less is free.

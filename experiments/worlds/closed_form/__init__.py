@@ -1,7 +1,7 @@
-"""The `law.*` metrics: clips and students beside a law whose densities and flow maps are known.
+"""The `law.*` metrics: clips and students against a law whose densities and flow maps are known.
 
-`view` holds what all share. Of clips: `clips`, `branches`. Of students: `students`, `history`. Of
-the law alone: `facts`. All are exact: measured under their own names, no proxies.
+`context` holds what all share. On clips: `samples`, `branches`. On students: `students`, `history`.
+On the law alone: `facts`. All metrics are exact, none is a proxy.
 """
 
 SOURCES = {"closed_form": "source"}

@@ -1,8 +1,8 @@
-"""Which modes of the law generated clips take, and how wide they are within them.
+"""Mode coverage of generated clips, and their variance within each mode.
 
-A clip's mode is its first frame's component and the sign of each turn, by the law's own posterior
-given the clip itself. Frames between two branches are counted to the likelier one; that they lie
-there shows in `law.spread`.
+A clip's mode is its first frame's component and the sign of each turn: the argmax of the law's
+posterior given the clip. A frame between two branches is assigned to the likelier one; how far off
+the branches it lies is measured by `law.spread`.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def modes(view: View, vectors: Tensor) -> np.ndarray:
 
 
 def _frequencies(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Expected counts of the modes [K], and the generated ones with resamples [1 + R, K]."""
+    """Expected mode counts [K] under the law, and generated ones with resamples [1 + R, K]."""
     if view.law.angle == 0:
         raise NotApplicable("the law does not branch")
     turns = 2 ** (view.law.frames - 1)
@@ -47,13 +47,13 @@ def _kl(view: View, covering: bool) -> Measurement:
 
 @of_samples("law.modes.kl_covering", "KL(law || generated) of modes", unit="nats")
 def kl_covering(view: View) -> Measurement:
-    """Large when clips miss modes that the law has (mode seeking)."""
+    """KL(law || clips) over modes: large when clips miss modes (mode seeking)."""
     return _kl(view, covering=True)
 
 
 @of_samples("law.modes.kl_seeking", "KL(generated || law) of modes", unit="nats")
 def kl_seeking(view: View) -> Measurement:
-    """Large when clips are often where the law seldom is."""
+    """KL(clips || law) over modes: large when clips often take modes rare under the law."""
     return _kl(view, covering=False)
 
 
@@ -65,9 +65,9 @@ def kl_seeking(view: View) -> Measurement:
     higher_is_better=None,
 )
 def spread(view: View) -> Measurement:
-    """Mean squared distance of a frame to the branches that its own predecessor leaves it, weighted
-    by their posterior, over that of the law: 1 is right, below is collapsed, above is off the
-    branches. Also per branch.
+    """Mean squared distance of a frame to the branch means given its own predecessor, weighted by
+    the branch posterior, divided by the same of the law: 1 is right, below 1 is collapsed, above 1
+    is off the branches. Also per branch.
     """
     clips = view.samples.vectors
     given = view.law.conditional(clips)

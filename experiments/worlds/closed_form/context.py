@@ -1,7 +1,7 @@
-"""What the `law.*` metrics look at: a law, and what there is of clips, a student and true pasts.
+"""Inputs of the `law.*` metrics: a law and, as available, clips, a student and clean contexts.
 
-Frames are vectors: clips are float64 `[N, F, d]`. Networks speak latents `[N, F, C, H, W]`; `View`
-translates. Chance comes from one generator a metric, so that no metric moves another's numbers.
+Frames are vectors: clips are float64 `[N, F, d]`. Networks take latents `[N, F, C, H, W]`; `View`
+converts. Every metric has its own random generator, so that metrics do not affect each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ of_samples = partial(
 """Registers a metric of generated clips."""
 of_student = partial(of_samples, needs=("law", "student"))
 """Registers a metric of a student."""
-ENDS = time_grid(24, 2.0).float()  # by Heun, the ends of ODEs that have no closed form
-SET_RESAMPLES = 100  # of set-wise metrics; their spread, not their tails, is used
+ENDS = time_grid(24, 2.0).float()  # Heun grid for ODE end points without a closed form
+SET_RESAMPLES = 100  # of set-wise metrics; only their standard deviation is used
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -58,7 +58,7 @@ class Clips:
 
     @property
     def component(self) -> Tensor:
-        """What the prompts ask for, int64 `[N]`."""
+        """Component that each prompt names, int64 `[N]`."""
         return self.text[:, 0].argmax(1)
 
     def first(self, count: int) -> "Clips":
@@ -66,20 +66,20 @@ class Clips:
         return Clips(self.latents[:count], self.text[:count])
 
     def repeated(self, times: int) -> "Clips":
-        """Each one so many times, in a row."""
+        """Each clip repeated so many times, consecutively."""
         repeat = torch.repeat_interleave
         return Clips(repeat(self.latents, times, 0), repeat(self.text, times, 0))
 
 
 class View:
-    """A law beside what is compared with it.
+    """A law and what is compared with it.
 
     Args:
-        network: the law as a network; `network.law` are its numbers.
-        seed: of the bootstrap and of all that is drawn here.
+        network: the law as a network; `network.law` holds its parameters.
+        seed: of the bootstrap and of all random draws of the metrics.
         shift, intervals: of the time grids.
-        few_steps: of the sampler whose next frames are looked at.
-        reference: held-out clips of the law, for clips to be compared with and as true pasts.
+        few_steps: of the sampler whose next frames are evaluated.
+        reference: held-out clips of the law: the reference set, and the source of clean contexts.
         samples: generated clips.
         student: a causal network.
     """
@@ -102,7 +102,7 @@ class View:
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What metrics may need of this view."""
+        """The inputs that this view has, by the names that metrics need."""
         there = {"samples": self.samples, "student": self.student}
         return offered([name for name, value in there.items() if value is not None])
 
@@ -117,11 +117,11 @@ class View:
         return time_grid(self.intervals, self.shift).float()
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Chance for one purpose."""
+        """A random generator of its own for one purpose."""
         return torch.Generator().manual_seed(crc32(f"{self.seed}/{purpose}".encode()))
 
     def draw(self, count: int, purpose: str) -> Clips:
-        """Fresh clips of the law, each under its own component's prompt."""
+        """Fresh clips of the law, each with the prompt of its own component."""
         vectors, component, _ = self.law.draw(count, self.generator(purpose))
         text = torch.nn.functional.one_hot(component, self.law.components)[:, None].float()
         return Clips(self.latents(vectors), text)
@@ -131,7 +131,7 @@ class View:
         return torch.randn(like.shape, generator=self.generator(purpose))
 
     def even_noise(self, like: Tensor, purpose: str) -> Tensor:
-        """The same, spread evenly (scrambled Sobol points): means over few clips are near exact."""
+        """Quasi-random normal noise (scrambled Sobol): means over few clips are near exact."""
         points = torch.quasirandom.SobolEngine(
             like[0].numel(), scramble=True, seed=crc32(f"{self.seed}/{purpose}".encode())
         )
@@ -139,18 +139,18 @@ class View:
         return torch.special.ndtri(uniform).view_as(like).float()
 
     def latents(self, vectors: Tensor) -> Tensor:
-        """`[N, F, d]` -> latents fp32 of height 1, which the law takes as well as any."""
+        """`[N, F, d]` -> fp32 latents of height 1; the law accepts any height."""
         return vectors.unflatten(2, (self.network.config.in_channels, 1, -1)).float()
 
     def flow_map(self, x_t: Tensor, t: Tensor, clips: Clips) -> Tensor:
-        """The exact end `[N, F, d]` of the AR ODE through latents `x_t` at `t` `[N, F]`, every
-        frame beside its true past.
+        """Exact flow map `[N, F, d]` of the AR ODE from latents `x_t` at `t` `[N, F]`, every frame
+        conditioned on clean context.
         """
         given = self.law.conditional(clips.vectors, clips.component)
         return given.flow_map(x_t.flatten(2).double(), t.double(), steps=RUNGE_KUTTA_STEPS)
 
     def beside_past(self, network: nn.Module, clips: Clips) -> Velocity:
-        """A network's velocity `v(x, t)` beside the true past; `t` is a scalar or `[N, F]`."""
+        """A network's velocity `v(x, t)` given clean context; `t` is a scalar or `[N, F]`."""
 
         def v(x: Tensor, t: Tensor) -> Tensor:
             level = t.to(x).expand(x.shape[:2])
@@ -161,17 +161,17 @@ class View:
         return v
 
     def causal_end(self, noise: Tensor, clips: Clips) -> Tensor:
-        """Latents at the end of the law's AR ODE beside the true past."""
+        """End point of the law's AR ODE given clean context, as latents."""
         return solve(self.beside_past(self.network, clips), noise, ENDS, solver="heun")[0]
 
     def bidirectional_end(self, noise: Tensor, text: Tensor) -> Tensor:
-        """Latents at the end of the law's bidirectional ODE."""
+        """End point of the law's bidirectional ODE, as latents."""
         v = forcing.bidirectional_ode(self.network, text, torch.zeros_like(text[0]), 1.0)
         return solve(v, noise, ENDS, solver="heun")[0]
 
 
 def offered(judged: Sequence[str]) -> tuple[str, ...]:
-    """What a view of a law can be asked for when so much is `judged` beside it."""
+    """The inputs that a view offers to metrics when `judged` are given besides the law."""
     return ("law", *judged) if judged else ("law", "law_alone")
 
 

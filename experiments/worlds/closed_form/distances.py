@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 PROJECTIONS = 64
-SORTED_RESAMPLES = 40  # of the sliced distance, whose every resample is sorted anew
+SORTED_RESAMPLES = 40  # resamples of the sliced distance: each has to be sorted again
 
 
 def energy_distance(
@@ -12,8 +12,8 @@ def energy_distance(
 ) -> tuple[float, np.ndarray]:
     """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely and Rizzo 2013), pairs of one clip included.
 
-    Never negative and zero only for equal samples, so that two samples of one law leave a floor of
-    about ``E|X - X'| (1/N + 1/M)``, which the tables show.
+    Never negative, and zero only for equal samples: for two samples of one law its mean is about
+    ``E|X - X'| (1/N + 1/M)``, shown in the tables as the floor.
 
     Args:
         generated: float [N, D].
@@ -32,13 +32,13 @@ def energy_distance(
 
 
 def conditional_energy(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """The energy distance of many small pairs of samples, without bias: float [P].
+    """Unbiased (U-statistic) energy distance of many small pairs of samples: float [P].
 
-    Pairs of a draw with itself are left out, so that it can be negative and is zero on average
-    where the laws agree.
+    Pairs of a draw with itself are left out, so it can be negative; its expectation is zero where
+    the distributions agree.
 
     Args:
-        generated: float [P, S, D], S draws for each of P pasts.
+        generated: float [P, S, D], S draws for each of P contexts.
         real: float [P, T, D].
     """
     return 2 * _mean_distance(generated, real) - _spread(generated) - _spread(real)

@@ -1,7 +1,7 @@
-"""Facts of the law alone, which no training can change: what each objective has to offer.
+"""Properties of the law alone, independent of any training: what each objective can achieve.
 
-All are Monte Carlo over clips of the law with fixed chance, or closed forms; the network asked is
-the law itself, through the same calls that teachers and students get.
+All are Monte Carlo estimates over clips of the law with fixed seeds, or closed forms; the network
+evaluated is the law itself, through the same calls that teachers and students get.
 """
 
 import numpy as np
@@ -16,20 +16,20 @@ from lightning_modules.diffusion.flow import add_noise, euler, time_grid, to_x0,
 from lightning_modules.diffusion.rollout import solve
 
 PASTS = 512  # for which something is redrawn
-REDRAWN = 2  # an unbiased variance needs no more; other pasts tell more than other draws
+REDRAWN = 2  # enough for an unbiased variance; more contexts reduce the error more than more draws
 CLIPS = 256
 INTERVALS = (2, 4, 8, 16, 32, 64)
-FITTED = 4  # of these, the finest, give the slope
+FITTED = 4  # the finest of these give the slope
 
 
 @of_law("law.injectivity.bidirectional", "Var(x0 | noise of frames <= i), bidirectional ODE")
 def bidirectional_injectivity(view: View) -> Measurement:
-    """Variance that the noise of *later* frames gives to a frame's end of the bidirectional ODE.
+    """Variance of a frame's end point in the bidirectional ODE due to the noise of *later* frames.
 
     At t = 1: the noise of the frames up to i is held, that of later ones redrawn. For the first
-    frame, which has no past, this is the paper's Var(x0^1 | x_t^1); for the others it is what
-    SF-ODE's student, which sees the past as noisy as the frame, cannot know: the floor of its
-    regression. For the last frame, after which no noise comes, it is 0.
+    frame, which has no context, this is the paper's Var(x0^1 | x_t^1); for the others it is what
+    SF-ODE's student, whose context is as noisy as the frame, cannot predict: the irreducible loss
+    of its regression. For the last frame, which no frame follows, it is 0.
     """
     clips = view.draw(PASTS, "injectivity").repeated(REDRAWN)
 
@@ -42,8 +42,8 @@ def bidirectional_injectivity(view: View) -> Measurement:
 
 @of_law("law.injectivity.causal", "Var(x0 | x_t), AR ODE")
 def causal_injectivity(view: View) -> Measurement:
-    """The same of the AR teacher's ODE: later noise and later real frames are redrawn, the frame's
-    noise and its true past held. Nothing else is looked at, so it is 0.
+    """The same under the AR teacher's ODE: later noise and later real frames are redrawn, the
+    frame's noise and its clean context held. The ODE has no other input, so it is 0.
     """
     clips = view.draw(PASTS, "injectivity").repeated(REDRAWN)
     others = view.draw(PASTS * REDRAWN, "injectivity/later").latents
@@ -58,10 +58,10 @@ def causal_injectivity(view: View) -> Measurement:
 
 @of_law("law.injectivity.given_past", "Var(x0 | x_t, clean past)")
 def injectivity_given_past(view: View) -> Measurement:
-    """``Var(x0^i | x_1^i, x0^{<i})`` of the bidirectional ODE in the paper's words, mean over i:
-    analytic, for a law of one Gaussian only.
+    """``Var(x0^i | x_1^i, x0^{<i})`` of the bidirectional ODE as the paper defines it, mean
+    over i: analytic, only for a law that is a single Gaussian.
 
-    Ends and noise are jointly Gaussian, so that the variance is a Schur complement.
+    End points and noise are jointly Gaussian, so the variance is a Schur complement.
     """
     root, by_frame = _ends_of_noise(view), []
     for i in range(len(root)):
@@ -74,7 +74,7 @@ def injectivity_given_past(view: View) -> Measurement:
 @of_law("law.injectivity.given_noise", "Var(x0 | noise of frames <= i)")
 def injectivity_given_noise(view: View) -> Measurement:
     """``Var(x0^i | x_1^{<=i})`` of the bidirectional ODE, mean over i: what
-    `law.injectivity.bidirectional` estimates, analytic, for a law of one Gaussian only.
+    `law.injectivity.bidirectional` estimates, analytic, only for a law that is a single Gaussian.
     """
     by_frame = np.square(np.triu(_ends_of_noise(view), 1)).sum(axis=1).tolist()
     return Measurement(float(np.mean(by_frame)), len(by_frame), curves={"by_frame": by_frame})
@@ -82,10 +82,10 @@ def injectivity_given_noise(view: View) -> Measurement:
 
 def _ends_of_noise(view: View) -> np.ndarray:
     """``S^(1/2)``, S the covariance of the frames of a law of one Gaussian: its row i is what the
-    noise of every frame adds to frame i's end of the bidirectional ODE, float64 [F, F].
+    noise of every frame contributes to frame i's end point, float64 [F, F].
 
     Raises:
-        NotApplicable: the law is no single Gaussian.
+        NotApplicable: the law is not a single Gaussian.
     """
     law = view.law
     if law.angle or law.components > 1:
@@ -102,7 +102,7 @@ def _ends_of_noise(view: View) -> np.ndarray:
 def _register_order(solver: str, name: str) -> None:
     @of_law(f"law.order.{solver}", f"order of {name}")
     def _(view: View) -> Measurement:
-        """Slope of log error of the AR ODE's end over log intervals, sign changed."""
+        """Order of the solver: negative slope of the AR ODE's log error over log intervals."""
         clips = view.draw(CLIPS, "order")
         noise = view.noise(clips.latents, "order/noise")
         exact = view.flow_map(noise, torch.ones(noise.shape[:2]), clips)
@@ -125,7 +125,7 @@ def _register_order(solver: str, name: str) -> None:
 
 
 def _slope(mean_squares: np.ndarray) -> np.ndarray:
-    """Of errors `[..., intervals]`, given as their squares, over the finest intervals: `[...]`."""
+    """Log-log slope of squared errors `[..., intervals]` over the finest intervals: `[...]`."""
     across = np.log(INTERVALS[-FITTED:]) - np.log(INTERVALS[-FITTED:]).mean()
     heights = np.log(mean_squares[..., -FITTED:]) / 2
     return -(heights @ across) / (across @ across)
@@ -137,15 +137,15 @@ _register_order("heun", "Heun")
 
 @of_law("law.leak.strict", "least loss beside the past (< i)")
 def least_loss(view: View) -> Measurement:
-    """Flow matching's loss of the exact velocity under the strict mask: what cannot be learnt."""
+    """Flow-matching loss of the exact velocity under the strict mask: the irreducible loss."""
     return _loss(view, visibility.teacher_forcing_mask(view.sizes))
 
 
 @of_law("law.leak.own", "least loss with own clean content (<= i)")
 def leaking_loss(view: View) -> Measurement:
-    """The same when a noisy frame sees its own clean copy as well: nothing is left to learn.
+    """The same under a leaking mask, where a noisy frame sees its own clean copy.
 
-    `to_target` is the RMSE of the answer ``x_t - t v`` to the frame itself: the network would copy.
+    `to_target` is the RMSE of the x0 prediction ``x_t - t v`` to the frame: the network would copy.
     """
     frames = view.law.frames
     leaking = visibility.teacher_forcing_mask(view.sizes).clone()
@@ -182,12 +182,12 @@ def _loss(view: View, visible: Tensor) -> Measurement:
 
 @of_law("law.bug.no_terminal_pair", "CD without the pair that reaches 0", higher_is_better=False)
 def no_terminal_pair(view: View) -> Measurement:
-    """RMSE of a fixed point of CD's loss that no pair ties to data.
+    """RMSE of a fixed point of the CD loss when the terminal pair is left out.
 
-    The fixed points are the chain of teacher steps down to the last grid point but one, and there
-    *any* map. Shown is the map of a network that is still 0 (the frame stays as noisy as it is);
-    `anchored` is the RMSE with the last pair, which leaves Euler's error alone. `loss` is CD's loss
-    of the shown map over three of the pairs that are there: it is at rest.
+    Fixed points are the chain of teacher steps down to the last grid point but one, followed by
+    *any* map. Evaluated is the map of a zero-initialised network (which returns its noisy input);
+    `anchored` is the RMSE with the terminal pair: Euler's error only. `loss` is the CD loss of the
+    evaluated map over three of the remaining pairs: zero at a fixed point.
     """
     clips = view.draw(CLIPS, "terminal")
     noise = view.noise(clips.latents, "terminal/noise")

@@ -1,15 +1,15 @@
-"""The next frame beside a history that is off: Fig. 5b of Causal Forcing++ as a measurement.
+"""The next frame given a perturbed context: Fig. 5b of Causal Forcing++ as a measurement.
 
-The true past is shifted by a multiple of the law's noise in a random direction and committed; the
-student then samples the last frame many times beside it. Two questions, two curves:
+The clean context is shifted by a multiple of the law's noise in a random direction and written to
+the KV cache; the student then samples the last frame many times. Two curves over the shift:
 
-- `to_shifted`: distance to the law's own conditional given *that* past. An exact sampler keeps 0 at
-  every shift, so what is left is the student's own failure off the pasts it was trained beside.
-  This states the paper's claim, that causal DMD suffers more from a history that drifts, and
-  `law.history` is its rise.
-- `to_true`: distance to the law's conditional given the *true* past. An exact sampler rises too,
-  since a shifted past has a shifted future; its own rise is `exact_to_true`. That is what a viewer
-  sees, and mixes the law with the student.
+- `to_shifted`: distance to the law's conditional given the *shifted* context. It is 0 for an exact
+  sampler at every shift, so it measures how the student generalises beyond its training contexts.
+  The paper claims that causal DMD suffers more from a history that drifts; `law.history` is the
+  rise of this curve.
+- `to_true`: distance to the law's conditional given the *clean* context. It rises for an exact
+  sampler too (`exact_to_true`), since a shifted context has a shifted future. This is the visible
+  error, which mixes the law with the student.
 """
 
 from functools import lru_cache
@@ -26,13 +26,13 @@ from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times
 
 SHIFTS = (0.0, 1.0, 2.0, 4.0)  # times the law's noise
 PASTS = 48
-DRAWS = 24  # of the student's next frame, for each past
+DRAWS = 24  # samples of the next frame for each context
 
 
 @of_student("law.history", "rise with the history's shift")
 def history(view: View) -> Measurement:
-    """Energy distance of the next frame at the largest shift less that at none, given the shifted
-    past.
+    """Energy distance of the next frame given the shifted context: at the largest shift minus at
+    none.
     """
     found = _shifted(view)
     rise = found["to_shifted"][-1] - found["to_shifted"][0]
@@ -47,8 +47,8 @@ def history(view: View) -> Measurement:
 
 @of_student("law.next.variance", "conditional variance", unit="of the law's", higher_is_better=None)
 def variance(view: View) -> Measurement:
-    """Variance of the next frame given the true past over the law's; 1 is right, 0 is a conditional
-    mean. Within each branch alone: `left`, `right`.
+    """Variance of the next frame given clean context, relative to the law's; 1 is right, 0 is the
+    conditional mean. Within each branch alone: `left`, `right`.
     """
     true, drawn = _next_frames(view)[0]
     fresh = _draws(view, true, "variance")
@@ -63,8 +63,8 @@ def variance(view: View) -> Measurement:
 
 
 def _shifted(view: View) -> dict[str, np.ndarray]:
-    """Distances `[shifts, PASTS]`: to the law given the shifted past and given the true one, and
-    how far the law itself moves.
+    """Distances `[shifts, PASTS]`: to the law given the shifted context and given the clean one,
+    and the distance between these two conditionals of the law.
     """
     frames = _next_frames(view)
     at_true = _draws(view, frames[0][0], "true")
@@ -77,9 +77,9 @@ def _shifted(view: View) -> dict[str, np.ndarray]:
     return {name: np.stack(values) for name, values in found.items()}
 
 
-@lru_cache(maxsize=1)  # the metrics of one view share what its student drew
+@lru_cache(maxsize=1)  # all metrics of a view share the student's samples
 def _next_frames(view: View) -> tuple[tuple[Tensor, np.ndarray], ...]:
-    """For each shift: the past `[PASTS, F, d]`, the student's last frames `[PASTS, DRAWS, d]`."""
+    """Per shift: the context `[PASTS, F, d]` and the student's last frames `[PASTS, DRAWS, d]`."""
     clips, size = view.reference.first(PASTS), view.law.size
     direction = torch.randn((PASTS, 1, size), generator=view.generator("direction")).double()
     direction = direction / direction.norm(dim=2, keepdim=True)
@@ -89,7 +89,7 @@ def _next_frames(view: View) -> tuple[tuple[Tensor, np.ndarray], ...]:
 
 @torch.no_grad()
 def _last_frame(view: View, past: Tensor, clips: Clips) -> np.ndarray:
-    """The student's last frame beside a past's earlier ones, `[PASTS, DRAWS, d]`."""
+    """The student's last frame given the earlier frames of a context, `[PASTS, DRAWS, d]`."""
     many = Clips(past.float().view_as(clips.latents), clips.text).repeated(DRAWS)
     committed, last = Past(view.student, many.text), len(view.sizes) - 1
     for index in range(last):
@@ -102,7 +102,7 @@ def _last_frame(view: View, past: Tensor, clips: Clips) -> np.ndarray:
 
 
 def _draws(view: View, past: Tensor, purpose: str) -> np.ndarray:
-    """The law's own last frames given a past `[PASTS, F, d]`: `[PASTS, 4 DRAWS, d]`."""
+    """Exact last frames of the law given a context `[PASTS, F, d]`: `[PASTS, 4 DRAWS, d]`."""
     generator, count = view.generator(purpose), 4 * DRAWS
     means = view.law.conditional(past).means[:, -1, :2]  # [PASTS, 2, d]
     coins = torch.randint(2, (len(past), count), generator=generator)
@@ -112,7 +112,7 @@ def _draws(view: View, past: Tensor, purpose: str) -> np.ndarray:
 
 
 def _within_branches(view: View, past: Tensor, drawn: np.ndarray) -> dict[str, float]:
-    """Variance about each branch's own mean given the past; branches without draws are left out."""
+    """Variance about each branch's mean given the context; branches without draws are left out."""
     means = view.law.conditional(past).means[:, -1, :2].numpy()
     nearest = np.linalg.norm(drawn[:, :, None] - means[:, None], axis=-1).argmin(-1)
     found = {}

@@ -1,4 +1,4 @@
-"""Generated clips beside held-out clips of the law: distance, drift, precision, recall."""
+"""Generated clips against held-out clips of the law: distance, drift, precision, recall."""
 
 import numpy as np
 
@@ -14,19 +14,19 @@ from experiments.metrics.statistics import (
 from experiments.worlds.closed_form.context import View, of_samples
 from experiments.worlds.closed_form.distances import energy_distance, sliced_wasserstein
 
-KEPT = 0.99  # of held-out clips that are denser than the bound of precision
+KEPT = 0.99  # share of held-out clips above the density threshold of precision
 
 
 @of_samples("law.energy", "energy distance")
 def energy(view: View) -> Measurement:
-    """Of whole clips to held-out clips."""
+    """Energy distance of whole clips to held-out clips."""
     value, drawn = energy_distance(_flat(view.samples), _flat(view.reference), view.weights)
     return Measurement(value, len(view.samples), spread_interval(value, drawn))
 
 
 @of_samples("law.sliced_wasserstein", "sliced Wasserstein distance")
 def sliced(view: View) -> Measurement:
-    """Of whole clips to held-out clips, order 1."""
+    """Sliced 1-Wasserstein distance of whole clips to held-out clips."""
     drawn = resample(len(view.samples), len(view.weights), view.seed)
     value, drawn = sliced_wasserstein(_flat(view.samples), _flat(view.reference), drawn, view.seed)
     return Measurement(value, len(view.samples), spread_interval(value, drawn))
@@ -56,7 +56,7 @@ def energy_drift(view: View) -> Measurement:
 def precision(view: View) -> Measurement:
     """Share of clips to which the law gives at least the density that 99% of held-out ones have.
 
-    By the law's own density, so that no neighbourhood has to be chosen.
+    Uses the law's exact density, so no neighbourhood size has to be chosen.
     """
     bound = np.quantile(view.law.log_density(view.reference.vectors).numpy(), 1 - KEPT)
     inside = (view.law.log_density(view.samples.vectors).numpy() >= bound).astype(float)

@@ -1,8 +1,8 @@
-"""Scores by the `law.*` metrics: clips, a student, or nothing at all beside a law known exactly.
+"""Scores by the `law.*` metrics: of clips, of a student, or of a known law alone.
 
-Needs: `law` (a run that keeps one in `law/`), and, as far as they are judged, `samples` (generated
-clips), `student` (a causal network), both with `reference` (held-out clips). With the law alone the
-facts that no training can change are measured.
+Needs: `law` (a run with one in `law/`) and, where they are evaluated, `samples` (generated clips)
+or `student` (a causal network), each with `reference` (held-out clips). With the law alone, its
+training-independent properties are measured (`facts.py`).
 """
 
 import logging
@@ -53,7 +53,7 @@ def check(recipe: dict[str, Any]) -> None:
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Score what the recipe needs beside ``needs.law``."""
+    """Score the other needs of the recipe against ``needs.law``."""
     settings = bind(score_beside_law, recipe["score"], GIVEN, "score")
     score_beside_law(folder=folder, seed=recipe["seed"], **settings)
 
@@ -71,19 +71,19 @@ def score_beside_law(
     intervals: int,
     few_steps: int,
 ) -> None:
-    """Compute the metrics and write them down.
+    """Compute the metrics and write the results.
 
     Args:
         metrics: ids, or `all` that the needs allow.
         first: number of the first sample to score.
         clips: how many samples.
-        reference_clips: how many held-out clips, from the front of the set; true pasts of a
-            student.
+        reference_clips: how many held-out clips, from the front of the set; also the clean
+            contexts of a student.
         shift, intervals: of the time grids.
-        few_steps: of the sampler whose next frames are looked at.
+        few_steps: of the sampler whose next frames are evaluated.
 
     Raises:
-        ValueError: too few clips, or a need that keeps no law.
+        ValueError: too few clips, or a need without a law.
     """
     needs, loaded = folder.recipe["needs"], {}
     about: dict[str, Any] = {"seed": seed, "law": needs["law"]}
@@ -110,10 +110,10 @@ def score_beside_law(
 
 
 def read_law(where: Path) -> ClosedForm:
-    """The law that a run keeps.
+    """The law that a run has stored.
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: there is none.
     """
     if not (where / "law" / "config.json").is_file():
         raise ValueError(f"{where}: has no law/config.json; needs.law must be clips of a law")

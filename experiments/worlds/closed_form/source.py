@@ -1,8 +1,8 @@
 """Clips of a law whose every density is known, and the law itself as a network.
 
-A frame is d numbers, stored as ``[d, 1, 1]`` latents that need no autoencoder; the text is the
-one-hot component of the first frame, the negative one zeros, which leave it open. ``law`` beside
-the shards is a `ClosedForm` network in diffusers format: recipes name this run where they want the
+A frame is d numbers, stored as ``[d, 1, 1]`` latents without an autoencoder; the text is the
+one-hot component of the first frame, the negative prompt zeros (unconditional). ``law``, next to
+the shards, is a `ClosedForm` network in diffusers format: recipes name this run where they want the
 exact teacher or score.
 """
 
@@ -19,8 +19,8 @@ from experiments.runs.signature import bind
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.closed_form.network import ClosedForm
 
-CHUNK = 1024  # samples drawn at once, and of a tar; sample i depends on (seed, i) alone
-FPS = 1  # frames of a law have no duration; what makes and shows videos wants a number
+CHUNK = 1024  # samples per draw and per shard; sample i depends on (seed, i) alone
+FPS = 1  # arbitrary: frames of a law have no duration, but a manifest needs a rate
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -42,10 +42,10 @@ def plan(
 
     Args:
         folder: of the run; the network lies in its ``law``.
-        seed: another one for every split, which is all that makes them disjoint.
+        seed: must differ between splits; nothing else makes them disjoint.
         kind: ``clips`` have latents (float32) and text, ``prompts`` text alone.
         count: samples.
-        law: numbers of `GaussianWorld`.
+        law: parameters of `GaussianWorld`.
     """
     world = _law(law)
     about = {"source": "closed_form", "seed": seed, "fps": FPS, "channels": world.size}

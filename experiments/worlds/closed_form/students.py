@@ -1,8 +1,8 @@
-"""What a student learnt beside what there was to learn: the exact flow map, and what is left over.
+"""Error of a student against the exact flow map, and the residuals of ODE regression.
 
-A student answers `G(x_t, t) = x_t - t v(x_t, t | true past)`. Regressing a bidirectional teacher's
-ODE leaves what the noise of frames that a causal student cannot see decides (`facts` says how much
-that is at least); regressing the AR teacher's leaves nothing.
+A student predicts `G(x_t, t) = x_t - t v(x_t, t | clean context)`. Regressing a bidirectional
+teacher's ODE has an irreducible residual from the noise of frames that a causal student cannot see
+(`facts` has its lower bound); regressing the AR teacher's has none.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from experiments.worlds.closed_form.context import View, of_student
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import add_noise, to_x0
 
-TIMES = 8  # noise levels looked at, evenly spread over the grid
+TIMES = 8  # noise levels evaluated, evenly spaced over the grid
 
 
 @of_student("law.flow_map", "RMSE to the exact flow map")
 def flow_map(view: View) -> Measurement:
-    """Over held-out clips at the grid's noise levels, every frame beside its true past."""
+    """RMSE over held-out clips at the grid's noise levels, given clean context."""
     times = view.grid[:-1][:: max(1, view.intervals // TIMES)]
     noise = view.even_noise(view.reference.latents, "flow_map")
     squares = torch.stack([_flow_map_squares(view, noise, t) for t in times])  # [T, N, F]
@@ -41,8 +41,8 @@ def flow_map(view: View) -> Measurement:
 
 @of_student("law.residual.causal", "residual, AR teacher's ODE")
 def causal_residual(view: View) -> Measurement:
-    """Mean square between the student's answer to pure noise beside the true past and the end of
-    the AR teacher's ODE from that noise.
+    """Mean squared error of the one-step prediction from pure noise, given clean context, to the
+    end point of the AR teacher's ODE from that noise.
     """
     clips, noise = view.reference, view.even_noise(view.reference.latents, "residual")
     v = view.beside_past(view.student, clips)(noise, torch.ones(()))
@@ -52,7 +52,7 @@ def causal_residual(view: View) -> Measurement:
 
 @of_student("law.residual.bidirectional", "residual, bidirectional ODE")
 def bidirectional_residual(view: View) -> Measurement:
-    """The same of the bidirectional teacher's ODE, with SF-ODE's past: as noisy as the frame."""
+    """The same of the bidirectional teacher's ODE, with SF-ODE's context: as noisy as the frame."""
     clips, noise = view.reference, view.even_noise(view.reference.latents, "residual")
     level = torch.ones(noise.shape[:2])
     v = forcing.diffusion_forcing(view.student, noise, level, clips.text, view.sizes)
@@ -61,7 +61,7 @@ def bidirectional_residual(view: View) -> Measurement:
 
 
 def _flow_map_squares(view: View, noise: Tensor, t: Tensor) -> Tensor:
-    """Squared error at one noise level, mean over a frame's numbers, `[N, F]`."""
+    """Squared error at one noise level, mean over the values of a frame, `[N, F]`."""
     clips = view.reference
     level = t.expand(noise.shape[:2])
     x_t = add_noise(clips.latents, noise, level)
@@ -71,7 +71,7 @@ def _flow_map_squares(view: View, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def _residual(answer: Tensor, end: Tensor, seed: int) -> Measurement:
-    """Also `variance`: how much of the ends' variance the answers have; a mean has less than 1."""
+    """Also `variance`: of predictions relative to end points; below 1 for a regressed mean."""
     squares = (answer - end).double().square().mean(2)  # [N, F]
     per_clip = squares.mean(1).numpy()
     kept = answer.double().var(0).sum() / end.double().var(0).sum()

@@ -1,4 +1,4 @@
-"""The tiny world: handwritten digits that move, the probe that reads them, and its scores."""
+"""The tiny world: moving handwritten digits, the probe (evaluator network), and the scores."""
 
 SOURCES = {"moving_digits": "source"}
 JUDGES = {"probe": "score"}

@@ -1,9 +1,8 @@
-"""Does a clip do what its caption says, and what would a judge answer? Semantic, Instruct, Reward,
-Total.
+"""Prompt adherence of clips, and a judge's questions: Semantic, Instruct, Reward, Total.
 
-A caption has up to four attributes, each read by the probe and the law: the digit, moving or still,
-the direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K * sum_k
-a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable",
+A caption has up to four attributes, each read by the probe and the path fit: the digit, moving or
+still, the direction of the first step, the speed. `World Reward` has VisionReward's form, 100/K *
+sum_k a_k with a_k = +-1, over the questions of `answers`, equally weighted; the bounds of "stable",
 "smooth" and so on are what 95% of real clips keep (`calibration.py`).
 """
 
@@ -21,8 +20,8 @@ SEMANTIC = ("digit", "moving", "direction", "speed", "all")
 def attributes(view: View) -> dict[str, np.ndarray]:
     """Share of each attribute that is right, float [N]; NaN where a caption does not mention it.
 
-    `digit` is a share of frames; the others are 0 or 1. Direction and speed are not asked of a
-    caption that stands still. A clip without a digit in most frames has no right motion.
+    `digit` is a share of frames; the others are 0 or 1. Direction and speed do not apply to
+    "standing still" captions. In a clip without a digit in most frames no motion is right.
     """
     wanted, path = view.wanted, view.path
     seen = (view.readings.presence > 0.5).mean(axis=1) > 0.5
@@ -50,9 +49,7 @@ def semantic_table(view: View) -> dict[str, np.ndarray]:
 
 
 def bounds_of(view: View) -> dict[str, np.ndarray]:
-    """Per-clip measures that the reward's questions compare with real clips, each [N], lower is
-    better.
-    """
+    """Per-clip measures that the reward bounds by real clips, each [N]; lower is better."""
     sharp = np.log(np.maximum(view.sharpness, 1e-6))
     real_sharp, _ = view.reference.appearance
     identity = view.readings.identity
@@ -140,7 +137,7 @@ def world_instruct(view: View) -> Measurement:
 
 @metric("world.reward", "World Reward", "sample", "-100..100", needs=("probe", "calibration"))
 def world_reward(view: View) -> Measurement:
-    """100/K * sum of +-1 answers; the share of yes to each question is kept beside it."""
+    """100/K * sum of +-1 answers; with the share of yes answers to each question."""
     table = answers(view)
     votes = np.stack([np.where(yes, 100.0, -100.0) for yes in table.values()]).mean(axis=0)
     measured = per_clip(votes, view.seed)

@@ -9,7 +9,7 @@ Arrays: videos uint8 [N, T, H, W, 1]; centres float [N, T, 2] px of the digit; v
 
 import numpy as np
 
-SEEN = 8.0  # gray levels of background noise that begin to show: a scale for the two-sided measure
+SEEN = 8.0  # gray levels at which background noise becomes visible: scale of the two-sided measure
 CLEARANCE = 10  # px, half the square around a digit that is not background (8) and its soft edge
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # of SSIM (Wang et al. 2004)
 
@@ -50,7 +50,7 @@ def noise(videos: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def background_consistency(videos: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """VBench's rule with SSIM of the background in the place of CLIP's cosine, [N].
+    """VBench's rule with SSIM of the background instead of the CLIP cosine, [N].
 
     For frame t >= 1 the mean of max(0, ssim) to the previous and to the first frame, averaged.
     """

@@ -2,8 +2,8 @@
 
 Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
 corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
-of a question: what 95% of the real clips keep. Half of the clips are measured, beside the other
-half; the ceiling row of the table shows others.
+of a question: what 95% of the real clips keep. Half of the clips are measured against the
+other half; the ceiling row of the table uses further clips.
 
 The run needs `reference` (held-out clips) and `probe`, and leaves `calibration.json`::
 
@@ -31,7 +31,7 @@ from experiments.worlds.digits.reference import Reference, read_clips, world_of
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
-SHARE = 0.95  # of real clips that a bound lets through
+SHARE = 0.95  # share of real clips within a bound
 GIVEN = {"reference", "probe", "folder"}
 
 
@@ -53,13 +53,13 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips: int) -> None:
-    """Measure floors, ceilings and bounds, and write them down with what they were made from.
+    """Measure floors, ceilings and bounds, and store them with the runs they were made from.
 
     Args:
         reference, probe: run folders.
         folder: of this run.
         clips: how many of the reference are read, from its front; the second half is measured
-            beside the first.
+            against the first.
 
     Raises:
         ValueError: too few clips, or a dimension whose floor is not below its ceiling.
@@ -88,8 +88,8 @@ def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips:
 def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
     """The constants that a run has measured, with `hash` of their content.
 
-    Compared are the names of the runs, which say how they were made: the same probe trained on
-    another machine may differ in its last bits, and is the same eye.
+    Runs are compared by name, which hashes their recipe: the same probe trained on another machine
+    may differ in its last bits and still counts as the same evaluator.
 
     Args:
         run: folder of the calibration.

@@ -1,5 +1,4 @@
-"""One look at a set of clips beside real ones: everything the metrics share, computed once and on
-demand.
+"""Intermediate results that the metrics of a set of clips share, computed once and on demand.
 
 Arrays: videos uint8 [N, T, H, W, 1]; per-frame values [N, T]; per-clip values [N].
 """
@@ -17,14 +16,12 @@ from experiments.worlds.digits.probe_network import Readings
 from experiments.worlds.digits.reference import Reference
 from experiments.worlds.digits.trajectory import HEADINGS, SPEEDS, Path, follow
 
-SET_RESAMPLES = 100  # of set-wise metrics; their spread, not their tails, is used
+SET_RESAMPLES = 100  # of set-wise metrics; only their standard deviation is used
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the captions of N clips ask for: digit int [N], heading int [N] (-1 still), speed int
-    [N].
-    """
+    """Attributes in N captions: digit int [N], heading int [N] (-1 still), speed int [N]."""
 
     digit: np.ndarray
     heading: np.ndarray
@@ -57,12 +54,12 @@ class Wanted:
 
 
 class View:
-    """Generated clips and real ones through the eyes of the probe.
+    """Probe features and measurements of generated clips, with a real reference.
 
     Args:
         videos: clips to judge, uint8 [N, T, 32, 32, 1].
-        attributes: what each caption asks for.
-        reference: real clips, disjoint from `videos`, with the probe that looks at both.
+        attributes: of each caption.
+        reference: real clips, disjoint from `videos`, with the probe that reads both.
         calibration: floors, ceilings and bounds (`calibration`), or None while calibrating.
         seed: of the bootstrap.
     """
@@ -91,12 +88,12 @@ class View:
 
     @cached_property
     def readings(self) -> Readings:
-        """The probe on the clips to judge."""
+        """Outputs of the probe for the generated clips."""
         return self.reference.probe.read(self.videos)
 
     @cached_property
     def path(self) -> Path:
-        """Nearest lawful path of each clip."""
+        """Nearest admissible path of each clip."""
         return follow(self.readings.position, self.reference.world)
 
     @cached_property
@@ -106,7 +103,7 @@ class View:
 
     @cached_property
     def on_manifold(self) -> np.ndarray:
-        """Bool [N, T]: the frame is within reach of a real one and shows one digit."""
+        """Bool [N, T]: the frame lies on the real manifold (k-NN) and shows one digit."""
         features = self.readings.features
         near = self.reference.manifold.within(features.reshape(-1, features.shape[-1])).any(axis=1)
         return near.reshape(features.shape[:2]) & (self.readings.presence > 0.5)

@@ -1,5 +1,4 @@
-"""Real clips made worse in one known way: floors of the table, calibration, and tests of the
-metrics.
+"""Real clips under one known corruption: floors of the table, calibration, tests of metrics.
 
 Arrays: videos uint8 [N, T, H, W, 1]; every function is deterministic in its seed.
 """
@@ -14,7 +13,7 @@ Attributes = list[dict[str, Any]]
 
 
 def noise(videos: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Uniform noise instead of pictures."""
+    """Uniform noise instead of frames."""
     return rng.integers(0, 256, videos.shape, dtype=np.uint8)
 
 

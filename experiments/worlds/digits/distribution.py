@@ -1,7 +1,7 @@
-"""What the paper argues and cannot measure: identity, the law, turns, drift, coverage.
+"""Distributional metrics that real videos do not allow: identity, dynamics, turns, drift, coverage.
 
-Distances are taken in the probe's feature space and always against real clips; the `ceiling` row of
-the table is the same code on held-out real clips, i.e. the floor that real-against-real leaves.
+Distances are taken in the probe's feature space against real clips; the `ceiling` row of the table
+is the same code on held-out real clips, i.e. the finite-sample floor of real against real.
 """
 
 import numpy as np
@@ -33,13 +33,13 @@ def presence(view: View) -> Measurement:
 
 @metric("world.identity.switches", "identity switches", "sample", "per clip", False)
 def switches(view: View) -> Measurement:
-    """How often the digit read differs from that of the frame before."""
+    """How often the digit read changes from one frame to the next."""
     return per_clip((np.diff(digits_read(view), axis=1) != 0).sum(axis=1), view.seed)
 
 
 @metric("world.physics.residual", "distance to the law", "sample", "px", False)
 def law_residual(view: View) -> Measurement:
-    """Mean distance between each step and the lawful one, as read by the probe."""
+    """Mean distance between each step, as read by the probe, and the nearest admissible one."""
     return per_clip(view.path.residual.mean(axis=1), view.seed)
 
 
@@ -85,7 +85,7 @@ def turns_seeking(view: View) -> Measurement:
 
 @metric("world.fd_pairs", "Frechet distance, frame pairs", "set", "features^2", False)
 def fd_pairs(view: View) -> Measurement:
-    """On probe features of neighbouring frames side by side: appearance and motion together."""
+    """On concatenated probe features of neighbouring frames: appearance and motion together."""
     real = Gaussian.of(_flat(pairs(view.reference.readings.features)))
     value, drawn = frechet_distances(pairs(view.readings.features), real, view.weights)
     return Measurement(value, view.clips, spread_interval(value, drawn))
@@ -142,7 +142,7 @@ _register("coverage", "real frames with a generated neighbour")
 
 
 def curves(view: View) -> dict[str, list[float]]:
-    """Per frame index (or per step between frames): where along the clip things go wrong."""
+    """Per frame index (or per step between frames): shows where in the clip errors arise."""
     sharp, _ = view.reference.appearance
     return {
         "world.fd_by_frame": [float(v) for v in fd_by_frame(view)[0]],

@@ -1,8 +1,9 @@
-"""The tiny world: one handwritten digit moves over black by chance, and its every state is known.
+"""The tiny world: a handwritten digit moves on a black background, with known states.
 
-Why: the future must be uncertain given the past (captions do not tell turns and bounces), since
-that is what separates one initialisation of a causal student from another; and the truth must be
-known, so that clips can be judged without a judge. The digits are scikit-learn's (UCI, 8x8).
+It turns by 90 degrees at random and bounces off the walls. The future must be uncertain given the
+past (captions do not tell turns and bounces), since that separates the initialisations of a causal
+student; and the states must be known, so that clips can be scored without a learnt judge. The
+digits are scikit-learn's (UCI, 8x8).
 
 The law, for a sprite centre p [px; x to the right, y down, from the outer edges] and a velocity v
 [px/frame]:
@@ -11,7 +12,7 @@ The law, for a sprite centre p [px; x to the right, y down, from the outer edges
     v[k]    turned by +90 or -90 degrees with probability `turn`, for k >= 1
     p[k+1]  = p[k] + v[k] reflected at the walls; a component of v that met a wall changes sign
 
-State k is (x, y, vx, vy): the place in frame k and the velocity with which the digit leaves it.
+State k is (x, y, vx, vy): the position in frame k and the velocity towards frame k+1.
 
 Clip i of a split is a function of (seed, split, i) alone, hence independent of how many are made.
 A digit is drawn as a cubic B-spline surface over its 8x8 values: sub-pixel motion is smooth, and
@@ -90,7 +91,7 @@ def words() -> list[str]:
 
 @dataclass(frozen=True)
 class World:
-    """The numbers of the law: lengths in px, speeds in px/frame, shares and chances in 0..1."""
+    """Parameters of the world: lengths in px, speeds in px/frame, probabilities in 0..1."""
 
     size: int  # height and width of a frame
     frames: int
@@ -98,12 +99,12 @@ class World:
     sprite: int  # height and width of the enlarged digit
     slow: float
     fast: float
-    turn: float  # chance of a quarter turn before each step but the first
+    turn: float  # probability of a 90 degree turn before each step but the first
     still: float  # share of clips that stand still
     spread: float  # starts lie at most this far from the middle of the frame, across and down
 
     def __post_init__(self) -> None:
-        """Refuse numbers under which the law has no meaning."""
+        """Refuse parameters for which the dynamics are not defined."""
         room = self.size - self.sprite
         if self.sprite < 8 or room <= 0 or self.frames < 2 or self.fps < 1:
             raise ValueError(f"world: no room for motion in {self}")
@@ -176,7 +177,7 @@ class World:
         return pixels[:, None] - columns - np.asarray(centre, np.float64)[..., None, None]
 
     def clip(self, seed: int, split: str, index: int) -> Clip:
-        """Clip `index` of `split`, whatever else is made."""
+        """Clip `index` of `split`, independent of all other clips."""
         rng = generator(seed, split, index)
         attributes = self.draw_attributes(rng)
         sprites, labels = digit_bank(split)
@@ -188,7 +189,7 @@ class World:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip and its truth: `image` of the bank, states [T, 4] f32, video [T, size, size, 1] u8."""
+    """A clip: `image` of the bank, true states [T, 4] f32, video [T, size, size, 1] u8."""
 
     attributes: Attributes
     image: int
@@ -197,7 +198,7 @@ class Clip:
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one clip."""
+    """The random generator of one clip."""
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     return np.random.Generator(
@@ -216,7 +217,7 @@ def digit_bank(split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    from sklearn.datasets import load_digits  # a second of imports that only curation needs
+    from sklearn.datasets import load_digits  # takes a second to import; only curation needs it
 
     data = load_digits()
     images, labels = data.images, data.target.astype(np.int64)

@@ -1,11 +1,11 @@
-"""The probe: a small convolutional network that reads a frame of the tiny world, the eye of all
-`world.*` metrics.
+"""Training of the probe: the small convolutional network that evaluates frames for the `world.*`
+metrics.
 
-It answers, for one 32x32 gray frame: which digit, where (centre of the 16x16 sprite, in pixels),
-and whether there is exactly one digit at all. Its 64 penultimate features span the space in which
+For one 32x32 gray frame it predicts the digit, its position (centre of the 16x16 sprite, in pixels)
+and the presence of exactly one digit. Its 64 penultimate features span the space in which
 generated and real frames are compared (Frechet distance, precision, recall). It is trained on real
-clips only and shares no weights with a generator; it takes part in no comparison, so it is a
-LightningModule but not a `Stage`.
+clips only and shares no weights with a generator; it is not one of the compared
+methods, so it is a LightningModule but not a `Stage`.
 
 Loss per frame, with presence y in {0, 1}, digit c, centre p (px):
 
@@ -39,9 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def not_a_digit(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """As many frames without a readable digit as given: noise, blank, two digits overlaid, tiles
-    permuted.
-    """
+    """Negative examples, one per frame: noise, blank, two digits overlaid, tiles permuted."""
     count = len(frames)
     noise = torch.rand(frames.shape, generator=generator)
     strength = torch.rand(count, 1, 1, 1, generator=generator)
@@ -63,8 +61,8 @@ def not_a_digit(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def handwriting(frames: Tensor, centre: Tensor, generator: torch.Generator) -> Tensor:
-    """Slightly rotated, scaled and sheared about the sprite's centre, so its place is kept and its
-    writer is not.
+    """Handwriting augmentation: slight rotation, scale and shear about the sprite's centre, which
+    keep its position.
     """
     count = len(frames)
     bend = torch.empty(count, 2, 2).uniform_(-0.15, 0.15, generator=generator)
@@ -78,10 +76,10 @@ def handwriting(frames: Tensor, centre: Tensor, generator: torch.Generator) -> T
 
 
 def worn(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Still readable digits as an imperfect generator draws them: grainy, soft or dim, all mildly.
+    """Mild degradations as of an imperfect generator: grain, blur or low contrast.
 
-    Without these the probe would call a clip with a breath of grain no digit, since real
-    backgrounds are exactly black. Strong grain stays among what is `not_a_digit`.
+    Without these the probe would reject digits with the slightest grain, since real backgrounds
+    are exactly black. Strong grain remains a negative example (`not_a_digit`).
     """
     count = len(frames)
 
@@ -99,17 +97,17 @@ def worn(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class WorldProbe(lightning.LightningModule):
-    """Trains a `ProbeNetwork` on rendered clips and hands it off only if it reads held-out
-    handwriting well enough.
+    """Trains a `ProbeNetwork` on rendered clips and hands it off only if it is accurate enough on
+    held-out handwriting.
 
     Args:
         steps: length of the learning-rate schedule (one cycle), equal to the trainer's steps.
         learning_rate: peak of the cycle.
         position_weight: weight of the position error in the loss.
-        min_accuracy: gate, share of held-out frames whose digit is read rightly.
+        min_accuracy: gate, share of held-out frames whose digit is classified correctly.
         max_position_error: gate, px, mean distance between read and true centre on held-out frames.
-        kept: coefficients that the world's autoencoder keeps; clips go through it before they are
-            seen, because every clip that will be judged has.
+        kept: coefficients that the world's autoencoder keeps; training clips are passed through it,
+            as every clip to be evaluated is.
         seed: of the weights and of all augmentation (a function of (seed, step)).
     """
 
@@ -134,7 +132,7 @@ class WorldProbe(lightning.LightningModule):
         self.gate: dict[str, float] | None = None
 
     def networks(self) -> dict[str, nn.Module]:
-        """None whose forwards the run's record should count: the probe is in no comparison."""
+        """Empty: the probe is not a compared method, so its forward passes are not counted."""
         return {}
 
     def configure_optimizers(self):
@@ -147,9 +145,7 @@ class WorldProbe(lightning.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def training_step(self, batch: dict) -> Tensor:
-        """One frame in two of every clip, one in five of them replaced by something that is no
-        digit.
-        """
+        """Every second frame of each clip, one in five replaced by a negative example."""
         generator = torch.Generator().manual_seed(self.hparams.seed * 1_000_003 + self.global_step)
         seen = {**batch, "video": self.through_codec(batch["video"])}
         frames, centre, digit = frames_of(seen)
@@ -181,7 +177,7 @@ class WorldProbe(lightning.LightningModule):
         return loss
 
     def through_codec(self, video: Tensor) -> Tensor:
-        """What the world's autoencoder leaves of uint8 [B, T, 32, 32, 1]."""
+        """Reconstruction by the world's autoencoder of uint8 [B, T, 32, 32, 1]."""
         return self._codec.decode(self._codec.encode(video))
 
     def measure(self, samples: Iterable[dict]) -> dict[str, float]:

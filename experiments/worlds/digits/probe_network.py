@@ -1,9 +1,9 @@
-"""The probe's network: where a digit is, which one, and whether there is exactly one at all.
+"""The probe's network: position and class of a digit, and whether there is exactly one.
 
-Two glances: the class read from the frame as it stands is less accurate near the border, so `read`
-looks a second time at the sprite moved to the middle of a black frame. Those centred features do
-not change with place, which makes them the measure of identity; features of the whole frame do,
-which makes them the measure of realism.
+Two passes: the class read from the original frame is less accurate near the border, so `read`
+evaluates a second time, with the sprite moved to the centre of a black frame. The centred features
+are translation invariant and measure identity; features of the whole frame are not, and measure
+realism.
 
 Arrays: videos uint8 [N, T, 32, 32, 1]; frames float [M, 1, 32, 32] in [0, 1]; positions are those
 of the sprite's centre in px, x to the right, y down.
@@ -27,12 +27,12 @@ CLASSES = 10
 
 @dataclass
 class Readings:
-    """What the probe sees in N clips of T frames; all numpy, float32."""
+    """Outputs of the probe for N clips of T frames; all numpy, float32."""
 
     position: np.ndarray  # [N, T, 2] centre of the sprite, px
     presence: np.ndarray  # [N, T] probability of exactly one digit
-    classes: np.ndarray  # [N, T, 10] probabilities, second glance
-    features: np.ndarray  # [N, T, 64] of the frame as it stands
+    classes: np.ndarray  # [N, T, 10] class probabilities, second pass
+    features: np.ndarray  # [N, T, 64] of the original frame
     identity: np.ndarray  # [N, T, 64] of the centred sprite
 
 
@@ -66,8 +66,8 @@ class ProbeNetwork(nn.Module):
 
     @torch.inference_mode()
     def read(self, videos: np.ndarray, batch: int = 1024) -> Readings:
-        """Look at every frame twice; videos uint8 [N, T, 32, 32, 1]. Deterministic; puts the
-        network in eval mode.
+        """Evaluate every frame in two passes; videos uint8 [N, T, 32, 32, 1]. Deterministic; puts
+        the network in eval mode.
 
         Raises:
             ValueError: the videos are not uint8 or not 32x32 gray.
@@ -84,7 +84,7 @@ class ProbeNetwork(nn.Module):
             frames = some.float() / 255
             features, _, centre, presence = self(frames)
             identity, digit, again, _ = self(centred(frames, centre))
-            centre = centre + again - SIDE / 2  # what the second glance finds off the middle
+            centre = centre + again - SIDE / 2  # offset from the centre found in the second pass
             columns.append((centre, presence.sigmoid(), digit.softmax(1), features, identity))
         joined = [torch.cat(column).numpy() for column in zip(*columns, strict=True)]
         return Readings(*(values.reshape(clips, length, *values.shape[1:]) for values in joined))

@@ -1,8 +1,8 @@
 """World Quality: VBench's seven quality dimensions with its weights, each in the world's own terms.
 
 Every dimension is a value per clip, min-max normalised between a floor and a ceiling measured once
-(`calibration.py`) and clipped there: looking cleaner than real is no merit, since freezing and
-blur do.
+(`calibration.py`) and clipped there: looking cleaner than real data earns nothing, since frozen or
+blurred clips do.
 
     World Quality = 100 * sum_d w_d * clip((x_d - floor_d) / (ceiling_d - floor_d), 0, 1) / sum_d
     w_d
@@ -25,7 +25,7 @@ WEIGHTS = {  # VBench, scripts/constant.py
     "temporal_flickering": 1.0,
     "motion_smoothness": 1.0,
     "dynamic_degree": 0.5,
-    "realism": 1.0,  # in the place of aesthetic quality
+    "realism": 1.0,  # replaces aesthetic quality
     "imaging": 1.0,
 }
 
@@ -39,7 +39,7 @@ def imaging(view: View) -> np.ndarray:
 
 
 def temporal_flickering(view: View) -> np.ndarray:
-    """On "standing still" captions alone; NaN elsewhere, [N]."""
+    """Only for "standing still" captions; NaN elsewhere, [N]."""
     if view.wanted.moving.all():
         raise NotApplicable("no caption says 'standing still': flicker is judged on those alone")
     return np.where(view.wanted.moving, np.nan, appearance.flicker(view.videos))
@@ -102,7 +102,7 @@ def quality_of(means: dict[str, np.ndarray], constants: dict[str, dict[str, floa
 
     Raises:
         ValueError: a dimension or its constants are missing or not finite (VBench's script would
-            silently count a zero).
+            silently use zero).
     """
     total = 0.0
     for name, weight in WEIGHTS.items():

@@ -1,4 +1,4 @@
-"""Real clips through the eyes of the probe: what clips are judged beside, computed once."""
+"""Probe features of the real reference clips, computed once."""
 
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold (
 
 
 class Reference:
-    """Real clips of one world; many sets of clips may be judged beside one of these.
+    """Real clips of one world, shared by the evaluations of many sets of clips.
 
     Args:
         clips: uint8 [M, T, 32, 32, 1].
         probe: the gated network.
-        world: numbers of the law.
+        world: parameters of the world.
         fps: frames a second.
     """
 
@@ -33,17 +33,17 @@ class Reference:
 
     @cached_property
     def readings(self) -> Readings:
-        """The probe on the real clips."""
+        """Outputs of the probe for the real clips."""
         return self.probe.read(self.clips)
 
     @cached_property
     def path(self) -> trajectory.Path:
-        """Nearest lawful path of each real clip."""
+        """Nearest admissible path of each real clip."""
         return trajectory.follow(self.readings.position, self.world)
 
     @cached_property
     def manifold(self) -> Manifold:
-        """Where real frames lie in feature space."""
+        """The k-NN manifold of real frames in feature space."""
         features = self.readings.features[:MANIFOLD_CLIPS, ::2]
         return Manifold(features.reshape(-1, features.shape[-1]))
 
@@ -63,7 +63,7 @@ def read_clips(
 ) -> tuple[np.ndarray, list[dict[str, Any]], dict[str, Any]]:
     """Clips `first`.. as pixels uint8 [count, T, H, W, c], their attributes, and the manifest.
 
-    Real clips go through the autoencoder, as generated ones do, so that its loss is no difference.
+    Real clips pass through the autoencoder, as generated ones do, so its error cancels.
 
     Raises:
         ValueError: too few clips, or a set without pixels and latents.
@@ -86,10 +86,10 @@ def read_clips(
 
 
 def world_of(manifest: dict[str, Any]) -> World:
-    """The law behind a held-out set.
+    """Parameters of the world that a held-out set was drawn from.
 
     Raises:
-        ValueError: the set does not say which world it is of.
+        ValueError: the manifest has none.
     """
     if "world" not in manifest:
         raise ValueError("the reference's manifest.json names no world: curate it again")

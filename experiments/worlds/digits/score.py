@@ -1,11 +1,11 @@
-"""Scores by the `world.*` metrics: sampled clips beside held-out real ones, through a probe.
+"""Scores by the `world.*` metrics: sampled clips against held-out real ones, in probe features.
 
 Needs: `samples` (shards with pixels, captions and attributes), `reference` (held-out clips),
 `probe` (a fitted WorldProbe), `calibration` (the run that measured the constants). The rows
-`ceiling` and `floor` of the table are the same on held-out clips themselves, past those that serve
-as the reference, as they are or corrupted in one known way.
+`ceiling` and `floor` of the table are the same for held-out clips beyond the reference, unchanged
+or under one known corruption.
 
-A recipe with neither samples nor calibration is the calibration: `calibration.py` has it.
+A recipe with neither samples nor calibration is the calibration itself (`calibration.py`).
 """
 
 import json
@@ -88,7 +88,7 @@ def score_clips(
     reference_clips: int,
     corrupt: str,
 ) -> None:
-    """Compute the metrics and write them down.
+    """Compute the metrics and write the results.
 
     Args:
         samples, reference, probe, calibration: run folders.
@@ -96,7 +96,7 @@ def score_clips(
         first: number of the first sample to score.
         clips: how many.
         reference_clips: how many of the reference, from its front.
-        corrupt: what is done to the samples before they are scored; `none` for a student.
+        corrupt: corruption applied to the samples before scoring; `none` for a student.
 
     Raises:
         ValueError: too few clips; samples that overlap the reference; clips of another world;
@@ -141,7 +141,7 @@ def score_clips(
 
 @lru_cache(maxsize=1)
 def _reference(run: Path, fingerprint: str, clips: int, probe: Path, probe_hash: str) -> Reference:
-    """A sweep's worker judges many samples beside one reference; hashes tell it from another."""
+    """Cached, since a sweep's worker scores many samples against one reference; keyed by hashes."""
     real, _, manifest = read_clips(run / "shards", 0, clips)
     network = ProbeNetwork.load(probe / "probe")
     return Reference(real, network, world_of(manifest), manifest["fps"])

@@ -1,10 +1,10 @@
 """Moving digits: the tiny world's clips, encoded.
 
-The source is a law and refuses nothing. Every split is normalised by statistics of the same train
-clips, so that a network trained on one reads any other.
+Clips are synthetic, so none is rejected. Every split is normalised by statistics of the same
+training clips, so latents of all splits share one scale.
 
-Kinds: ``clips`` have latents, text and state; held-out ones their pixels too. ``prompts`` have text
-and attributes, drawn as the clips' are. ``videos`` are clips as pixels, state and latents.
+Kinds: ``clips`` have latents, text and state; held-out ones also pixels. ``prompts`` have text
+and attributes, drawn like those of clips. ``videos`` are clips as pixels, state and latents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ from lightning_modules.networks.encoders import PatchTransform, TinyText, measur
 KINDS = ("clips", "prompts", "videos")
 CHUNK = 256  # clips in memory at once
 ITEMS_PER_SHARD = 1024
-STATISTICS_SEED = 0  # of the clips that every split is normalised by
+STATISTICS_SEED = 0  # of the training clips that normalise every split
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def plan(
     negative_prompt: str,
     statistics: int,
 ) -> Work:
-    """What to make; nothing is drawn yet but the clips that latents are normalised by.
+    """Plan of the shard set; only the clips that normalise latents are drawn already.
 
     Args:
         folder: of the run, which needs nothing.
@@ -74,10 +74,10 @@ def plan(
         split: ``train`` or ``heldout``; they share no digit image.
         kind: ``clips``, ``prompts`` or ``videos``.
         count: samples.
-        world: numbers of ``moving_digits.World``.
+        world: parameters of ``moving_digits.World``.
         latents: of `raw_patches`; mean and deviation are measured.
         text: of `TinyText`.
-        negative_prompt: what guidance steers away from; empty in the tiny world.
+        negative_prompt: of classifier-free guidance; empty in the tiny world.
         statistics: train clips that mean and deviation of the latents are measured on.
     """
     law = World(**bind(World, world, section="curate.world"))

@@ -1,11 +1,10 @@
-"""Does a path obey the world's law? The likeliest lawful path behind read positions, and what is
-left over.
+"""Fit of read positions to the world's dynamics: the nearest admissible path, and its residual.
 
-A digit moves along an axis at the clip's speed; before each step but the first it may turn a
-quarter turn to either side, never back; at a wall its position reflects and its velocity flips. For
+A digit moves along an axis at the clip's speed; before each step but the first it may turn by
+90 degrees to either side, never back; at a wall its position reflects and its velocity flips. For
 each of the three speeds the best sequence of directions is found exactly (Viterbi over four
-directions, squared distance between the read displacement and the lawful one), then the best speed
-is kept.
+directions, squared distance between the read displacement and the admissible one), then the best
+speed is kept.
 
 Arrays: position float [N, T, 2], sprite centres in px; steps index T-1.
 """
@@ -22,7 +21,7 @@ _VECTORS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)], float)
 
 
 class World(Protocol):
-    """The numbers of the law that are needed here (`moving_digits.World` has them)."""
+    """The parameters of the dynamics needed here (`moving_digits.World` has them)."""
 
     size: int
     sprite: int
@@ -32,13 +31,13 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Path:
-    """The lawful path nearest to each of N clips' positions.
+    """The admissible path nearest to each of N clips' positions.
 
     Attributes:
         speed: int [N], index into SPEEDS.
         heading: int [N, T-1], index into HEADINGS, of each step before it meets a wall.
         branch: int [N, T-2], index into BRANCHES, what the digit did before steps 2, 3, ...
-        residual: float [N, T-1], px between each displacement and the lawful one.
+        residual: float [N, T-1], px between each displacement and the admissible one.
         step: float [N, T-1], px, length of each displacement as read.
     """
 
@@ -62,7 +61,7 @@ class Path:
 
 
 def follow(position: np.ndarray, world: World) -> Path:
-    """The lawful path nearest to the positions."""
+    """The admissible path nearest to the positions."""
     position = np.asarray(position, float)
     options = [_best(position, speed, world) for speed in (world.slow, world.fast)]
     step = np.linalg.norm(np.diff(position, axis=1), axis=-1)

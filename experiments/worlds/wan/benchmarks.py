@@ -1,8 +1,8 @@
-"""The formulas of VBench and VisionReward over what their programs wrote, and intervals over
+"""Formulas of VBench and VisionReward over the outputs of their programs, with intervals over
 prompts.
 
-Their constants, with sources, are `benchmarks.yaml`. Scores here are on the programs' own scale;
-records and tables show a hundredfold.
+Their constants, with sources, are in `benchmarks.yaml`. Scores here are on the programs' own scale;
+records and tables show them times 100.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def normalised(dimension: str, score: Number) -> Number:
 def lacking(composite: str, scores: Mapping[str, object]) -> list[str]:
     """The dimensions that Quality, Semantic or Total (in small letters) rests on and are not there.
 
-    VBench's own script takes a missing dimension as 0, without a word.
+    VBench's own script silently takes a missing dimension as 0.
     """
     return [
         name
@@ -74,8 +74,8 @@ def resampled(
 ) -> dict[str, np.ndarray]:
     """Bootstrap means [R] of several quantities over the prompts that they share.
 
-    What is drawn is a prompt with all its videos. It is drawn among the prompts that serve the same
-    quantities, as VBench's lists are made, so that each keeps its number of prompts.
+    A prompt is resampled with all its videos, stratified by the quantities that it serves (as in
+    VBench's prompt lists), so that each quantity keeps its number of prompts.
 
     Args:
         values: by quantity and video.

@@ -1,4 +1,4 @@
-"""Wan's encoders as curation needs them: pixels and captions in, what shards store out."""
+"""Wan's VAE and text encoder for curation: pixels and captions to stored latents and embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.runs.config import nearest
 from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TEXT_BATCH = 8  # captions at once; part of the result, by rounding
+TEXT_BATCH = 8  # captions per batch; affects the result by rounding
 
 
 class WanEncoders:
@@ -79,7 +79,7 @@ class WanEncoders:
         """Uint8 [T, H, W, 3] -> normalised float16 [F, C, h, w].
 
         Raises:
-            Refused: latents that float16 cannot hold.
+            Refused: latents beyond the range of float16.
         """
         half = self.vae.encode(torch.from_numpy(video)[None])[0].cpu().numpy().astype(np.float16)
         if not np.isfinite(half).all():
@@ -87,7 +87,7 @@ class WanEncoders:
         return half
 
     def texts(self, captions: Sequence[str]) -> Iterator[np.ndarray]:
-        """Float16 [L, D] of each caption, encoded some at a time."""
+        """Float16 [L, D] of each caption, encoded in batches."""
         for start in range(0, len(captions), TEXT_BATCH):
             yield from self.text.encode(captions[start : start + TEXT_BATCH]).cpu().half().numpy()
 

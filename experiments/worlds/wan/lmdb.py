@@ -44,19 +44,19 @@ def plan(
 
     Args:
         folder: of the run; needs ``latents`` (the LMDB) and ``wan``, whose VAE made them.
-        seed: changes nothing; all rows are converted, in their order.
+        seed: not used; all rows are converted, in order.
         kind: ``clips``: the last state of a row is a real clip. ``causal_pairs``: noisy states and
-            the teacher's end, then the real clip beside which they were made.
-            ``bidirectional_pairs``: noisy states and the teacher's end, which is no real clip.
+            the teacher's end point, then the real clip that was their clean context.
+            ``bidirectional_pairs``: noisy states and the teacher's end point, no real clip.
         clip_shape: ``[F, C, h, w]`` that the rows must have.
-        fps: that the clips were made at.
-        trajectory: what is known of the pairs; ``times`` of the noisy states, and further manifest
+        fps: of the clips.
+        trajectory: metadata of the pairs: ``times`` of the noisy states, and further manifest
             entries (blocks, guidance, shift, ...). Nothing for clips.
         text_dtype: ``float32`` or ``bfloat16``.
-        items_per_shard: rows in a tar.
+        items_per_shard: rows per shard.
 
     Raises:
-        FileNotFoundError, ValueError: a folder or LMDB that will not do, in form or statistics.
+        FileNotFoundError, ValueError: a folder or LMDB with wrong layout or statistics.
     """
     wan, device = folder.need("wan"), prepare(folder.recipe)
     encoders = WanEncoders(wan, device, "float32", text_dtype)

@@ -1,8 +1,8 @@
-"""OpenVid-1M: videos of strangers -> latents and embedded captions.
+"""OpenVid-1M: downloaded videos -> latents and embedded captions.
 
-The table is read and rows are refused by what it says; the others are decoded in a random order,
-and refused by what they are, until as many as are wanted were accepted. Decoding runs in
-``launch.workers`` processes beside the encoders.
+Rows are filtered by the table's metadata; the remaining videos are decoded in random order and
+filtered by their content until enough are accepted. Decoding runs in ``launch.workers`` processes,
+in parallel with the encoders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,16 +61,16 @@ def plan(
         table: file name of the table, such as ``OpenVid-1M.csv``.
         split: ``train`` or ``heldout``; they share no source recording.
         heldout_percent: of the source recordings.
-        count: clips wanted; the next video stands in for one that is refused.
+        count: clips wanted; a rejected video is replaced by the next candidate.
         clip_shape: ``[F, C, h, w]`` of the latents; published 21, 16, 60, 104.
         fps: of the clips; Wan's is 16.
-        limits: of `openvid.Limits`, by what the table says.
-        video: of `ClipSpec`, by what a video is.
+        limits: of `openvid.Limits`, on the table's metadata.
+        video: of `ClipSpec`, on the decoded video.
         vae_dtype, text_dtype: ``float32`` or ``bfloat16``.
-        items_per_shard: videos in a tar: what is lost at most by an interruption.
+        items_per_shard: videos per shard: at most so many are lost by an interruption.
 
     Raises:
-        FileNotFoundError, ValueError: a folder, table, column, zip or setting that will not do.
+        FileNotFoundError, ValueError: a folder, table, column, zip or setting that is unusable.
     """
     wan, device, launch = folder.need("wan"), prepare(folder.recipe), launch_of(folder.recipe)
     encoders = WanEncoders(wan, device, vae_dtype, text_dtype)
@@ -142,7 +142,7 @@ class _Maker:
 def _accepted(
     rows: Iterator[Row], limits: Limits, found: dict[str, VideoFile], refused: list[Refusal]
 ) -> Iterator[Row]:
-    """Rows within limits whose video is there, each video once; others are added to `refused`."""
+    """Rows within limits whose video exists, without duplicates; others are added to `refused`."""
     seen: set[str] = set()
     for row in rows:
         try:

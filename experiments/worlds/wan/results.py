@@ -1,8 +1,8 @@
 """`python -m experiments results`: what VBench and VisionReward wrote, into a run's scores.jsonl.
 
 The suite's dimensions and Quality, Semantic and Total come from the score run itself. Dynamic
-Degree (`vbench.dynamic`) and VisionReward are judged on another list of prompts, so they come from
-another score run of the same student; the dynamic degree inside Quality never stands in for it.
+Degree (`vbench.dynamic`) and VisionReward use another list of prompts, so they come from another
+score run of the same student; the dynamic degree inside Quality is never used instead.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ from experiments.worlds.wan.benchmarks import (
 from experiments.worlds.wan.vbench_results import Judged, Video
 
 log = logging.getLogger(__name__)
-WHICH = ("count", "first", "batch", "save")  # of a sample: which clips, not how they are made
+WHICH = ("count", "first", "batch", "save")  # which clips, not how they are sampled
 
 
 def add_results(run: Path, motion: Path | None = None) -> list[dict[str, Any]]:
-    """Put what was judged into ``run``'s scores.jsonl, in the place of "not run"; returns it.
+    """Replace "not run" in ``run``'s scores.jsonl by the results; returns the file.
 
-    The file is replaced at once, and depends on the results alone: twice gives the same bytes.
-    Without ``motion`` the records that rest on another run stay as they are.
+    The file is replaced atomically and depends on the results alone (idempotent). Without
+    ``motion`` the records that rest on another run are unchanged.
 
     Raises:
         ValueError: no finished score run for VBench; results that are damaged or of other videos;
@@ -89,7 +89,7 @@ def _scored(path: Path) -> RunFolder:
 
 
 def _inputs(folder: RunFolder) -> dict[str, Any]:
-    """What the run's own records say they rest on."""
+    """The inputs that the run's own records name."""
     first = (folder.path / "scores.jsonl").read_text(encoding="utf-8").splitlines()[0]
     return {
         key: json.loads(first)["inputs"][key] for key in ("samples", "samples_fingerprint", "seed")
@@ -160,7 +160,7 @@ def _dimension(name: str, one: Judged | None, draws: np.ndarray | None) -> Measu
 
 
 def _motion(other: RunFolder, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Records of Dynamic Degree and VisionReward, as far as they were judged."""
+    """Records of Dynamic Degree and VisionReward, as far as there are results."""
     manifest = vbench_results.read_manifest(other.path)
     judged = vbench_results.read(other.path, manifest, suite=False)
     answers = vision_reward.read(other.path, manifest)
@@ -199,7 +199,7 @@ def _draws(
 def _measured(
     score: float, n: int, draws: np.ndarray, extra: dict[str, float] | None = None
 ) -> Measurement:
-    """A score with its percentile interval, a hundredfold."""
+    """A score with its percentile interval, times 100."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Measurement(100 * score, n, (100 * float(low), 100 * float(high)), extra=extra or {})
 

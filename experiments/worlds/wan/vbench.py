@@ -1,7 +1,7 @@
-"""Videos for VBench: laid out as it wants them, with what can be said without it.
+"""Videos laid out for VBench, with the metrics that need no weights.
 
 Needs: `samples` (a sample run that saved mp4) and `benchmark` (a folder with VBench's prompts,
-`all_dimension.txt`, one a line). Results, beside the scores::
+`all_dimension.txt`, one a line). Results, next to the scores::
 
     vbench/videos/<prompt>-<i>.mp4   links; the prompt in full, as VBench's file names have it
     vbench/manifest.jsonl            per video: prompt as VBench has it, as it was used, key, size
@@ -127,7 +127,7 @@ def lay_out(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A video: where it is, what VBench calls it, and what is known of it."""
+    """A video: its path, VBench's name for it, and its metadata."""
 
     source: Path
     name: str
@@ -163,7 +163,7 @@ def _prompts(benchmark: Path) -> list[str]:
 
 
 def _prompt_of(info: dict[str, Any], prompts: list[str]) -> str:
-    """VBench's own wording of a prompt, by the line that it was curated from."""
+    """VBench's original wording of a prompt, by the line number it was curated from."""
     word, _, line = str(info.get("name", "")).partition("-")
     if word != "line" or not line.isdecimal() or not 0 < int(line) <= len(prompts):
         raise ValueError(

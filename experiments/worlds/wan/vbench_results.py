@@ -1,12 +1,12 @@
-"""What VBench 0.1.5 wrote about the videos of a score run, read and checked; none of its code runs.
+"""Reads and checks VBench 0.1.5's results for the videos of a score run; runs none of its code.
 
 For each call of ``vbench evaluate`` there are, anywhere below vbench/results::
 
     <name>_eval_results.json   {"<dimension>": [<score>, [{"video_path": .., "video_results": ..}]]}
     <name>_full_info.json      [{"prompt_en": .., "dimension": [..], "video_list": [..]}]
 
-Its command ends with 0 whatever happens, videos that it does not find are only printed, and no
-videos at all give `[NaN, []]`. So everything is checked here, against the run's own manifest.
+Its command always exits with 0, missing videos are only printed, and no videos at all give
+`[NaN, []]`. So everything is checked here against the run's own manifest.
 """
 
 import json
@@ -25,7 +25,7 @@ CLOSE = 1e-6  # of a score to the mean of its videos, which differ by rounding a
 
 @dataclass(frozen=True)
 class Video:
-    """A line of manifest.jsonl, as far as it matters here."""
+    """The needed fields of a line of manifest.jsonl."""
 
     prompt: str
     sample_index: int
@@ -34,10 +34,10 @@ class Video:
 
 @dataclass(frozen=True)
 class Judged:
-    """One dimension: its score as VBench has it, and the same per video (by file name).
+    """One dimension: VBench's score, and its scores per video (by file name).
 
-    ``without_video`` counts prompts of the dimension that no video was made of; ``filtered`` says
-    that VBench's static filter chose the videos.
+    ``without_video`` counts prompts of the dimension without a video; ``filtered`` says that
+    VBench's static filter chose the videos.
     """
 
     score: float
@@ -68,16 +68,16 @@ def read_manifest(run: Path) -> dict[str, Video]:
 
 
 def version(run: Path) -> str | None:
-    """VBench's version as evaluate.sh wrote it down; None when it was called otherwise."""
+    """VBench's version as stored by evaluate.sh; None when VBench was called differently."""
     path = run / "vbench" / "results" / "version.txt"
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
 def read(run: Path, manifest: Mapping[str, Video], suite: bool = True) -> dict[str, Judged]:
-    """All dimensions that there are results for, in VBench's order.
+    """All dimensions with results, in VBench's order.
 
     Args:
-        suite: judged on VBench's own prompts; else on any others, by ``--mode custom_input``.
+        suite: on VBench's own prompts; else on any others, by ``--mode custom_input``.
 
     Raises:
         ValueError: results that are damaged, or that are not of these videos; with the cure.

@@ -1,7 +1,7 @@
-"""What can be said of videos of real scenes without any weights; and what cannot, by name.
+"""Metrics of real videos that need no weights; those that do are registered as "not run".
 
-VBench and VisionReward need networks that are downloaded and environments of their own, so their
-columns stand here as not run: the score run lays the videos out for them (`vbench.py`), and
+VBench and VisionReward need downloaded networks and environments of their own, so their columns
+are "not run" here: the score run lays the videos out for them (`vbench.py`), and
 `python -m experiments results` reads what they wrote (`results.py`).
 """
 
@@ -18,7 +18,7 @@ from experiments.worlds.wan.benchmarks import DIMENSIONS
 
 @dataclass(frozen=True)
 class Videos:
-    """What the metrics see.
+    """Inputs of the metrics.
 
     Args:
         magnitudes: px/frame of each clip's kept neighbours [N, K-1], as `motion.fastest` has them.
@@ -33,13 +33,13 @@ class Videos:
 
 @metric("videos.dynamic_dis", "Dynamic (DIS), raw", "sample", "%", None, needs=("videos",))
 def dynamic(view: Videos) -> Measurement:
-    """Share of dynamic clips by VBench's rule, DIS in RAFT's place; noise counts as motion."""
+    """Share of dynamic clips by VBench's rule, with DIS for RAFT; noise counts as motion."""
     return per_clip(motion.dynamic(view.magnitudes, view.rule).astype(float), view.seed, 100)
 
 
 @metric("videos.speed_dis", "Speed (DIS)", "sample", "px/frame", None, needs=("videos",))
 def speed(view: Videos) -> Measurement:
-    """Mean speed of the fastest twentieth of pixels."""
+    """Mean speed of the fastest 5% of pixels."""
     return per_clip(view.magnitudes.mean(axis=1).astype(float), view.seed, 1)
 
 

@@ -49,10 +49,10 @@ def plan(
         fps: of the clips that will be made for them.
         limits: of `vidprom.PromptLimits`.
         text_dtype: ``float32`` or ``bfloat16``.
-        items_per_shard: prompts in a tar.
+        items_per_shard: prompts per shard.
 
     Raises:
-        FileNotFoundError, ValueError: a folder, file, column or setting that will not do.
+        FileNotFoundError, ValueError: a folder, file, column or setting that is unusable.
     """
     wan, device = folder.need("wan"), prepare(folder.recipe)
     encoders = WanEncoders(wan, device, "float32", text_dtype)

@@ -34,7 +34,7 @@ def read(run: Path, manifest: Mapping[str, Video]) -> dict[str, Answer] | None:
     """By file name; None when there is no such file.
 
     Raises:
-        ValueError: lines that are damaged, not of these videos, or answers that are no answers.
+        ValueError: damaged lines, lines of other videos, or answers other than 1 and -1.
     """
     path = run / NAME
     if not path.is_file():
