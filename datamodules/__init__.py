@@ -1,1 +1,1 @@
-"""Data: webdataset shards with a manifest, an order that resumes exactly, one DataModule."""
+"""Data: webdataset shards with a manifest, a sample order that resumes exactly, one DataModule."""

@@ -1,4 +1,4 @@
-"""Files on disks that several processes see: written whole or not at all, and locked."""
+"""Atomic file writes and locks, for files shared by several processes."""
 
 import errno
 import fcntl
@@ -12,19 +12,18 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def growing(path: Path) -> Path:
-    """Where a file of one writer grows. One name: what a killed process leaves is written over."""
+    """Temporary path of a file with one writer; a fixed name, so leftovers are overwritten."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def replacing(path: Path, many: bool = False) -> Iterator[Path]:
-    """A neighbour of ``path`` to be written; it takes its name, synced, when the block ends.
+    """Yields a temporary path, which is synced and renamed to ``path`` when the block ends.
 
-    So ``path`` holds its old content or all of the new, never a part, and its old content if the
-    block raises.
+    So ``path`` holds its old content or all of the new, and its old content if the block raises.
 
     Args:
-        many: several processes may write at a time, so each gets a name of its own.
+        many: use a unique temporary name, since several processes may write at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp") if many else growing(path)
@@ -37,13 +36,13 @@ def replacing(path: Path, many: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes, many: bool = False) -> None:
-    """Write a file whole or not at all; see `replacing`."""
+    """Write a file atomically; see `replacing`."""
     with replacing(path, many) as part:
         part.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same of UTF-8 text, of which any process may be the writer."""
+    """Write UTF-8 text atomically; any number of processes may write."""
     write_bytes(path, text.encode(), many=True)
 
 

@@ -1,9 +1,9 @@
-"""Which sample comes next: a function of (seed, position); nothing is replayed to resume.
+"""The sample order as a function of (seed, position); resuming replays nothing.
 
-Samples are consumed in an endless row of positions 0, 1, 2, ...; epoch e owns e*n .. e*n+n-1 and
+Samples are consumed at positions 0, 1, 2, ...; epoch e owns e*n .. e*n+n-1 and
 visits the n samples in the order `permutation(n, seed, e)`. Global step s consumes positions
 s*B .. s*B+B-1 (B the global batch), of which each rank takes an equal, contiguous part. Workers,
-ranks and interruptions therefore cannot change what a step sees.
+ranks and interruptions therefore cannot change the batch of a step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order of `count` samples in `epoch`: int64 [count], read-only.
 
-    Made from raw generator bits, which numpy promises to keep from release to release (unlike
-    the algorithms of `Generator.permutation`).
+    Uses raw generator bits, which numpy keeps stable across releases (unlike
+    `Generator.permutation`).
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
     order = np.argsort(bits, kind="stable")
@@ -28,7 +28,7 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def samples_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Sample numbers at `positions` [n] of the endless row, int64 [n]."""
+    """Sample numbers at `positions` [n] of the endless sequence, int64 [n]."""
     epochs, places = np.divmod(positions, count)
     found = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
@@ -40,12 +40,12 @@ def samples_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
 def rank_batch(
     step: int, *, count: int, batch: int, seed: int, rank: int = 0, world: int = 1
 ) -> np.ndarray:
-    """Samples that `rank` of `world` takes at global step `step`, int64 [batch // world].
+    """Samples of `rank` out of `world` ranks at global step `step`, int64 [batch // world].
 
-    The ranks' parts, one after the other, are the global batch.
+    Concatenated over ranks, these are the global batch.
 
     Raises:
-        ValueError: the world does not divide the global batch, or there are no samples.
+        ValueError: `world` does not divide the global batch, or there are no samples.
     """
     if count < 1:
         raise ValueError("no samples to order: the shard set is empty")

@@ -1,4 +1,4 @@
-"""The one LightningDataModule: clips, pairs, prompts or videos, as the shard set's manifest says.
+"""The one LightningDataModule: clips, pairs, prompts or videos, by the kind of the shard set.
 
 A batch is
 
@@ -9,13 +9,13 @@ A batch is
     state          [b, T, 4]             float32
     video          [b, T, H, W, c]       uint8
 
-with the fields that the set has (or that were asked for) and b the global batch divided by the
+with the fields of the set (or the requested ones) and b the global batch divided by the
 number of processes and of micro-batches (`Trainer(accumulate_grad_batches=...)`).
 Batch s of a run is a function of (seed, s), whatever these two numbers are: see `order.py`.
 
 The run is one Lightning epoch of `steps` batches: `Trainer(max_epochs=1,
-use_distributed_sampler=False)`. Without that flag Lightning would put its own sampler, which
-cannot resume, in place of ours; `train_dataloader` refuses to be used so.
+use_distributed_sampler=False)`. Without that flag Lightning would replace the sampler by its own,
+which cannot resume; `train_dataloader` raises an error in that case.
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and Slurm reach every process; a loader that ends would fail the step being saved."""
+    """Ignore signals in loader processes: one that ends would fail the step being saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _StartedLoader(DataLoader[Batch]):
-    """A loader that starts at the right batch already, and tells Lightning that it can resume.
+    """A loader that starts at the right batch and declares itself resumable to Lightning.
 
-    Without these two methods Lightning warns at every resume; the state itself is the
-    DataModule's, which counts what was trained on and not what was fetched ahead.
+    Without these two methods Lightning warns at every resume; the actual state is the
+    DataModule's, which counts trained batches and not prefetched ones.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class _StartedLoader(DataLoader[Batch]):
 
 
 class VideoDataModule(L.LightningDataModule):
-    """Delivers batches 0 .. steps-1 of a shard set; a resumed run goes on at the exact next one."""
+    """Delivers batches 0 .. steps-1 of a shard set; a resumed run continues exactly."""
 
     def __init__(
         self,
@@ -132,17 +132,17 @@ class VideoDataModule(L.LightningDataModule):
 
         Args:
             shards: folder of the shard set.
-            batch: samples a step, over all processes.
+            batch: samples per step, over all processes.
             steps: batches of the whole run.
-            seed: of the order.
-            micro_batches: equal parts of a batch, delivered one after the other.
+            seed: of the sample order.
+            micro_batches: per batch, of equal size.
             workers: loader processes; 0 reads in the training process. Never changes a batch.
             fields: arrays to load; None for all.
             cache_bytes: a set up to this size is kept in memory, per process.
 
         Raises:
-            FileNotFoundError, ValueError: as `ShardReader`; or a field the set has not; or a
-                nonsensical number.
+            FileNotFoundError, ValueError: as `ShardReader`; or a field the set lacks; or an
+                invalid number.
         """
         super().__init__()
         self.shards = open_shards(shards)
@@ -164,8 +164,8 @@ class VideoDataModule(L.LightningDataModule):
         self.fields = tuple(fields or self.shards.fields)
         self.batch, self.steps, self.seed, self.workers = batch, steps, seed, workers
         self.cache_bytes = cache_bytes
-        self._consumed = 0  # whole batches, by all processes; set when a checkpoint is loaded
-        self._counted_in = micro_batches  # of the run that the checkpoint was made by
+        self._consumed = 0  # full batches over all processes; set when a checkpoint is loaded
+        self._counted_in = micro_batches  # of the run that wrote the checkpoint
         self._dataset: ShardDataset | None = None
 
     @property
@@ -175,7 +175,7 @@ class VideoDataModule(L.LightningDataModule):
         return None if stored is None else _tensor(stored)
 
     def require(self, **expected: Any) -> None:
-        """Refuse an unfit set now, e.g. `require(kind="clips", latents=(None, 16, 4, 4))`."""
+        """Check the set early, e.g. `require(kind="clips", latents=(None, 16, 4, 4))`."""
         require(self.shards, **expected)
 
     def setup(self, stage: str) -> None:
@@ -188,7 +188,7 @@ class VideoDataModule(L.LightningDataModule):
 
         Raises:
             ValueError: the number of processes does not divide the batch, or the trainer would
-                put its own sampler in place.
+                replace the sampler.
         """
         rank, world = 0, 1
         if self.trainer is not None:
@@ -223,14 +223,14 @@ class VideoDataModule(L.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Move the tensors; Lightning would also search every sample's caption and attributes."""
+        """Move only the tensors; Lightning would also traverse every caption and attribute."""
         tensors = {name: x for name, x in batch.items() if isinstance(x, torch.Tensor)}
         return batch | {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, the same on every rank: batches the trainer has processed whole.
+        """Position of the run, equal on every rank: full batches processed by the trainer.
 
-        The trainer's own count: a loader's runs ahead of it by what it prefetches.
+        The trainer's own count, since a loader's is ahead by what it prefetches.
         """
         consumed = self._consumed
         if self.trainer is not None:

@@ -25,8 +25,8 @@ THEORY = "the report on the closed-form worlds: the table of the sweep theory, f
 
 
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
-    """Returns the exit status: 0 fine, 1 some run failed or whoever read the output (``| head``)
-    had enough of it, 2 mistaken, 130 interrupted.
+    """Returns the exit status: 0 success, 1 a run failed or stdout was closed (``| head``), 2 usage
+    error, 130 interrupted.
     """
     chosen = _parser().parse_args(arguments)
     runs = runs_dir(chosen.runs)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
         return 2
     except BrokenPipeError:
         if chosen.what == "run":
-            raise  # not the reader's pipe, but one to a worker
+            raise  # not the pipe of stdout, but one to a worker
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
         return 1
     return 0
@@ -70,7 +70,7 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
 
 
 def _choice(chosen: argparse.Namespace, runs: Path) -> str:
-    """The words that mean this sweep again."""
+    """The command-line arguments that select this sweep."""
     seeds = ",".join(map(str, chosen.seeds))
     return f"{chosen.sweep} --scale {chosen.scale} --seeds {seeds} --runs {runs}"
 
@@ -130,7 +130,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
     from sweeps.run.runner import Interrupted, Outcome, Runner
 
     pool = executor(chosen.cluster, chosen.workers, chosen.package, chosen.gpus)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in a background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in the background
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs.mkdir(parents=True, exist_ok=True)
 

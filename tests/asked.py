@@ -1,4 +1,4 @@
-"""What stages ask of their networks, by their recipes at Wan's scale or a test's own settings."""
+"""Recorded network calls of the stages, by recipe at Wan's scale or with a test's own settings."""
 
 from functools import cache
 

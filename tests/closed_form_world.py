@@ -1,4 +1,4 @@
-"""Closed-form worlds for tests, and their mathematics once more: one big Gaussian per outcome.
+"""Closed-form worlds for tests, and an independent derivation: one joint Gaussian per outcome.
 
 Nothing here shares a formula with `networks/closed_form/gaussian_world.py` but the law: the
 joint of all frames is written down densely for every component and every sequence of signs, and

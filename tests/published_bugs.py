@@ -1,4 +1,4 @@
-"""The size of published bugs where the right answer is known.
+"""The effect size of bugs in published code, where the exact solution is known.
 
 Each is switched on in a call of the exact network or of the exact flow map, with the published
 numbers: a 48-interval grid of shift 5, a table of 1,000 noise levels. Exceptions are `guidance`,

@@ -1,4 +1,4 @@
-"""A finished (or half finished) sweep on disk, made up: scores, curves, clips, costs."""
+"""A synthetic finished (or partly finished) sweep on disk: scores, curves, clips, costs."""
 
 import json
 import zlib

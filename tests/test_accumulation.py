@@ -1,4 +1,4 @@
-"""A batch in parts is the batch: the same samples, the same noise, the same weights, any number."""
+"""Gradient accumulation is exact: same samples, noise and weights for any micro-batch size."""
 
 import pytest
 import torch

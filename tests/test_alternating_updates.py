@@ -1,4 +1,4 @@
-"""One optimizer for two networks: equal to two AdamW, one turn at a time, also across a resume."""
+"""Alternating updates by one optimizer equal those of two AdamW, also across a resume."""
 
 import pytest
 import torch

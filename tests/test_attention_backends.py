@@ -1,4 +1,4 @@
-"""Every attention kernel computes what the dense mask does; none makes a matrix of many tokens."""
+"""Every attention kernel equals the dense mask; none materialises a large attention matrix."""
 
 import sys
 import time

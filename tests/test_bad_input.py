@@ -1,6 +1,6 @@
-"""What a user can get wrong, through the command line: the message names it and its cure, in time.
+"""User errors through the command line: the message names the error and its cure, early.
 
-In time: nothing was trained and nothing handed on. Processes that die are in test_resume.py.
+Early: nothing was trained and nothing handed on. Processes that die are in test_resume.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Operations and bytes from shapes: beside torch's counter, real sizes and the paper's costs."""
+"""Operations and bytes from shapes, against torch's counter, real sizes and the paper's costs."""
 
 from pathlib import Path
 

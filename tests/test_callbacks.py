@@ -1,4 +1,4 @@
-"""The student average, the record, the bar and the panel around a toy stage."""
+"""The student EMA, the record, the progress bar and the panel, on a toy stage."""
 
 import io
 import logging

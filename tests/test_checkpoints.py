@@ -1,4 +1,4 @@
-"""Checkpoints around a toy stage: resume exactness, interruption, full disk, divergence."""
+"""Checkpoints of a toy stage: resume exactness, interruption, full disk, divergence."""
 
 import errno
 import io

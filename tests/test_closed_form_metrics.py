@@ -1,4 +1,4 @@
-"""The `law.*` metrics on inputs whose answer is known: the law itself, and ways of being wrong."""
+"""The `law.*` metrics on inputs whose answer is known: the law itself, and known errors."""
 
 import math
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""The verb `score` beside a law in closed form: what it writes and what it refuses."""
+"""The verb `score` in a closed-form world: what it writes and what it refuses."""
 
 import json
 

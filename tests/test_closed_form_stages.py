@@ -1,4 +1,4 @@
-"""The modules of the ablation in worlds whose truth is known: losses, gradients, ODE ends."""
+"""The modules of the ablation in closed-form worlds: losses, gradients, ODE end points."""
 
 import math
 

@@ -1,8 +1,7 @@
-"""CUDA graphs: what is captured, when again, and what is done outside them.
+"""CUDA graphs: what is captured, when it is recaptured, and what stays outside.
 
-Without CUDA a recording is a call made again on copied inputs. That shows all but the graph itself:
-a frame that was not counted, a prompt that was not read, a kind of call that was mistaken for
-another.
+Without CUDA a replay is a repeated call on copied inputs. This tests all but the graph itself:
+stale frame counters, stale prompts, and a replay of the wrong kind of call.
 """
 
 import pytest

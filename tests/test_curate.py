@@ -1,4 +1,4 @@
-"""The verb curate on the tiny world: what it writes, and that its parts belong together."""
+"""The verb curate on the tiny world: what it writes, and that its parts are consistent."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Real processes: one is killed with SIGKILL, others go on, and nobody can tell."""
+"""Real processes: one is killed by SIGKILL, others continue, and the set is bit-identical."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Two processes train what one process trains: the same losses, the same weights."""
+"""DDP in two processes equals one process: the same losses, the same weights."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Decoding: which frames are taken, which part of them, in which colours; and every refusal."""
+"""Decoding: frame selection, cropping, colours, and every rejection."""
 
 import importlib.util
 import random

@@ -1,4 +1,4 @@
-"""What the table may say of its numbers: intervals, pairing, what is not measured."""
+"""Statistics of the table: intervals, pairing, missing measurements."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Places for runs: cores, GPUs, what a Slurm job asks for."""
+"""Executors: cores, GPUs, resources of a Slurm job."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The fast past samples what the plain one does: bit for bit, or to rounding where calls merge."""
+"""FastPast samples as Past does: bit for bit, or up to rounding where calls are merged."""
 
 from itertools import accumulate
 

@@ -1,4 +1,4 @@
-"""The straight path: round trips, grids against published numbers, guidance in one convention."""
+"""The linear path: round trips, grids against published numbers, guidance in one convention."""
 
 import pytest
 import torch

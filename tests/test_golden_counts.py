@@ -1,7 +1,7 @@
-"""Memory and work of today's stages, as they were counted when every stage was described by hand.
+"""Memory and operations of the stages, against earlier counts from descriptions by hand.
 
-`golden_counts.json` holds those numbers. Where asking the stages gives another one, the reason
-stands here beside the difference.
+`golden_counts.json` holds those counts. Where the recorded calls of a stage give another value, the
+reason is stated here with the difference.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The device that a run was given, and what is said where it is not there."""
+"""Selection of a run's device, and the messages if it is missing."""
 
 import pytest
 import torch

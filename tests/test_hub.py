@@ -1,4 +1,4 @@
-"""The hub's cache, and which autoencoder a network's latents are of, wherever the network lies."""
+"""The hub's cache, and the autoencoder of a network's latents, local or on the hub."""
 
 import json
 import logging

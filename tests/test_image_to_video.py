@@ -1,4 +1,4 @@
-"""Image to video from picture files: what a clip begins with, and pictures that will not do."""
+"""Image to video from image files: the conditioning frame, and images that are refused."""
 
 from types import SimpleNamespace
 

@@ -1,5 +1,5 @@
 """Real fits in several processes through the command line: killed, interrupted, by torchrun, on two
-nodes. What they hand on is what one process hands on.
+nodes. The result equals that of one process.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""What a group of processes does when one of it fails, dies, is lost or is stopped.
+"""Behaviour of a group of ranks when one of them fails, dies, is lost or is stopped.
 
-The verb here imports nothing heavy, so a group starts in a moment. Real fits: test_launch.py.
+The verb here has no heavy imports, so a group starts quickly. Real fits: test_launch.py.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The losses against their formulas, EMA in fp32, randomness that belongs to the sample."""
+"""The losses against their formulas, EMA in fp32, per-sample random draws."""
 
 import pytest
 import torch

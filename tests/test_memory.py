@@ -1,4 +1,4 @@
-"""Memory as it is counted, beside memory as small networks really use it."""
+"""Estimated memory against the measured memory of small networks."""
 
 import gc
 import logging

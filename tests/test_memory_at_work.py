@@ -1,4 +1,4 @@
-"""The most that a pass holds at once, as counted, beside what it really holds."""
+"""Estimated peak of temporaries of a pass, against the measured peak."""
 
 import weakref
 

@@ -1,4 +1,4 @@
-"""What is asked of memory before a verb loads anything, and what docs/ says of it."""
+"""Memory checks before a verb loads anything, and what docs/ says about them."""
 
 import logging
 import re

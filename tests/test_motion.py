@@ -1,4 +1,4 @@
-"""Speed and course of what moves in a clip, against the world's own states."""
+"""Speed and path of the moving digit in a clip, against the world's true states."""
 
 import numpy as np
 import pytest

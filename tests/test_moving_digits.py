@@ -1,4 +1,4 @@
-"""The tiny world keeps its law, its captions tell the truth, and its clips suit the encoder."""
+"""The tiny world follows its dynamics, captions match the states, the encoder fits its clips."""
 
 from dataclasses import replace
 

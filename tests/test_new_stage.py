@@ -1,4 +1,4 @@
-"""A stage is counted right the day it is written: nobody has to name it anywhere."""
+"""A new stage is counted correctly without being listed by name anywhere."""
 
 import pytest
 import torch

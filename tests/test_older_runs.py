@@ -1,4 +1,4 @@
-"""A run that older code began goes on with today's.
+"""A run begun by older code resumes with the current code.
 
 `fixtures/run_of_8879c7c` was written by commit 8879c7c: causal CD of the tiny scale with the
 smallest network, interrupted at step 13 of 40, beside the runs that it needs.

@@ -1,4 +1,4 @@
-"""AR(1) Gaussian frames, where velocity and flow map are known: what the losses must say of them.
+"""AR(1) Gaussian frames, where velocity and flow map are known: the values of all losses.
 
     x^i = a x^{i-1} + sqrt(1 - a^2) z          given the past, x0^i ~ N(m, q^2)
     m = a x^{i-1}, q^2 = 1 - a^2               (first frame: m = 0, q = 1)

@@ -1,4 +1,4 @@
-"""The order of samples: each once an epoch, parted among ranks, the same wherever one starts."""
+"""The sample order: each sample once per epoch, split among ranks, the same after any resume."""
 
 import numpy as np
 import pytest

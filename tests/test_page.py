@@ -1,4 +1,4 @@
-"""The page: well-formed, self-contained, and with everything that was run on it."""
+"""The page: well-formed, self-contained, and complete."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Panels of prompts that have no real clip, of clips as large as Wan's, on little memory."""
+"""Panels of prompts without a real clip, and of clips of Wan's size in little memory."""
 
 from contextlib import contextmanager
 

@@ -1,4 +1,4 @@
-"""bfloat16 training: float32 where an update, an average or a time would be rounded away."""
+"""bfloat16 training: float32 where an update, an EMA or a time would be rounded away."""
 
 import pytest
 import torch

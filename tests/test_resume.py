@@ -1,4 +1,4 @@
-"""Killed, interrupted, diverging, out of disk: real processes and signals, equal weights."""
+"""Resuming after kills, interruptions, divergence and full disks: real processes, equal weights."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""A writer that was stopped goes on, and nobody can tell; padding is put back as it was."""
+"""A stopped writer resumes with a bit-identical result; padding is restored."""
 
 import hashlib
 

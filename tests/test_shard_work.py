@@ -1,4 +1,4 @@
-"""Several makers of one set: who makes what, what is left behind, what is told."""
+"""Several processes make one set: claims, leftovers, progress messages."""
 
 import errno
 import fcntl

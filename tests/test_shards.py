@@ -1,4 +1,4 @@
-"""Shard sets: the round trip, equal bytes for equal input, every way in which one can be broken."""
+"""Shard sets: the round trip, equal bytes for equal input, every kind of damage."""
 
 import hashlib
 import io

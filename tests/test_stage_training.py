@@ -1,8 +1,8 @@
 """Stages under a real Lightning Trainer: they learn, and their checkpoints hold what they should.
 
-Each stage is judged by what it is for: flow matching and regression by their loss, consistency
-distillation by how well it jumps to the end of its teacher's ODE, distribution matching by where
-its clips lie. The teachers of the last two are analytic.
+Each stage is tested on its objective: flow matching and regression by their loss, consistency
+distillation by its error to the end point of the teacher's ODE, distribution matching by the
+distribution of its clips. The teachers of the last two are analytic.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What a run's folder and Slurm's queue say of it, to whoever asks."""
+"""The state of a run from its folder and Slurm's queue."""
 
 import json
 import time

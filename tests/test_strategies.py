@@ -1,4 +1,4 @@
-"""Which strategies there are, what is refused, and what a checkpoint of a folder survives."""
+"""Strategies: the available ones, refused settings, and damage to sharded checkpoints."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The theory report: what its sweeps plan, what it says of made-up numbers and of none."""
+"""The theory report: its planned sweeps, and its output for synthetic and for missing numbers."""
 
 import json
 import re

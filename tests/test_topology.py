@@ -1,4 +1,4 @@
-"""Who is which process of a run, by the variables that launchers set."""
+"""The rank topology, from the environment variables that launchers set."""
 
 import pytest
 

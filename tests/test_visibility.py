@@ -1,4 +1,4 @@
-"""Who sees whom: drawings, and brute force for every partition."""
+"""Attention masks (who sees whom): drawings, and brute force for every partition."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Wan against stock diffusers, and what is its own: tables, precisions, checkpointing."""
+"""Wan against stock diffusers, and its additions: tables, precisions, checkpointing."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A set of exactly as many samples as are wanted, whoever made it; or a refusal with numbers."""
+"""A set of exactly the wanted number of samples by any processes, or an error with the counts."""
 
 import zipfile
 from contextlib import suppress

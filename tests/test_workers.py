@@ -1,4 +1,4 @@
-"""Processes that decode: order, refusals, deaths, and when it is no longer the videos' fault."""
+"""Decoding processes: order, rejections, deaths, and repeated deaths as an error."""
 
 import os
 import signal

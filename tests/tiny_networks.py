@@ -1,4 +1,4 @@
-"""Networks at their smallest, what they are asked, and who sees whom: for tests of the contract."""
+"""Minimal networks, inputs and attention masks, for tests of the network contract."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A toy stage and what trains it in a moment, for tests of callbacks."""
+"""A toy stage and a fast trainer for it, for tests of callbacks."""
 
 from pathlib import Path
 

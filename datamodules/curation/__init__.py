@@ -1,1 +1,1 @@
-"""Sources of clips: raw material -> arrays and captions. The verb `curate` encodes them."""
+"""Sources of clips: raw data -> arrays and captions. The verb `curate` encodes them."""

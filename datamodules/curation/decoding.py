@@ -1,8 +1,8 @@
 """From an encoded video to the clip a network is trained on: [T, H, W, 3] at one rate and size.
 
-Frames are chosen by their time stamps and never by number: videos have any rate, and a rate may
-vary. What is wanted at time k / fps is the frame whose stamp is nearest. The picture is scaled to
-cover the wanted size and cut around its centre. One frame is in memory at a time, beside the clip.
+Frames are selected by time stamp, not by number, since rates differ and may vary within a video:
+frame k is the one nearest to time k / fps. Frames are resized to cover the target size and
+centre-cropped. Besides the clip, one frame is in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from av.video.reformatter import Colorspace, Interpolation
 from datamodules.curation.refusal import Refused
 
 Frame = TypeVar("Frame")
-_HD = 720  # lines from which a picture without a tag is BT.709 and not BT.601, as players assume
+_HD = 720  # height from which untagged video is BT.709 and not BT.601, as players assume
 _RATE_SLACK = 0.98  # containers round rates and the length of the last frame
 # Without the others white comes out as 253, and another processor rounds in another way.
 _SCALING = (
@@ -39,14 +39,14 @@ _MATRICES = {  # by the number in the stream (ITU-T H.273, MatrixCoefficients)
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a clip must be, and what of a video is good enough for it.
+    """Size and rate of a clip, and the requirements on its video.
 
     Args:
         frames: T.
         fps: of the clip.
         height, width: of the clip, in pixels.
         aspect: least and most width / height of the video as displayed.
-        enlarge: most by which a picture may be scaled up; 1 never invents detail.
+        enlarge: largest upscaling factor; 1 allows none.
         least_fps: of the video; below `fps` frames are repeated.
     """
 
@@ -68,7 +68,7 @@ class ClipSpec:
 
 
 class Fit(NamedTuple):
-    """A picture scaled to `width` x `height`, of which the clip is cut at (`left`, `top`)."""
+    """A frame resized to `width` x `height`, cropped at (`left`, `top`)."""
 
     width: int
     height: int
@@ -94,13 +94,13 @@ def choose(
 ) -> Iterator[tuple[int, Frame]]:
     """(k, frame) for k = 0 .. count-1: the frame nearest to the first one's time + k / fps.
 
-    Of two equally near frames it is the earlier. Ends early where the last frame is more than half
-    a period before what is wanted.
+    Ties go to the earlier frame. Ends early where the last frame is more than half a period before
+    the target time.
 
     Args:
         frames: (time in seconds, frame), times increasing.
-        count: frames wanted.
-        fps: rate wanted.
+        count: number of frames.
+        fps: target rate.
     """
     wanted, start, last = 0, None, None
     for time, frame in frames:
@@ -122,7 +122,7 @@ def choose(
 
 
 def fit(width: int, height: int, pixel: Fraction, spec: ClipSpec) -> Fit:
-    """How a picture of `width` x `height` pixels, each `pixel` times as wide as high, is cut.
+    """Resize and crop of a `width` x `height` frame with pixel aspect ratio `pixel`.
 
     Raises:
         Refused: its shape is outside `spec.aspect`, or it is too small.
@@ -147,7 +147,7 @@ def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarra
     if not container.streams.video:
         raise Refused("damaged", "no video in it")
     stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # workers are the parallelism
+    stream.codec_context.thread_count = 1  # one thread: parallelism is across workers
     rate = stream.average_rate
     if rate is not None and rate < _RATE_SLACK * spec.least_fps:
         raise Refused("too slow", f"{float(rate):.2f} fps is below {spec.least_fps:g}")
@@ -170,7 +170,7 @@ def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarra
 
 
 class _Counted:
-    """(time, frame) of decoded frames; remembers how many there were and which was drawn last."""
+    """(time, frame) of decoded frames; keeps their count and the last one."""
 
     def __init__(self, frames: Iterable[av.VideoFrame]) -> None:
         self._frames = frames

@@ -1,8 +1,8 @@
-"""Latents as CausVid, Self Forcing and Causal Forcing publish them: one LMDB a set.
+"""Latents as CausVid, Self Forcing and Causal Forcing publish them: one LMDB per set.
 
 Keys: ``latents_shape`` and ``prompts_shape`` (numbers separated by spaces, the first is how many),
 ``latents_{i}_data`` (float16 values) and ``prompts_{i}_data`` (UTF-8). A row is [F, C, H, W], or
-[S, F, C, H, W] with the states of a trajectory, noise first. Values are bytes and numbers alone:
+[S, F, C, H, W] with the states of a trajectory, noise first. Values are raw bytes:
 nothing is unpickled.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-_WIDE = 1.7  # of Wan's latents: about 1 normalised, 2.3 before, 0.4 normalised twice
+_WIDE = 1.7  # standard deviation of Wan's latents: 1 normalised, 2.3 raw, 0.4 normalised twice
 _NARROW = 0.5
 _SHIFTED = 0.5
 

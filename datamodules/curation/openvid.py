@@ -1,7 +1,7 @@
-"""OpenVid-1M (Nan et al. 2024, arXiv 2407.02371): its table, and which rows are worth decoding.
+"""OpenVid-1M (Nan et al. 2024, arXiv 2407.02371): its table, and the filter of its rows.
 
-The table (`OpenVid-1M.csv`, `OpenVidHD.csv`) says what its authors measured. Nothing of it is
-relied on but the scores: size, rate and length of a video are measured anew when it is decoded.
+The table (`OpenVid-1M.csv`, `OpenVidHD.csv`) holds the authors' measurements. Only the scores are
+trusted: size, rate and length of a video are measured again when it is decoded.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Row:
         aesthetic: LAION's aesthetic score.
         motion: mean optical flow, in pixels.
         consistency: similarity of neighbouring frames, up to 1.
-        frames, fps, seconds: as the authors counted.
-        camera_motion: in words; empty where unknown.
+        frames, fps, seconds: according to the table.
+        camera_motion: a description; empty where unknown.
     """
 
     video: str
@@ -58,12 +58,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The file name without its ending: what a split and an order are made by."""
+        """The file name without its suffix: key of split and order."""
         return Path(self.video).stem
 
     @property
     def source(self) -> str:
-        """The recording that the clip was cut from, as far as its name tells."""
+        """The recording that the clip was cut from, inferred from its name."""
         return _CLIP.sub("", self.key)
 
 
@@ -76,7 +76,7 @@ class Limits:
         motion: at least and at most.
         consistency: at least.
         seconds: at least.
-        fps: at least; below the wanted rate frames would be repeated.
+        fps: at least; below the target rate frames would be repeated.
         words: at least, in the caption.
     """
 
@@ -92,10 +92,10 @@ class Limits:
             raise ValueError(f"limits.motion: {self.motion} is no range; write [least, most]")
 
     def check(self, row: Row) -> None:
-        """Raise `Refused` for the first limit that the row does not keep."""
+        """Raise `Refused` for the first limit that the row violates."""
         for name in ("aesthetic", "consistency", "seconds", "fps"):
             least, found = getattr(self, name), getattr(row, name)
-            if least is not None and not found >= least:  # also refuses what is not a number
+            if least is not None and not found >= least:  # also rejects NaN
                 raise Refused(f"table: {name}", f"{found:g} is below {least:g}")
         if self.motion is not None and not self.motion[0] <= row.motion <= self.motion[1]:
             least, most = self.motion
@@ -105,7 +105,7 @@ class Limits:
 
 
 class Item(NamedTuple):
-    """A row of the table, where its video is, and what clip is wanted of it."""
+    """A row of the table, its video file, and the clip to extract."""
 
     row: Row
     file: VideoFile
@@ -115,12 +115,12 @@ class Item(NamedTuple):
 def decode_item(item: Item) -> np.ndarray:
     """The clip, uint8 [T, H, W, 3]; called in the processes of `Workers`.
 
-    Strangers' files make their readers raise almost anything: an encrypted member of a zip raises
-    RuntimeError, an unknown compression NotImplementedError. None of it is worth the other videos.
+    Damaged files make readers raise almost anything: an encrypted member of a zip raises
+    RuntimeError, an unknown compression NotImplementedError. All of these reject the video only.
 
     Raises:
-        Refused: the video will not do.
-        OSError, MemoryError: disk or machine will not do, which is no fault of the video.
+        Refused: the video is unusable.
+        OSError, MemoryError: a failure of the disk or machine, not of the video.
     """
     try:
         return decode(item.file.read(), item.spec)
@@ -132,10 +132,10 @@ def decode_item(item: Item) -> np.ndarray:
 
 
 def read_table(path: Path) -> Iterator[Row]:
-    """Rows of the table, one at a time. What is no number is read as NaN, which no limit accepts.
+    """Rows of the table, one at a time. Invalid numbers are read as NaN, which no limit accepts.
 
     Raises:
-        FileNotFoundError: no such file; names the tables that lie there.
+        FileNotFoundError: no such file; names the existing tables.
         ValueError: a column is missing; names it and those present.
     """
     if not path.is_file():

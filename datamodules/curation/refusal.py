@@ -1,4 +1,4 @@
-"""Why something was left out of a set: said once, kept with the set, counted at the end."""
+"""Rejections: why an item was left out of a set, stored with the set and counted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 
 class Refused(Exception):
-    """Raised by whoever finds out that a video or prompt will not do.
+    """Raised to reject a video or prompt.
 
     Args:
-        reason: one of a few words to count by, such as ``too short``.
+        reason: a category to count by, such as ``too short``.
         detail: what was found, in a sentence.
     """
 
@@ -22,7 +22,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Refusal:
-    """One line of ``refused.csv``: what was left out and why."""
+    """One line of ``refused.csv``: a rejected item and the reason."""
 
     name: str
     reason: str
@@ -30,6 +30,6 @@ class Refusal:
 
 
 def counted(refused: Iterable[Refusal]) -> str:
-    """How many for which reason, such as ``12 too short, 3 damaged``."""
+    """Rejections by reason, such as ``12 too short, 3 damaged``."""
     counts = Counter(each.reason for each in refused).most_common()
     return ", ".join(f"{count} {reason}" for reason, count in counts) or "none"

@@ -1,6 +1,6 @@
-"""Splits and subsets by hash: whatever else is in a table, a name is always on the same side.
+"""Splits and subsets by hash: the split of a name does not depend on the rest of the table.
 
-A set of more samples extends one of fewer, and no seed of another library is involved.
+A larger set extends a smaller one, and no library's random generator is involved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def number_of(*words: object) -> int:
 
 
 def digest_of(names: Iterable[str]) -> str:
-    """SHA-256 of names in their order: whether two processes chose the same items."""
+    """SHA-256 of names in order, to check that two processes selected the same items."""
     hashed = hashlib.sha256()
     for name in names:
         hashed.update(hashlib.sha256(name.encode()).digest())
@@ -28,7 +28,7 @@ def digest_of(names: Iterable[str]) -> str:
 
 
 def split_of(name: str, heldout_percent: float) -> str:
-    """Which split `name` belongs to; all that shares a name is on one side."""
+    """The split of `name`; items with equal names are in the same split."""
     held_out = number_of("split", name) < heldout_percent / 100 * 2**64
     return "heldout" if held_out else "train"
 

@@ -1,4 +1,4 @@
-"""Where videos lie: in a folder of files, or unopened in zip parts."""
+"""Video files: in a folder, or read directly from zip parts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class VideoFile(NamedTuple):
 
 
 def find_videos(folder: Path) -> dict[str, VideoFile]:
-    """All videos below `folder`, by file name; a file outside a zip wins over one inside.
+    """All videos below `folder`, by file name; a file outside a zip precedes one inside.
 
     Raises:
         FileNotFoundError: no such folder, or no video in it.
-        ValueError: a zip that is cut off, or one that was published in pieces and never joined.
+        ValueError: a truncated zip, or one published in pieces that were not joined.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")

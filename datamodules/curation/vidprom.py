@@ -1,7 +1,7 @@
-"""VidProM (Wang & Yang 2024, arXiv 2403.06098) and prompt lists: what Stage 3 is trained on.
+"""VidProM (Wang & Yang 2024, arXiv 2403.06098) and prompt lists: the training prompts of Stage 3.
 
-Two forms: VidProM's own table (uuid, prompt, time and six probabilities of being not safe for
-work), and a text file with one prompt a line, such as Self Forcing's
+Two forms: VidProM's own table (uuid, prompt, time and six NSFW
+probabilities), and a text file with one prompt a line, such as Self Forcing's
 ``vidprom_filtered_extended.txt``.
 """
 
@@ -27,7 +27,7 @@ class Prompt:
 
     Args:
         name: its uuid, or ``line-17``.
-        text: without spaces at its ends; never normalised otherwise.
+        text: stripped, otherwise unchanged.
         unsafe: the largest of its probabilities; NaN where the file has none.
     """
 
@@ -37,14 +37,14 @@ class Prompt:
 
     @property
     def normalised(self) -> str:
-        """What equal prompts have in common: case, punctuation, spaces and width do not count."""
+        """Normal form for deduplication: ignores case, punctuation, spaces and Unicode width."""
         folded = unicodedata.normalize("NFKC", self.text).casefold()
         kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
         return " ".join("".join(kept).split()) or self.text
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits of the normalised text: split, order and sample go by it."""
+        """Sixteen hex digits of the normalised text: key of split, order and sample."""
         return f"{number_of('prompt', self.normalised):016x}"
 
 
@@ -53,7 +53,7 @@ class PromptLimits:
     """Which prompts are accepted.
 
     Args:
-        words: least and most; longer than 512 tokens would be cut by the encoder.
+        words: least and most; beyond 512 tokens the encoder truncates.
         unsafe: most; None accepts every one, as files without these columns do.
     """
 
@@ -121,7 +121,7 @@ def _read_table(path: Path, file: Iterable[str]) -> Iterator[Prompt]:
 
 
 def _number(text: str | None) -> float:
-    """A probability; 1 for what is none, so that an unreadable score is not a safe one."""
+    """A probability; 1 if invalid, so that an unreadable score counts as unsafe."""
     try:
         return float(text or "")
     except ValueError:

@@ -1,8 +1,8 @@
-"""Processes that decode ahead, in order, and that may die.
+"""A pool of decoding processes that prefetches in order and survives crashes.
 
-A decoder is C code that reads files of strangers: it may crash, hang, or be killed for its memory.
-The standard pools lose everything then. Here every process has one item at a time and a pipe of its
-own, so that it is known which item is lost, and the others go on.
+A decoder is C code reading untrusted files: it may crash, hang, or be killed for its memory, which
+breaks the standard pools. Here every process has one item at a time and its own pipe, so that only
+the item that caused it is lost.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from datamodules.curation.refusal import Refused
 Item = TypeVar("Item")
 PATIENCE_S = 300.0
 DIED = "decoder died"
-MOST_DEATHS = 10  # one after the other: then it is not the videos
+MOST_DEATHS = 10  # consecutive deaths: then the videos are not the cause
 
 
 class Workers:
     """Calls a function on items in other processes; use as a context manager.
 
-    The function must be importable, for it is called in processes that are started fresh: they
-    import its module and what that needs, not torch. With no processes it is called in this one.
+    The function must be importable: it is called in spawned processes, which import its module and
+    not torch. With 0 processes it is called in this one.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Workers:
         Args:
             function: of one item; a `Refused` that it raises is a result, anything else an error.
             count: processes; 0 for none.
-            patience_s: seconds after which a process is taken to hang, and is killed.
+            patience_s: timeout in seconds after which a hanging process is killed.
         """
         self._function, self._count, self._patience_s = function, count, patience_s
         self._workers: list[_Worker] = []
@@ -55,10 +55,10 @@ class Workers:
     def map(self, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
         """(item, result) in the order of the items; a result may be a `Refused`.
 
-        At most two results more than there are processes wait to be fetched.
+        At most `count` + 2 results are prefetched.
 
         Raises:
-            RuntimeError: too many processes died one after the other.
+            RuntimeError: too many processes died consecutively.
         """
         if not self._count:
             yield from ((item, _called(self._function, item)) for item in items)
@@ -66,10 +66,10 @@ class Workers:
         while len(self._workers) < self._count:
             self._workers.append(_Worker(self._function))
         coming = enumerate(items)
-        waiting: dict[int, Item] = {}  # given out, not yet handed on
+        waiting: dict[int, Item] = {}  # dispatched, not yet returned
         results: dict[int, Any] = {}
         for wanted in itertools.count():
-            results |= self._collect(waiting_s=0.0)  # so that nobody idles while we were away
+            results |= self._collect(waiting_s=0.0)  # keeps processes busy while the caller works
             self._give(coming, waiting)
             if wanted not in waiting:
                 return
@@ -89,7 +89,7 @@ class Workers:
                     break
 
     def _judge(self, result: Any) -> None:
-        """Whether to go on: a lost video is none of ours, a lost disk or machine is."""
+        """Raise disk and memory errors and repeated deaths; a bad video is only recorded."""
         if isinstance(result, Exception) and not isinstance(result, Refused):
             raise result
         died = isinstance(result, Refused) and result.reason == DIED
@@ -101,7 +101,7 @@ class Workers:
             )
 
     def _collect(self, waiting_s: float) -> dict[int, Any]:
-        """Results that have come, or come within some seconds; dead processes are replaced."""
+        """Results that arrive within some seconds; dead processes are replaced."""
         busy = [worker for worker in self._workers if worker.number is not None]
         ready = wait([worker.pipe for worker in busy], waiting_s) if busy else []
         results = {}
@@ -125,17 +125,17 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
         self._process.start()
-        theirs.close()  # so that its death is the end of the pipe
+        theirs.close()  # so that the pipe closes when the process dies
         self.number: int | None = None
         self.since = time.monotonic()
 
     def give(self, number: int, item: Any) -> None:
         self.number, self.since = number, time.monotonic()
-        with suppress(OSError):  # it died while idle: `take` finds the pipe's end
+        with suppress(OSError):  # it died while idle: `take` sees the closed pipe
             self.pipe.send(item)
 
     def take(self) -> dict[int, Any]:
-        """The result by its number; if the process died, that, and a new process."""
+        """The numbered result; if the process died, the error, and a new process is started."""
         try:
             result = self.pipe.recv()
         except (EOFError, OSError):
@@ -159,8 +159,8 @@ class _Worker:
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """The life of a process: items in, results out, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process at the other end
+    """Main loop of a process: items in, results out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     while True:
         try:
             item = pipe.recv()

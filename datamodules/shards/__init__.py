@@ -1,1 +1,1 @@
-"""Shard sets of samples in tar files: written, indexed, read, and made by many processes."""
+"""Shard sets of samples in tar files: writing, index, reading, and parallel creation."""

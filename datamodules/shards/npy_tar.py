@@ -1,4 +1,4 @@
-"""Bytes of a shard set: npy and json members, places in a tar, hashes, atomic replacement.
+"""Byte formats of a shard set: npy and json members, offsets in a tar, hashes.
 
 Nothing here unpickles: an `.npy` that holds Python objects is refused.
 """
@@ -106,12 +106,12 @@ def decode_fields(
 
     Args:
         members: of the sample: name -> offset and bytes.
-        fields: the wanted ones: name -> what the set says of its shape and dtype.
-        read: the bytes at an offset, of a length.
+        fields: to decode: name -> shape and dtype in the manifest.
+        read: function of offset and length that returns bytes.
         where: the sample, for messages.
 
     Raises:
-        ValueError: an array is corrupt, or is not of that shape and dtype.
+        ValueError: an array is corrupt, or has another shape or dtype.
     """
     arrays = {}
     for name, want in fields.items():
@@ -134,7 +134,7 @@ def sha256(path: Path) -> str:
 
 
 def locate_members(path: Path) -> dict[str, dict[str, list[int]]]:
-    """Where the members of the tar lie, {key: {member: [offset, bytes]}}, in stored order."""
+    """Offsets of the members of the tar, {key: {member: [offset, bytes]}}, in stored order."""
     places: dict[str, dict[str, list[int]]] = {}
     with tarfile.open(path) as tar:
         for member in tar:

@@ -1,11 +1,11 @@
-"""Shards: webdataset tars with a manifest, the only form in which data enters or leaves a run.
+"""Shards: webdataset tars with a manifest, the only format of data that a run reads or writes.
 
 A shard set is a local folder
 
     000000.tar ...   webdataset tars, members `key.latents.npy`, `key.text.npy`, ..., `key.json`
     negative.npy     text embedding [L, D] of the negative prompt (absent where there is none)
-    index.json       where each member lies: {file: {key: {member: [offset, bytes]}}}
-    manifest.json    what all this is; written last and by rename: its presence means "complete"
+    index.json       offsets of all members: {file: {key: {member: [offset, bytes]}}}
+    manifest.json    what all this is; written last, by rename; present means "complete"
 
 Fields (all samples of a set have the same ones, with one shape and dtype each):
 
@@ -13,9 +13,9 @@ Fields (all samples of a set have the same ones, with one shape and dtype each):
     text        [L, D]           float16 or float32   prompt embedding; stored without its padding
     video       [T, H, W, c]     uint8                pixels
     state       [T, 4]           float32              true x, y [px], vx, vy [px/frame]
-    trajectory  [S, F, C, H, W]  float16 or float32   a teacher's path, noise first, clean end last
+    trajectory  [S, F, C, H, W]  float16 or float32   a teacher's trajectory, noise first, x0 last
 
-The rows of `text` beyond a prompt's tokens are zero. They are not stored, and put back on reading.
+The rows of `text` beyond a prompt's tokens are zero; not stored, restored on reading.
 At Wan's size (float16) a clip of 21 frames takes 4.0 MiB, each token of its caption 8 KiB.
 
 Any webdataset reader iterates the tars; `ShardReader` adds random access through the index, which
@@ -56,7 +56,7 @@ def open_shards(folder: Path | str) -> ShardReader:
 class ShardReader(Sequence[dict[str, Any]]):
     """A shard set by number: `reader[i]` is {"key", "caption", "info", field: array, ...}.
 
-    Opening checks what is cheap: the manifest's version, every file and its size, the index's
+    Opening makes the cheap checks: the manifest's version, every file and its size, the index's
     hash; `verify()` also hashes the tars. Holds no open file, so it can be forked and pickled.
     """
 

@@ -1,9 +1,9 @@
-"""One tar of a shard set that is being made, and the note that says it is finished.
+"""One shard of an unfinished set, and the metadata file ("note") that marks it as finished.
 
-`000012.tar` is written under another name and renamed when whole; then `000012.json`, its note, is
-written. The note holds what manifest and index need to know of the tar, so that whoever makes the
-set, in whatever order and after whatever interruption, can go on from the notes alone. When the set
-is complete the notes are removed.
+`000012.tar` is written under a temporary name and renamed when complete; then its note
+`000012.json` is written. The note holds the shard's part of manifest and index, so that processes
+can make shards in any order and resume from the notes alone after an interruption. When the set is
+complete the notes are removed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ REQUIRED_FIELDS = {
     "prompts": {"text"},
     "videos": {"video"},
 }
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,90}")  # webdataset cuts a name at its first dot
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,90}")  # webdataset splits a name at its first dot
 _FIELD = re.compile(r"[a-z_]+")
 
 
 class ShardFile:
-    """Writes one tar; it counts as soon as `finish` has returned, and not before."""
+    """Writes one shard, which is part of the set once `finish` has returned."""
 
     def __init__(
         self, folder: Path, number: int, kind: str, identity: str, fields: Fields | None = None
@@ -52,8 +52,8 @@ class ShardFile:
             folder: of the set.
             number: of the tar.
             kind: of the set.
-            identity: what every tar of a set has in common (`identity_of`).
-            fields: of the set's earlier samples; None where this tar has the first one.
+            identity: metadata shared by all shards of a set (`identity_of`).
+            fields: of the set's earlier samples; None if this shard has the first one.
         """
         self.folder, self.number, self.kind, self.identity = folder, number, kind, identity
         self.fields: Fields = fields or {}
@@ -82,10 +82,10 @@ class ShardFile:
         self.keys.add(key)
 
     def finish(self, remarks: list[Any] | None = None) -> Note:
-        """Put tar and note in place; returns the note.
+        """Rename the tar and write its note; returns the note.
 
         Args:
-            remarks: JSON values that the note keeps, such as what was refused.
+            remarks: JSON values to store in the note, such as rejections.
         """
         path = tar_path(self.folder, self.number)
         self._tar.close()
@@ -98,7 +98,7 @@ class ShardFile:
             members = locate_members(self._part)
             shard |= {"bytes": self._part.stat().st_size, "sha256": sha256(self._part)}
             os.replace(self._part, path)
-        else:  # everything was refused: a note without a tar
+        else:  # everything was rejected: a note without a tar
             self._part.unlink()
         note = {
             "identity": self.identity,
@@ -111,7 +111,7 @@ class ShardFile:
         return note
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Remove the unfinished tar."""
         self._tar.close()
         self._file.close()
         self._part.unlink(missing_ok=True)
@@ -142,12 +142,12 @@ class ShardFile:
 
 
 def tar_path(folder: Path, number: int) -> Path:
-    """Where tar `number` lies."""
+    """Path of shard `number`."""
     return folder / f"{number:06d}.tar"
 
 
 def note_path(folder: Path, number: int) -> Path:
-    """Where the note of tar `number` lies."""
+    """Path of the note of shard `number`."""
     return folder / f"{number:06d}.json"
 
 
@@ -156,7 +156,7 @@ def write_note(folder: Path, number: int, note: Note) -> None:
 
 
 def finished(folder: Path, number: int, identity: str) -> Note | None:
-    """The note of tar `number` if that tar is finished and whole, else None.
+    """The note of shard `number` if that shard is finished and intact, else None.
 
     Raises:
         ValueError: the tar belongs to a set with other manifest entries.

@@ -1,4 +1,4 @@
-"""A shard set in the making, by one process or several: its tars, and how they become a set."""
+"""An unfinished shard set, made by one or several processes, and its completion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OURS = re.compile(
 
 
 class ShardSet:
-    """A shard set in the making: where its tars lie, which are finished, and how it is completed.
+    """An unfinished shard set: its shards, which of them are finished, and its completion.
 
     Args:
         folder: a local folder; created when missing.
@@ -65,23 +65,23 @@ class ShardSet:
 
     @property
     def complete(self) -> bool:
-        """Whether the set is there already; ValueError if another one is."""
+        """Whether the set is complete; ValueError if the folder holds another one."""
         return self._manifest() is not None
 
     def start(self, number: int, fields: Fields | None = None) -> ShardFile:
-        """Tar `number`, to be written and finished."""
+        """A writer for shard `number`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return ShardFile(self.folder, number, self.kind, self.identity, fields)
 
     def finished(self, number: int) -> Note | None:
-        """What tar `number` holds if it is finished; ValueError if it belongs to another set."""
+        """The note of shard `number` if finished; ValueError if it belongs to another set."""
         return finished(self.folder, number, self.identity)
 
     def shortened(self, number: int, note: Note, count: int) -> Note:
-        """The note of tar `number`, which holds `note`, after it was cut to its first samples.
+        """The new note of shard `number` (so far `note`), truncated to its first samples.
 
-        It is as if the others had never been written, and keeps what was refused beside all of
-        them. An interruption leaves the old tar, the new one, or one that is made again.
+        The shard is as if the others had never been written, but keeps all rejections. An
+        interruption leaves the old shard, the new one, or an unfinished one to be made again.
         """
         path, fields = tar_path(self.folder, number), note["fields"]
         shorter = self.start(number, fields)
@@ -102,15 +102,15 @@ class ShardSet:
         negative: np.ndarray | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Complete the set: index and manifest; notes and claims are removed.
+        """Complete the set: write index and manifest, remove notes and claims.
 
         Args:
-            notes: of all tars, in order; those without samples are left out.
+            notes: of all shards, in order; shards without samples are left out.
             negative: [L, D] text embedding of the negative prompt.
-            about: manifest entries that were not known before; JSON values.
+            about: further manifest entries; JSON values.
 
         Raises:
-            ValueError: no samples at all, other fields or a key twice in different tars.
+            ValueError: no samples at all, different fields or a duplicate key between shards.
         """
         kept = [note for note in notes if note["shard"]["count"]]
         if not kept:
@@ -139,13 +139,13 @@ class ShardSet:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a complete set does not need."""
+        """Remove notes and claims, which a complete set does not need."""
         for path in self.folder.iterdir():
             if _SCAFFOLD.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     def unseal(self) -> None:
-        """Take a complete set apart into the notes that it was made of."""
+        """Turn a complete set back into an unfinished one: restore its notes."""
         manifest = self._manifest()
         assert manifest is not None
         index: Index = json.loads((self.folder / "index.json").read_bytes())
@@ -156,7 +156,7 @@ class ShardSet:
         (self.folder / "manifest.json").unlink()
 
     def clear(self, tars: int = 0) -> None:
-        """Remove what an earlier writer left, except for the first `tars` tars and their notes."""
+        """Remove files of an earlier writer, except the first `tars` shards and their notes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = {tar_path(self.folder, number).stem for number in range(tars)}
         (self.folder / "manifest.json").unlink(missing_ok=True)  # first: from here on incomplete

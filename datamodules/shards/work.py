@@ -1,16 +1,16 @@
-"""Making a shard set: by one process or many, today or after an interruption, with one result.
+"""Creation of a shard set by any number of processes, resumable, with a deterministic result.
 
-The items of a set are cut into tars of equal numbers of items. Any process makes any tar that is
-not finished and that no living process has claimed, so that
+The items of a set are divided into shards of equal numbers of items. Any process makes any shard
+that is neither finished nor claimed by a live process, so that
 
-- an interrupted run goes on after its last finished tar,
-- further processes, on this machine or others, may join at any time and may die at any time,
-- the finished set is the same, bit for bit, however many there were.
+- an interrupted run resumes after its last finished shard,
+- further processes, on this machine or others, may join or die at any time,
+- the finished set is bit-identical for any number of processes.
 
-Where a number of samples is wanted, items are candidates: tars are made from the first on until
-those without a gap hold enough, and the set is exactly the first samples that were accepted.
+Where a number of samples is wanted, items are candidates: shards are made in order until the
+contiguous ones hold enough, and the set is exactly the first accepted samples.
 
-A claim is a lock on a file beside the tar; the kernel drops it when its holder ends.
+A claim is a lock on a file next to the shard; the kernel releases it when its holder ends.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from datamodules.shards.shard_set import ShardSet
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
-TELL_EVERY_S = 0.5  # to whoever watches
-SAY_EVERY_S = 10.0  # in the log
+TELL_EVERY_S = 0.5  # between progress reports
+SAY_EVERY_S = 10.0  # between log lines
 
 Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
 
 
 @dataclass(frozen=True)
 class Work:
-    """A shard set to be made.
+    """The plan of a shard set.
 
     Args:
         kind: of the shards.
-        about: manifest entries; work is gone on with only where they are the same. What items
-            there are must follow from them (`split.digest_of`).
-        items: what samples are made of, in order.
-        make: samples of some consecutive items, in order, and what had to be refused; a function
-            of the items and of nothing else.
-        items_per_shard: how many items a tar is made of.
+        about: manifest entries; a set is resumed only if they are equal. They must determine the
+            items (`split.digest_of`).
+        items: inputs of the samples, in order.
+        make: samples and rejections of some consecutive items, in order; must depend on the items
+            alone.
+        items_per_shard: number of items per shard.
         negative: makes the embedding of the negative prompt, [L, D].
-        refused: what was refused before any item was looked at closely.
-        wanted: samples: exactly the first so many that are accepted; None: all that are.
+        refused: rejections before any item is processed.
+        wanted: number of samples: the first so many accepted ones; None: all accepted ones.
     """
 
     kind: str
@@ -76,39 +76,39 @@ class Work:
             raise ValueError(f"items_per_shard is {self.items_per_shard}; at least 1")
 
     def items_of(self, number: int) -> Sequence[Any]:
-        """The items of one tar."""
+        """The items of one shard."""
         return self.items[number * self.items_per_shard : (number + 1) * self.items_per_shard]
 
     def count_of(self, number: int) -> int:
-        """How many items one tar is made of."""
+        """Number of items of one shard."""
         return min(self.items_per_shard, len(self.items) - number * self.items_per_shard)
 
     @property
     def shards(self) -> int:
-        """How many tars there are to make."""
+        """Number of shards."""
         return -(-len(self.items) // self.items_per_shard)
 
 
 class Folder(Protocol):
-    """Where a set is made, and who hears of it; a run's folder is one."""
+    """Output folder of a set, with progress and record; implemented by `RunFolder`."""
 
     path: Path
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """How far it is."""
+        """Report progress."""
 
     def record(self, update: Mapping[str, Any]) -> None:
-        """What came of it."""
+        """Store facts about the result."""
 
 
 class ShardMaker:
-    """One process among those that make a set in `folder/shards`."""
+    """One of the processes that make a set in `folder/shards`."""
 
     def __init__(self, work: Work, folder: Folder) -> None:
-        """Look at what is there.
+        """Read the existing shards.
 
         Raises:
-            ValueError: tars of another set lie there.
+            ValueError: the folder holds shards of another set.
         """
         self._work, self._folder = work, folder
         self._set = ShardSet(folder.path / "shards", work.kind, work.about)
@@ -121,7 +121,7 @@ class ShardMaker:
             log.info("going on after %d of %d", self._before, self._total)
 
     def help(self) -> int:
-        """Make what nobody else is making; returns how many tars that were.
+        """Make shards that no other process has claimed; returns their number.
 
         Raises:
             ValueError: fewer samples than wanted can come out.
@@ -132,7 +132,7 @@ class ShardMaker:
         return made
 
     def make_all(self) -> None:
-        """Return when all tars that are needed are finished, made here or elsewhere.
+        """Return when all needed shards are finished, here or by other processes.
 
         Raises:
             ValueError: fewer samples than wanted can come out.
@@ -144,7 +144,7 @@ class ShardMaker:
             self._say()
 
     def complete(self) -> None:
-        """Make the finished tars a set, and say what was refused."""
+        """Complete the set from the finished shards, and log the rejections."""
         if self._set.complete:
             self._set.tidy()
             return
@@ -163,10 +163,10 @@ class ShardMaker:
         log.info("%d %s; refused: %s", count, self._work.kind, counted(refused))
 
     def _make_next(self) -> bool:
-        """Make the first tar that is missing and that nobody is making; False if there is none.
+        """Make the first missing, unclaimed shard; False if there is none.
 
-        The first, also if it was left by somebody who died: else candidates without end would be
-        made behind a gap.
+        Always the first, also one abandoned by a dead process: otherwise any number of candidates
+        would be processed behind a gap.
         """
         for number in range(self._work.shards):
             if self._look_at(number):
@@ -181,7 +181,7 @@ class ShardMaker:
         return False
 
     def _tars(self) -> int | None:
-        """How many tars, from the first on, make the set; None while one of them is missing."""
+        """Number of leading shards that form the set; None while one of them is missing."""
         accepted = 0
         for number in range(self._work.shards):
             if self._work.wanted is not None and accepted >= self._work.wanted:
@@ -192,7 +192,7 @@ class ShardMaker:
         return self._work.shards
 
     def _require_supply(self) -> None:
-        """Stop as soon as fewer samples than wanted can come out."""
+        """Abort as soon as too few candidates remain for the wanted samples."""
         work, accepted = self._work, self._accepted()
         left = len(work.items) - sum(map(work.count_of, self._notes))
         if work.wanted is not None and accepted + left < work.wanted:
@@ -205,9 +205,9 @@ class ShardMaker:
             )
 
     def _trimmed(self, tars: int) -> list[Note]:
-        """Notes of the set's tars, of which the last is cut to what is wanted; others are removed.
+        """Notes of the set's shards, the last one truncated to the wanted count; removes others.
 
-        Many processes may have made more than was needed in the end.
+        Several processes may have made more shards than needed.
         """
         for number in range(tars, self._work.shards):
             tar_path(self._set.folder, number).unlink(missing_ok=True)
@@ -228,7 +228,7 @@ class ShardMaker:
                     shard.write(*made)
                 seen = len(shard.keys) + (len(remarks) if self._work.wanted is None else 0)
                 self._say(seen)
-            if self._set.complete:  # without it: others had made enough meanwhile
+            if self._set.complete:  # not needed: others had made enough meanwhile
                 shard.abandon()
             else:
                 self._notes[number] = shard.finish(remarks)
@@ -238,7 +238,7 @@ class ShardMaker:
 
     @contextmanager
     def _claimed(self, number: int) -> Iterator[bool]:
-        """Whether this process may make tar `number`; any may where the disk has no locks."""
+        """Whether this process may make shard `number`; always true on a disk without locks."""
         self._set.folder.mkdir(parents=True, exist_ok=True)
         with open(self._set.folder / f"{number:06d}.claim", "wb") as claim:
             try:
@@ -253,7 +253,7 @@ class ShardMaker:
             self._look_at(number)
 
     def _look_at(self, number: int) -> bool:
-        """Whether a tar is finished."""
+        """Whether a shard is finished."""
         if number not in self._notes:
             note = self._set.finished(number)
             if note is not None:
@@ -264,19 +264,19 @@ class ShardMaker:
         return sum(note["shard"]["count"] for note in self._notes.values())
 
     def _done(self) -> int:
-        """Of items, or of the samples that are wanted."""
+        """Progress in items, or in wanted samples."""
         if self._work.wanted is None:
             return sum(map(self._work.count_of, self._notes))
         return min(self._accepted(), self._work.wanted)
 
     def _refused(self, tars: int) -> list[Refusal]:
-        """What was refused before, and in the first `tars` tars."""
+        """Rejections before processing, and in the first `tars` shards."""
         notes = [self._notes[number] for number in range(tars) if number in self._notes]
         later = [Refusal(**remark) for note in notes for remark in note["remarks"]]
         return [*self._work.refused, *later]
 
     def _say(self, more: int = 0) -> None:
-        """How far it is and how long it will take at the rate so far; called as often as may be."""
+        """Report progress and the estimated time left; rate-limited."""
         now = time.monotonic()
         if now - self._told < TELL_EVERY_S:
             return

@@ -1,7 +1,7 @@
-"""Writes a shard set (described in `shards.py`): deterministic, and complete or absent.
+"""Writes a shard set (described in `reader.py`): deterministic, and complete or absent.
 
-One process writes a set from its first sample to its last with `ShardWriter`. Several processes
-write one together with `ShardSet`: each makes whole tars, by number, in any order.
+One process writes a set sequentially with `ShardWriter`. Several processes write one together with
+`ShardSet`: each makes whole shards, by number, in any order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ShardWriter:
     """Writes a shard set from its first sample to its last; use as a context manager.
 
     An exception inside the `with` block, or a killed process, leaves no manifest, hence no shard
-    set, but every tar that was full. With `resume` the next writer keeps those::
+    set, but keeps every full shard. With `resume` the next writer continues from those::
 
         with ShardWriter(folder, kind, about=about, resume=True) as writer:
             for key in keys:
@@ -48,11 +48,11 @@ class ShardWriter:
             kind: one of `KINDS`.
             about: further manifest entries (fps, normalisation, encoders, seed, ...); JSON values.
             negative: [L, D] text embedding of the negative prompt.
-            samples_per_shard: samples in one tar: what is lost at most when the writer is stopped.
-            resume: keep the tars that an interrupted writer finished.
+            samples_per_shard: samples per shard: at most so many are lost when interrupted.
+            resume: keep the shards that an interrupted writer finished.
 
         Raises:
-            ValueError: as `ShardSet`; or a senseless number of samples.
+            ValueError: as `ShardSet`; or an invalid number of samples.
         """
         self._set = ShardSet(folder, kind, about)
         self.folder = self._set.folder
@@ -69,10 +69,10 @@ class ShardWriter:
         return len(self.written)
 
     def __enter__(self) -> ShardWriter:
-        """Begin, or go on.
+        """Start or resume the set.
 
         Raises:
-            ValueError: with `resume`, the finished tars were written with another `about`.
+            ValueError: with `resume`, the finished shards were written with another `about`.
         """
         if self.resume:
             if self._set.complete:

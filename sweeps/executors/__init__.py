@@ -1,6 +1,6 @@
 """Where runs are executed: processes of this machine, or jobs of a Slurm cluster.
 
-One surface, `Executor`; the runner knows no other. ``executor(cluster)`` makes one by name.
+`Executor` is the only interface the runner uses. ``executor(cluster)`` makes one by name.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ CLUSTERS = ("local", "slurm")
 
 @dataclass(frozen=True)
 class Job:
-    """What to do for a run: ``check`` its recipe, or execute (``run``) its folder.
+    """A task for a run: ``check`` its recipe, or execute (``run``) its folder.
 
-    ``slurm`` holds what a Slurm job asks for (``launch.slurm``), ``after`` the names of runs that
-    the executor has in hand and that must be done before.
+    ``slurm`` holds the resources of a Slurm job (``launch.slurm``), ``after`` the names of
+    submitted runs that must be done before.
     """
 
     do: str
@@ -37,16 +37,16 @@ class Event:
 
     ====================  ======================================================================
     checked               ``text`` says what is wrong with the recipe, "" if nothing
-    queued                it waits for its turn (``text`` says where)
+    queued                it is in a queue (``text`` names it)
     started, progress     it is executed
-    done, found           it is finished, in the second case by another
+    done, found           it is finished, in the second case by another process
     failed                the verb failed
-    died                  its process is gone without a word
-    lost                  the same, and the run has no part in it: preempted, a node that failed
+    died                  its process ended without an exception
+    lost                  the same, not caused by the run: preemption, node failure
     busy                  another process executes the run
     withdrawn             never started, because a run it waits for did not finish
-    interrupted           somebody asked the process to stop, and it has saved
-    cancelled             somebody has taken the job away
+    interrupted           the process was asked to stop, and has saved
+    cancelled             the job was cancelled
     ====================  ======================================================================
     """
 
@@ -58,7 +58,7 @@ class Event:
 
 
 class Executor(Protocol):
-    """Takes jobs, and tells what becomes of them."""
+    """Executes jobs and reports events."""
 
     size: int
     """How many runs can be in work at once, for forecasts."""
@@ -68,7 +68,7 @@ class Executor(Protocol):
 
     @property
     def jobs(self) -> list[Job]:
-        """What is in hand."""
+        """The submitted jobs."""
         ...
 
     def problem(self, job: Job) -> str:
@@ -76,11 +76,11 @@ class Executor(Protocol):
         ...
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those that can be submitted now; no job overtakes one that waits for the same place."""
+        """Those that can be submitted now; in order for each resource."""
         ...
 
     def submit(self, job: Job) -> None:
-        """Take a job that was chosen."""
+        """Submit a job that `choose` returned."""
         ...
 
     def poll(self, timeout: float) -> list[Event]:
@@ -88,7 +88,7 @@ class Executor(Protocol):
         ...
 
     def interrupt(self) -> list[str]:
-        """Ask the runs in work to save and stop, or say why they go on."""
+        """Ask active runs to save and stop, or say why they continue."""
         ...
 
     def close(self) -> None:
@@ -106,12 +106,12 @@ def executor(
 
     Args:
         cluster: one of CLUSTERS.
-        workers: local: processes without a GPU (default: one a core); Slurm: most jobs at once in
-            the queue.
+        workers: local: processes without a GPU (default: one per core); Slurm: maximal number of
+            jobs in the queue.
         package: where the verbs are.
         gpus: local: ids of the GPUs to use (default: all there are).
 
-    Raises ValueError for an unknown cluster, naming those that exist, and for one that is not here.
+    Raises ValueError for an unknown cluster, naming those that exist, and for an unavailable one.
     """
     if cluster not in CLUSTERS:
         raise ValueError(

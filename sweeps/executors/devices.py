@@ -1,4 +1,4 @@
-"""What this machine has to compute with, and what a run asks for. Found out without torch."""
+"""Cores and GPUs of this machine, and whether a run uses a GPU; without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cores() -> int:
 def visible_gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    That variable decides if it is set; else all that the driver shows.
+    That variable has precedence; otherwise all GPUs that the driver lists.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:

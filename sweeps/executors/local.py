@@ -1,9 +1,9 @@
 """This machine's cores and GPUs.
 
-A run takes a place: a core, or as many GPUs as it has ranks (``launch.devices``), where there are
-GPUs and it is not meant for a CPU. It is executed by a worker that sees these GPUs alone and stays
-for the next run, because starting one costs more than a tiny run; several ranks are processes of
-their own below the worker (``experiments.launch.ranks.launcher``).
+A run takes a slot: a core or, if there are GPUs and it is not meant for a CPU, as many GPUs as it
+has ranks (``launch.devices``). It is executed by a worker that sees only these GPUs and is reused
+for the next run, because starting one costs more than a tiny run; several ranks are child processes
+of the worker (``experiments.launch.ranks.launcher``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sweeps.executors.devices import wants_gpu
 
 
 class LocalPool:
-    """At most ``cores`` runs on CPUs, and as many on GPUs as there are.
+    """At most ``cores`` runs on CPUs at a time, and as many on GPUs as are free.
 
     A worker is started when first needed; one that dies is reported as ``died`` and replaced.
     """
@@ -46,11 +46,11 @@ class LocalPool:
 
     @property
     def jobs(self) -> list[Job]:
-        """The jobs in work."""
+        """The active jobs."""
         return [worker.job for worker in self._workers if worker.job]
 
     def problem(self, job: Job) -> str:
-        """Why this machine cannot do a job: it has too few GPUs, or is only one of many."""
+        """Why this machine cannot execute a job: too few GPUs, or several nodes are needed."""
         nodes, devices = wanted(job.recipe)
         if nodes > 1:
             return f"launch.nodes: {nodes}, and this is one machine: use --cluster slurm"
@@ -62,7 +62,7 @@ class LocalPool:
         return ""
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those that there is a place for, in order; none overtakes another for the same place."""
+        """Jobs with a free slot, in order; none overtakes another for the same kind of slot."""
         free = {"core": self._cores, "gpu": len(self._gpus)}
         for job in self.jobs:
             place, count = self._place(job)
@@ -101,14 +101,14 @@ class LocalPool:
         return found
 
     def interrupt(self) -> list[str]:
-        """Ask every run in work to save and stop."""
+        """Ask every active run to save and stop."""
         for worker in self._workers:
             if worker.job:
                 worker.process.send_signal(signal.SIGINT)
         return []
 
     def close(self) -> None:
-        """End all workers: idle ones leave by themselves, busy ones are killed."""
+        """End all workers: idle ones exit, busy ones are killed."""
         for worker in self._workers:
             if worker.job:
                 worker.process.kill()
@@ -126,7 +126,7 @@ class LocalPool:
         return "core", min(devices, self._cores)  # more ranks than cores are slow, not impossible
 
     def _worker(self, count: int) -> _Worker:
-        """An idle worker with this many GPUs for itself, old or new."""
+        """An idle worker with this many exclusive GPUs, existing or new."""
         idle = [worker for worker in self._workers if worker.job is None]
         busy = {gpu for worker in self._workers if worker.job for gpu in worker.gpus}
         fitting = (w for w in idle if len(w.gpus) == count and not busy & set(w.gpus))
@@ -138,7 +138,7 @@ class LocalPool:
             self._events.register(worker.output, selectors.EVENT_READ, worker)
         for other in idle:
             if other is not worker and set(other.gpus) & set(worker.gpus):
-                self._retire(other)  # it may still have memory on a GPU that is another's now
+                self._retire(other)  # it may still hold memory on a GPU that is reassigned now
         return worker
 
     def _retire(self, worker: _Worker) -> str:
@@ -174,7 +174,7 @@ class _Worker:
         self.job = job
         folder = str(job.folder) if job.folder else None
         command = {"do": job.do, "recipe": job.recipe, "folder": folder}
-        with contextlib.suppress(BrokenPipeError):  # it has died; poll finds out
+        with contextlib.suppress(BrokenPipeError):  # it has died; poll reports it
             self._input.write(json.dumps(command).encode() + b"\n")
             self._input.flush()
 
@@ -187,14 +187,14 @@ class _Worker:
         return lines
 
     def event(self, answer: dict[str, Any]) -> Event:
-        """What an answer says; the worker is idle after all but progress."""
+        """The event of a message; after any but progress the worker is idle."""
         event = Event(answer.pop("event"), self.job, **answer)
         if event.kind != "progress":
             self.job = None
         return event
 
     def end(self) -> str:
-        """Wait for the process to be gone; returns how it ended and its last words."""
+        """Wait until the process ends; returns its exit status and last output."""
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
         self.output.close()

@@ -1,4 +1,4 @@
-"""What a job asks Slurm for: ``launch.slurm`` of the scale file, and what follows from the recipe.
+"""Resources of a Slurm job: ``launch.slurm`` of the scale, and what follows from the recipe.
 
 A job is one task per node, which starts the ranks of its node (``launch/ranks/launcher.py``).
 """
@@ -22,10 +22,10 @@ class Resources:
         partition, account, qos, constraint: as for sbatch; "": the cluster's default.
         cpus_per_task: cores on each node.
         mem_gb: memory on each node; 0: the cluster's default.
-        timeout_min: time limit; a run that needs longer saves, is queued again and goes on.
+        timeout_min: time limit; a run that needs longer saves, is requeued and resumes.
         signal_s: seconds between the warning (USR2) and the end at the time limit. Saving must fit
             into it, and into the partition's GraceTime where jobs are preempted.
-        restarts: how often a run may meet its time limit.
+        restarts: how often a run may reach its time limit.
         gpus_per_node: -1: as many as the run has ranks there, none for a run meant for CPUs.
         setup: lines of shell before the run, such as ``module load cuda``.
         more: further options of sbatch by their long names.
@@ -46,7 +46,7 @@ class Resources:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Resources:
-        """Checked settings. Raises ValueError naming the key and what is right."""
+        """Validated settings. Raises ValueError naming the key and valid values."""
         known = {each.name: each for each in fields(cls)}
         for key, value in settings.items():
             if key not in known:
@@ -81,6 +81,6 @@ class Resources:
             "cpus_per_task": self.cpus_per_task,
             "time": self.timeout_min,
             "signal_delay_s": self.signal_s,
-            # srun does not take sbatch's cpus-per-task over; a lost node's task ends the others
+            # srun ignores sbatch's cpus-per-task; if a node is lost, its task ends the others
             "srun_args": [f"--cpus-per-task={self.cpus_per_task}", "--kill-on-bad-exit=1"],
         }

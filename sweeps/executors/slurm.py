@@ -1,11 +1,11 @@
 """A Slurm cluster: one job per run, through submitit.
 
-Jobs wait for each other in Slurm's queue (``afterok`` along the graph), so the sweep ends by itself
-even if this process does not live that long. They are single jobs, not arrays: the tasks of an
+Jobs wait for each other in Slurm's queue (``afterok`` along the graph), so the sweep completes
+even if this process ends earlier. They are single jobs, not arrays: the tasks of an
 array share one dependency and one size, which neighbours in the graph do not.
 
-What became of a run is read from its folder; Slurm is asked only which jobs live, and how those
-that left no result have ended. A job that is preempted, or whose node fails, keeps its id and its
+The state of a run is read from its folder; Slurm is queried only for live jobs, and for how jobs
+without a result have ended. A job that is preempted, or whose node fails, keeps its id and its
 place in the graph.
 """
 
@@ -35,8 +35,8 @@ from sweeps.executors.submission import Refused, submit_once
 
 LIMIT = 500
 LOOK_EVERY_S = 5.0
-SETTLE_S = 30.0  # for files and accounting to catch up with a job that has ended
-TRY_AGAIN_S = 30.0  # after Slurm has not taken a job
+SETTLE_S = 30.0  # delay of files and accounting after the end of a job
+TRY_AGAIN_S = 30.0  # pause after Slurm rejected a job
 RELEASES = 3  # of a job that Slurm holds because nodes failed to launch it
 _NOT_ITS_FAULT = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED")
 _GOES_ON = ("queued", "started", "progress")
@@ -44,7 +44,7 @@ _GOES_ON = ("queued", "started", "progress")
 
 @dataclass
 class _Given:
-    """A run in Slurm's hands, and what was last seen of its job."""
+    """A run submitted to Slurm, and the last known state of its job."""
 
     job: Job
     id: str
@@ -59,9 +59,9 @@ class SlurmQueue:
 
     Args:
         package: where the verbs are.
-        limit: most jobs in the queue at once.
+        limit: maximal number of jobs in the queue.
 
-    Raises ValueError where there is no Slurm, or no submitit.
+    Raises ValueError without Slurm or submitit.
     """
 
     detached = True
@@ -81,7 +81,7 @@ class SlurmQueue:
 
     @property
     def jobs(self) -> list[Job]:
-        """Checks in work and runs in the queue."""
+        """Active checks and queued runs."""
         return [*self._checks.jobs, *(given.job for given in self._given.values())]
 
     def problem(self, job: Job) -> str:
@@ -93,7 +93,7 @@ class SlurmQueue:
         return ""
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """As many as the queue may take; none for a while after Slurm did not take one."""
+        """As many as the queue may hold; none for a while after Slurm rejected one."""
         if jobs and jobs[0].do == "check":
             return self._checks.choose(jobs)
         if time.monotonic() < self._not_before:
@@ -101,12 +101,12 @@ class SlurmQueue:
         return list(jobs[: max(self.size - len(self._given), 0)])
 
     def submit(self, job: Job) -> None:
-        """Check a recipe here, or put a run into the queue, unless its job is there already."""
+        """Check a recipe here, or queue a run, unless its job exists already."""
         if job.do == "check":
             self._checks.submit(job)
             return
         after = [self._given[name].id for name in job.after if name in self._given]
-        if len(after) < len(job.after):  # one of them was not taken
+        if len(after) < len(job.after):  # one of them was rejected
             self._told.append(Event("withdrawn", job))
             return
         try:
@@ -122,7 +122,7 @@ class SlurmQueue:
         self._told.append(Event("queued", job, text))
 
     def poll(self, timeout: float) -> list[Event]:
-        """Events of checks at once; the queue is looked at every few seconds only."""
+        """Events of checks immediately; the queue is polled every few seconds only."""
         if self._checks.jobs:
             return self._checks.poll(timeout)
         events, self._told = self._told, []
@@ -133,7 +133,7 @@ class SlurmQueue:
         jobs = listed()
         self._next_look = time.monotonic() + LOOK_EVERY_S
         if jobs is None:
-            return []  # Slurm does not answer: nothing is known, so nothing has changed
+            return []  # Slurm does not answer: keep the last known state
         entries = {(entry.id, entry.folder): entry for entry in jobs}
         for given in list(self._given.values()):
             found = _look(given, entries.get((given.id, given.job.folder)))
@@ -143,7 +143,7 @@ class SlurmQueue:
         return events
 
     def interrupt(self) -> list[str]:
-        """Jobs go on; says how to end them."""
+        """Jobs continue; tells how to cancel them."""
         ids = sorted((given.id for given in self._given.values()), key=int)
         self._given.clear()
         if not ids:
@@ -159,9 +159,9 @@ class SlurmQueue:
 
 
 def _look(given: _Given, entry: Listed | None) -> list[Event]:
-    """What has become of a run since the last look."""
+    """Events of a run since the last poll."""
     job, folder = given.job, RunFolder(given.job.folder)
-    os.listdir(folder.path)  # lets a network file system look for new files
+    os.listdir(folder.path)  # refreshes the directory cache of a network file system
     if folder.done:
         return [Event("done", job)]
     if entry is None or not entry.live:
@@ -182,7 +182,7 @@ def _look(given: _Given, entry: Listed | None) -> list[Event]:
 
 
 def _let_go(given: _Given, folder: RunFolder) -> None:
-    """What it needs is done, but Slurm, after losing a daemon, may not know it for long."""
+    """Drop dependencies on finished runs, which Slurm may not notice after losing a daemon."""
     if not all(need.done for need in folder.needs.values()):
         return
     given.ready_since = given.ready_since or time.monotonic()
@@ -212,13 +212,13 @@ def _ended(given: _Given, entry: Listed | None, folder: RunFolder) -> list[Event
         return []
     words = last_words(folder.path, given.id)
     how = "\n".join(filter(None, [f"Slurm job {given.id} ended as {state}", words]))
-    forgotten = entry is None and given.state == "PENDING"  # by a controller that died
+    forgotten = entry is None and given.state == "PENDING"  # lost when a controller died
     lost = forgotten or state in _NOT_ITS_FAULT
     return [Event("lost" if lost else "died", job, how)]
 
 
 def _cancelled(given: _Given, entry: Listed | None, folder: RunFolder) -> Event:
-    """By Slurm, because a job it waits for did not end well, or by somebody."""
+    """Cancelled by Slurm, because a job it depends on failed, or by a user."""
     waited = not all(need.done for need in folder.needs.values())
     if entry.withdrawn if entry else waited:
         return Event("withdrawn", given.job)

@@ -1,14 +1,14 @@
-"""What a Slurm job does: the same ``execute`` as anywhere, and what Slurm's signals mean to it.
+"""The program of a Slurm job: ``execute``, with the handling of Slurm's signals.
 
 Slurm sends USR2 before the time limit and, where the cluster is set up so, before a preemption; it
-sends TERM at a preemption, a ``scancel`` and a ``scontrol requeue``. Each becomes one interruption:
-a fit saves at the end of the batch, all ranks together, and stops. After a USR2 submitit, and
-nobody else, queues the job again (Lightning's own requeueing is off). After a mere TERM it is not
-ours to say what comes next: Slurm ends the job or starts it again.
+sends TERM at a preemption, a ``scancel`` and a ``scontrol requeue``. They cause one interruption:
+a fit saves at the end of the batch on all ranks and stops. After USR2, submitit requeues the job
+(Lightning's own requeueing is off). After TERM alone nothing is requeued here: Slurm ends the job
+or restarts it.
 
-When a rank is lost and nobody has signalled anything, the first task that knows queues the job
-again, from the last checkpoint, and the others wait for Slurm to end them. A job that loses ranks
-again and again without coming further fails instead.
+When a rank is lost without a signal, the first task that notices requeues the job, which resumes
+from the last checkpoint, and the other tasks wait for Slurm to end them. A job that repeatedly
+loses ranks without progress fails instead.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from sweeps.executors.squeue import requeue
 from sweeps.executors.worker import output_to
 
 END_WITHIN_S = 900.0
-SETTLE_S = 5.0  # what has ended the rank, such as a scancel, reaches all tasks by then
-LOSSES = 3  # of one job, without a checkpoint in between
+SETTLE_S = 5.0  # by then, what ended the rank (such as scancel) has reached all tasks
+LOSSES = 3  # requeues of one job without a new checkpoint
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ class SlurmRun:
             lost = error
         else:
             return
-        asked.interrupts = False  # nothing is in work any more
+        asked.interrupts = False  # nothing is running any more
         began = time.monotonic()
         while time.monotonic() - began < END_WITHIN_S:
             if asked.to_requeue and first:
@@ -70,15 +70,15 @@ class SlurmRun:
         raise TimeoutError(f"stopped {END_WITHIN_S:.0f} s ago, and Slurm has not ended this job")
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again: the same, all state is in the run folder."""
+        """For submitit's requeue: the same object, since all state is in the run folder."""
         return DelayedSubmission(self)
 
 
 def _queue_again(folder: RunFolder, lost: RankLost) -> None:
-    """Queue this job again, unless another node's task does. Raises what it has lost."""
+    """Requeue this job, unless another node's task does. Raises the error of the lost rank."""
     job, slurm = os.environ["SLURM_JOB_ID"], folder.path / "slurm"
     slurm.mkdir(exist_ok=True)
-    try:  # the one who makes the file is the one who asks
+    try:  # the task that creates the file requeues
         (slurm / f"lost.{job}.{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch(exist_ok=False)
     except FileExistsError:
         return
@@ -89,7 +89,7 @@ def _queue_again(folder: RunFolder, lost: RankLost) -> None:
 
 
 class _Asked:
-    """Hears Slurm's signals and passes the first one on as an interruption (SIGINT)."""
+    """Handles Slurm's signals; forwards the first one as an interruption (SIGINT)."""
 
     def __init__(self) -> None:
         self.to_requeue = False
@@ -101,7 +101,7 @@ class _Asked:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a loader of data, forked from here: Slurm signals every process of a job
+            return  # a forked data loader: Slurm signals every process of a job
         self.to_requeue |= number == signal.SIGUSR2
         first, self.heard = not self.heard, True
         if first and self.interrupts:

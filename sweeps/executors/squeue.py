@@ -1,8 +1,8 @@
-"""What Slurm says of our jobs. A job is ours by its comment, which names its run folder.
+"""Queries of Slurm about our jobs, which are recognised by their comment, the run folder.
 
 ``squeue`` also lists jobs that have ended in the last minutes (MinJobAge), with the state in which
-they did; ``sacct`` knows the older ones where accounting is kept, some time after the fact. Neither
-is asked whether a run is done: that is for its folder to say.
+they did; ``sacct`` lists older ones with some delay if accounting is enabled. Whether a run is
+done is read from its folder only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Listed:
 
     @property
     def live(self) -> bool:
-        """Whether it runs or may still run."""
+        """Whether it runs or may run later."""
         return self.state in _LIVE
 
     @property
@@ -85,22 +85,22 @@ def cancel(job: str) -> None:
 
 
 def release(job: str) -> None:
-    """Let a held job wait for its turn again."""
+    """Release a held job."""
     _ask(["scontrol", "release", job])
 
 
 def requeue(job: str) -> bool:
-    """End a job and let it wait for its next turn; whether Slurm does."""
+    """Requeue a job; returns whether Slurm accepted."""
     return _ask(["scontrol", "requeue", job]) is not None
 
 
 def forget_dependencies(job: str) -> None:
-    """Let a job start without waiting for others any longer."""
+    """Remove a job's dependencies."""
     _ask(["scontrol", "update", f"jobid={job}", "dependency="])
 
 
 def last_job(folder: Path) -> str:
-    """The id of the job that last had this run, or ""."""
+    """The id of the last job of this run, or ""."""
     try:
         return json.loads((folder / "slurm" / "job.json").read_text())["job"]
     except (OSError, ValueError, KeyError):
@@ -108,7 +108,7 @@ def last_job(folder: Path) -> str:
 
 
 def last_words(folder: Path, job: str) -> str:
-    """The end of what Slurm and the job's first process said outside the run's own log."""
+    """The last lines of the job's own stdout and stderr, outside the run's log."""
     try:
         text = (folder / "slurm" / f"{job}_0_log.err").read_bytes()[-2000:]
     except OSError:

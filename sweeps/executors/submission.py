@@ -1,4 +1,4 @@
-"""Putting a run into Slurm's queue once, whoever asks and however often.
+"""Idempotent submission of a run to Slurm's queue.
 
 A job is found again by its comment, the folder's path; its id is kept in ``slurm/job.json``.
 """
@@ -25,12 +25,12 @@ _TEMPORARY = (
     "temporarily",
     "MaxSubmit",
     "JobLimit",
-    "dependency problem",  # a controller that died has forgotten a job that this one waits for
+    "dependency problem",  # a restarted controller lost a job that this one depends on
 )
 
 
 class Refused(RuntimeError):
-    """Slurm did not take a job; ``temporary`` if it may take it later."""
+    """Slurm rejected a job; ``temporary`` if it may accept it later."""
 
     def __init__(self, why: str, temporary: bool) -> None:
         super().__init__(why)
@@ -38,7 +38,7 @@ class Refused(RuntimeError):
 
 
 def submit_once(job: Job, after: Sequence[str], package: str) -> tuple[str, bool]:
-    """The id of the job that does this run, and whether it is new.
+    """The id of this run's job, and whether it is new.
 
     ``after`` are ids of jobs that must end well before it starts; if one does not, Slurm cancels
     this one. Raises Refused.
@@ -77,7 +77,7 @@ def _find(folder: Path) -> str:
         if entry.live and entry.folder == folder:
             if (folder / "slurm" / f"{entry.id}_submitted.pkl").is_file():
                 return entry.id
-            cancel(entry.id)  # a runner died between sbatch and storing what is to be done
+            cancel(entry.id)  # a runner died between sbatch and storing the job's program
     return ""
 
 

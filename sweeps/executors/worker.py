@@ -1,8 +1,8 @@
 """A worker: a process that checks and executes runs, one after another, for a runner.
 
 Start-up (importing torch and Lightning) costs more than a tiny run, so it is paid once. Commands
-come as JSON lines on stdin, events go as JSON lines to what was stdout; what a verb prints goes to
-its run's log. A worker ends with its runner: when the pipe closes, or, on Linux, by the kernel.
+are JSON lines on stdin, events JSON lines on the original stdout; output of a verb goes to its
+run's log. A worker ends with its runner: when the pipe closes, or, on Linux, by the kernel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROGRESS_EVERY_S = 0.25
 
 
 def main() -> None:
-    """Serve commands until told to exit or until the runner is gone."""
+    """Serve commands until told to exit or until the runner ends."""
     parser = argparse.ArgumentParser(description="Serves one runner; not meant to be typed.")
     parser.add_argument(
         "--package", default="experiments.verbs", help="where the verbs' modules are"
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class _Stop:
-    """Signals that ask to stop: they interrupt a run, and are kept for the next one before it."""
+    """Stop signals: they interrupt the active run, or the next one if none is active."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -65,7 +65,7 @@ class _Stop:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """A run, which can save something. Raises KeyboardInterrupt."""
+        """Context of a run, which can be interrupted. Raises KeyboardInterrupt."""
         self._listen(signal.default_int_handler)
         try:
             if self._asked:
@@ -104,7 +104,7 @@ def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str
 
     try:
         with stop.interrupting(), output_to(folder.path / "log.txt"):
-            with contextlib.suppress(Exception):  # execute meets it again, and reports it
+            with contextlib.suppress(Exception):  # execute raises it again, and reports it
                 _load(folder.recipe["verb"], package)
             executed = execute(folder, progress, package)
     except KeyboardInterrupt as asked:
@@ -145,7 +145,7 @@ def output_to(path: Path) -> Iterator[None]:
 def _listen(commands: queue.Queue[dict[str, Any]]) -> None:
     for line in sys.stdin:
         commands.put(json.loads(line))
-    os._exit(1)  # the runner is gone; the run continues from its last checkpoint another time
+    os._exit(1)  # the runner has ended; the run can be resumed from its last checkpoint
 
 
 if __name__ == "__main__":

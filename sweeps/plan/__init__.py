@@ -1,1 +1,1 @@
-"""Which cells are wanted, the graph of runs behind them, and what they cost. No torch."""
+"""The cells of a sweep, the graph of runs behind them, and their costs; without torch."""

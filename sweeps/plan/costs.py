@@ -1,4 +1,4 @@
-"""What runs cost: measured by earlier runs of the same recipe, else the scale's hint, else unknown.
+"""Costs of runs: measured by earlier runs of the same recipe, else the scale's hint, else unknown.
 
 Seconds of wall time of one run on one worker.
 """
@@ -24,7 +24,7 @@ class Costs:
                 record = json.loads((done.parent / "record.json").read_text())
                 found[record["scale"], record["recipe"]].append(float(record["wall_s"]))
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # a record of another version only costs us an estimate
+                continue  # an unreadable record only loses an estimate
         self._measured = {key: median(values) for key, values in found.items()}
 
     def estimate(self, run: Run) -> float | None:
@@ -32,7 +32,7 @@ class Costs:
         return self._measured.get((run.scale, run.recipe["recipe"]), run.expected_s)
 
     def learn(self, run: Run, wall_s: float) -> None:
-        """A run has just been measured."""
+        """Add the measured cost of a run."""
         self._measured[run.scale, run.recipe["recipe"]] = wall_s
 
 
@@ -46,7 +46,7 @@ def urgency(runs: Mapping[str, Run], costs: Costs) -> dict[str, float]:
     typical = median(known) if known else 1.0
     after: dict[str, float] = defaultdict(float)
     total: dict[str, float] = {}
-    for run in reversed(list(runs.values())):  # what needs it has been seen before it
+    for run in reversed(list(runs.values())):  # its dependants come before it
         cost = costs.estimate(run)
         total[run.name] = after[run.name] + (typical if cost is None else cost)
         for need in run.needs.values():
@@ -63,7 +63,7 @@ def remaining(
 ) -> tuple[float, bool]:
     """(seconds until all of ``left`` is done on ``size`` workers, whether all costs are known).
 
-    ``spent`` holds the seconds that runs in work have had already.
+    ``spent`` holds the elapsed seconds of active runs.
     """
     left = list(left)
     known = True
@@ -89,7 +89,7 @@ def duration(seconds: float | None) -> str:
 
 
 def forecast(seconds: float, known: bool) -> str:
-    """Time left in words; part of it may be unknown, or all."""
+    """Time left in words; costs may be partly or entirely unknown."""
     if known:
         return f"{duration(seconds)} left"
     return f"at least {duration(seconds)} left" if seconds else "time left unknown"

@@ -1,13 +1,13 @@
 """From a sweep's YAML to the cells of its table and the graph of runs behind them.
 
-A sweep says which cells it wants; how to get there is nowhere declared, it follows from the
-recipes' needs. The format::
+A sweep declares its cells only; the runs behind them follow from the recipes' needs. The
+format::
 
     title: The three-stage ablation
     settings: {}                         # for every run, e.g. {blocks: chunkwise}
     cells:
       - axes: {init: [causal_ode, causal_cd], few_steps: [4, 2, 1]}   # their product
-        runs:                            # what a cell asks for, by name
+        runs:                            # runs of a cell, by name
           stage3: {recipe: score_stage3, init: "${init}", few_steps: "${few_steps}"}
           stage2: {recipe: score_stage2, init: "${init}", few_steps: "${few_steps}"}
       - axes: {init: [ceiling]}
@@ -99,7 +99,7 @@ def load_sweep(
 ) -> Sweep:
     """Expand a sweep: a name in this folder, or a path to a YAML file.
 
-    ``settings`` go on top of every cell's own. Raises FileNotFoundError and ValueError with file,
+    ``settings`` override every cell's own. Raises FileNotFoundError and ValueError with file,
     cell and cure.
     """
     path = Path(sweep)
@@ -186,7 +186,7 @@ def _product(axes: Mapping[str, list], seed: int) -> list[dict[str, Any]]:
 def _runs(
     resolver: Resolver, path: Path, specs: dict, labels: dict, layers: list[Mapping[str, Any]]
 ) -> dict[str, Run]:
-    """The runs one cell asks for, with the cell's labels filled in."""
+    """The runs of one cell, with the cell's labels filled in."""
     tree = {**labels, "runs": specs}
     try:
         filled = _filled(tree)

@@ -1,7 +1,7 @@
 """Claims, answered from numbers: holds, does not hold, not distinguishable, not run.
 
-A table's `claims.yaml` has groups of claims; a claim is one or more comparisons, each of them asked
-once for every combination of the values of `each`, which {name} stands for::
+A table's `claims.yaml` has groups of claims; a claim is one or more comparisons, each evaluated
+for every combination of the values of `each`, which replace {name}::
 
     heading: what stands above the claims where they have no groups of their own
     groups:
@@ -64,8 +64,8 @@ class Verdict:
 
     @property
     def seeds(self) -> int:
-        """Of how many trainings the least supported comparison knows; 0 when none was made, or
-        none of them is about a training.
+        """Number of trainings (seeds) behind the least supported comparison; 0 when none was made,
+        or none depends on a training.
         """
         known = [a.margin.seeds for a in self.answers if a.margin and a.margin.seeds]
         return min(known, default=0)

@@ -26,7 +26,7 @@ from sweeps.report.text_tables import TextTable, text_tables
 
 @dataclass(frozen=True)
 class Report:
-    """All that is said of a sweep, but for figures."""
+    """Contents of a report, except figures."""
 
     title: str
     numbers: FrameNumbers
@@ -61,7 +61,7 @@ def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | N
 
 
 def report_on(sweep: Sweep, runs_dir: Path) -> Report:
-    """What the runs of a sweep in `runs_dir` say so far."""
+    """The report of the runs of a sweep in `runs_dir` so far."""
     layout = load_layout(sweep)
     numbers = FrameNumbers(Frame(sweep, runs_dir, layout))
     return Report(

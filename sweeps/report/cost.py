@@ -1,4 +1,4 @@
-"""What Stage 2 behind a score run cost, and how runs hang together.
+"""Cost of the Stage-2 training behind a score run, found through the needs.
 
 The needs of a score run lead to the clips (a sample run), to the Stage-3 training and to the
 Stage-2 training that it started from, whose pairs, if it needs any, are Stage-2 cost as well.
@@ -25,7 +25,7 @@ def samples_of(score: Run) -> Run | None:
 
 
 def _student(run: Run | None) -> Run | None:
-    """The training that a sample run or a stage takes its student from."""
+    """The training run that provides the student of a sample run or a stage."""
     trained = {r: need for r, need in run.needs.items() if need.verb == "fit"} if run else {}
     return trained.get("student") or next(iter(trained.values()), None)
 

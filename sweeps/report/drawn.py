@@ -1,4 +1,4 @@
-"""Figures as a layout's `figures` describe them, each with a claim for its title::
+"""Figures as described in a layout's `figures`, each titled by a claim::
 
     - id: flow-map
       claim: causal CD learns the AR teacher's flow map

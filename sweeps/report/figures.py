@@ -1,4 +1,4 @@
-"""The figures that every sweep's page has as far as there is something to draw: each ranked column
+"""The automatic figures of a sweep's page, where there is data for them: each ranked column
 against a numeric parameter, drift by frame index, two runs of a cell compared, and cost.
 """
 
@@ -28,7 +28,7 @@ class Figure:
 
 
 def automatic(numbers: FrameNumbers, table: Table | None) -> list[Figure]:
-    """Those of the figures for which something was measured."""
+    """The figures for which there is data."""
     if table is None or not table.rows:
         return []
     draw: Sequence[Callable[[FrameNumbers, Table], Figure]] = (parameter, drift, compare, cost)

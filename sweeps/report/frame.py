@@ -3,7 +3,7 @@
 A `Place` is one run of one cell, over its seeds. Its canonical address is all its labels and the
 run, `few_steps=2,init=causal_cd/stage3`; claims, figures and tables may leave out the labels'
 names, in any order: `causal_cd-2/stage3`, `switching/causal_cd-1/before`. After a further slash
-comes what is asked of it:
+comes the quantity:
 
     world.total          a metric of scores.jsonl; the id of a column or curve stands for its metric
     law.flow_map:loss    one of its extra numbers

@@ -1,4 +1,4 @@
-"""Clips out of shards as small pictures: the strips of frames of the page."""
+"""Clips from shards as small images: the strips of frames of the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_clips(run: Path, count: int, keys: Sequence[str] = ()) -> dict[str, Cli
     Raises:
         FileNotFoundError, ValueError: the run's shards are missing or damaged (they are named).
     """
-    from datamodules.shards.reader import open_shards  # with it comes torch
+    from datamodules.shards.reader import open_shards  # imports torch
 
     shards = open_shards(run / "shards")
     if "video" not in shards.fields:

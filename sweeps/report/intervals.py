@@ -1,4 +1,4 @@
-"""Differences between cells with the uncertainty they deserve: where the sweeps do statistics.
+"""Differences between cells with the uncertainty they deserve: the statistics of sweeps.
 
 A question is a weighted sum of numbers, for example causal CD less causal ODE, both at 2 steps. The
 answer is an `Estimate`, by the first of these procedures that the data allow:
@@ -41,7 +41,7 @@ NOT_RUN = "not run"
 class Estimate:
     """A number with its interval. Without an interval (`low` is None) it decides nothing.
 
-    `seeds` is of how many trainings it knows; 0 for what no training can change.
+    `seeds` is the number of trainings behind it; 0 for quantities independent of training.
     """
 
     value: float
@@ -80,7 +80,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 class Numbers(Protocol):
-    """Anything that claims can be asked of: our results, or a printed table."""
+    """Numbers that claims are evaluated on: our results, or a printed table."""
 
     layout: Layout
 
@@ -88,7 +88,7 @@ class Numbers(Protocol):
         """The weighted sum with its interval; None when one of the numbers is missing."""
 
     def name(self, address: str) -> tuple[str, str]:
-        """What an address is called: its cell, and what is asked of it."""
+        """Name of an address: its cell and its quantity."""
 
 
 def exact(value: float) -> Estimate:

@@ -1,4 +1,4 @@
-"""How a sweep's results are shown: what its `table` says, with a default for all of it.
+"""How a sweep's results are shown: the settings of its `table`, all with defaults.
 
 A sweep names a folder of `sweeps/tables/` (`table: ablation`), or holds the keys itself. A folder
 has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `paper.yaml`::
@@ -93,7 +93,7 @@ class Layout:
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, label: str, value: Any) -> str:
-        """What a label's value is called; a value of which nothing is said has its label's name."""
+        """Display name of a label's value; by default with the name of its label."""
         said, text = self.names.get(label), label_text(value)
         if said is None:
             return f"{label} {text}"
@@ -105,7 +105,7 @@ class Layout:
         return min(found, default=None)
 
     def head(self, label: str) -> str:
-        """What a label is called at the head of its column."""
+        """Column heading of a label."""
         return self.heads.get(label, label)
 
     def metric(self, id: str) -> str:

@@ -1,8 +1,8 @@
 """The self-contained HTML page of a sweep: table, claims, frames, figures and provenance.
 
 Everything is inline (styles, SVG figures, PNG strips as data URIs): no script, nothing is fetched,
-so the file can be mailed or archived. The markup is in `page.html`, filled by jinja2; a section of
-which a sweep has nothing is left out.
+so the file can be mailed or archived. The markup is in `page.html`, filled by jinja2; an empty
+section is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StripRow:
-    """A row of the strip of frames: whose clips, and a picture (data URI or "") per prompt."""
+    """A row of the strip of frames: its name, and an image (data URI or "") per prompt."""
 
     label: str
     pictures: Sequence[str]
@@ -112,7 +112,7 @@ def _samples(frame: Frame, row: Row) -> Path | None:
 
 
 def _real(frame: Frame, table: Table) -> list[Path]:
-    """Where held-out real clips may lie: what a row is scored against or prompted from."""
+    """Candidate runs with held-out real clips: a row's reference or prompts."""
     for row in table.rows:
         score = next(iter(frame.places[row.address].planned.values()))
         curated = [n for run in [score, *of_verb(score, "sample")] for n in of_verb(run, "curate")]
@@ -124,7 +124,7 @@ def _real(frame: Frame, table: Table) -> list[Path]:
 def _clips(folder: Path, keys: Sequence[str] = ()) -> dict[str, Clip]:
     try:
         return read_clips(folder, PROMPTS, keys)
-    except (ValueError, OSError) as error:  # a broken picture must not hide the numbers
+    except (ValueError, OSError) as error:  # a damaged image must not hide the numbers
         log.warning("no frames: %s", error)
         return {}
 

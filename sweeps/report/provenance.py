@@ -1,4 +1,4 @@
-"""Where and when the numbers of a report were made."""
+"""Provenance of a report: when, where and by which runs its numbers were made."""
 
 from __future__ import annotations
 

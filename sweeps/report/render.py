@@ -33,7 +33,7 @@ DECIDING = "deciding margin (positive: for it)"
 
 
 def markdown(report: Report) -> str:
-    """The whole report, but for figures."""
+    """The whole report, except figures."""
     parts = [f"## {report.title}", ""]
     parts += [markdown_table(table) for table in (report.ours, report.paper) if table]
     parts += [f"{report.summary}\n"] if report.summary else []

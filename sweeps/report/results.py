@@ -1,4 +1,4 @@
-"""What a score run measured, read from its folder into plain values.
+"""Results of a score run, read from its folder into plain values.
 
 A value that was not measured is absent (None), never zero. Only finished runs are read.
 """

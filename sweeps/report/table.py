@@ -1,4 +1,4 @@
-"""The table of a sweep and the printed one beside it.
+"""The table of a sweep, and the paper's printed table.
 
 Our table and the paper's are two `Table`s with their own columns; nothing ever merges them. An
 entry without a number says why: "not run", "skipped" by its metric, or a dash where a method has
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its cell's labels, the address of its run, how it is called, its entries by column."""
+    """A row: its cell's labels, the address of its run, its name, its entries by column."""
 
     labels: Mapping[str, Any]
     address: str
@@ -87,7 +87,7 @@ class Table:
 
 
 def our_table(numbers: FrameNumbers) -> Table | None:
-    """Our table from what has been run; None where the layout wants none.
+    """Our table from the finished runs; None if the layout has none.
 
     Raises:
         ValueError: a column would mix exact and proxy values, or calibrations, or ranks against its
@@ -264,7 +264,7 @@ def _caption(places: Sequence[Place], seeds: Sequence[int]) -> str:
 def paper_table(layout: Layout) -> Table | None:
     """The table of `paper.yaml` as printed; best and second are computed from the printed numbers.
 
-    None where a sweep stands beside no paper's table.
+    None if the sweep has no printed counterpart.
     """
     paper = layout.paper
     if not paper:

@@ -1,4 +1,4 @@
-"""Tables of whatever numbers, as a layout's `tables` describe them::
+"""Free-form tables of numbers, as described in a layout's `tables`::
 
     - title: Few-step error
       note: what to know to read it
@@ -77,7 +77,7 @@ def number_at(address: str, numbers: FrameNumbers) -> Estimate | None:
 
 
 def _cell(address: str, numbers: FrameNumbers) -> str:
-    """A number as printed; a dash where no such thing is asked of the sweep or its metric."""
+    """A number as printed; a dash where the sweep has no such number."""
     margin = number_at(address, numbers)
     if margin is None:
         found = ORDER.fullmatch(address)

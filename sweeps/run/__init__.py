@@ -1,1 +1,1 @@
-"""Running a sweep: checks, the runner, its display, and the state of every run."""
+"""Execution of a sweep: checks, the runner, its display, and the state of every run."""

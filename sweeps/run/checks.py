@@ -1,4 +1,4 @@
-"""Looking at every recipe before anything starts."""
+"""Checks of all recipes before any run starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTEMPTS = 2
 
 
 class Refused(ValueError):
-    """Some recipes do not pass their check; nothing was started. Holds one message a recipe."""
+    """Some recipes do not pass their check; nothing was started. Holds one message per recipe."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -22,9 +22,9 @@ class Refused(ValueError):
 
 
 def check(runs: Mapping[str, Run], runs_dir: Path, pool: Executor) -> None:
-    """Let the verbs, and the executor, look at every recipe.
+    """Check every recipe by its verb and by the executor.
 
-    Raises Refused with all that is wrong, each with the recipe's name.
+    Raises Refused with all errors, each with the recipe's name.
     """
     problems: dict[str, str] = {}
     waiting: list[Job] = []

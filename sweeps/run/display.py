@@ -1,4 +1,4 @@
-"""What one sees while a sweep runs: bars on a terminal, a line per event elsewhere."""
+"""Display of a running sweep: progress bars on a terminal, a line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Lines:
         self.say(f"{self._count}start  {run.name}")
 
     def progress(self, run: Run, done: int, total: int, note: str) -> None:
-        """Nothing: a log is not the place for it."""
+        """Not shown in logs."""
 
     def ended(self, run: Run, state: str, text: str) -> None:
         begun = self._started.pop(run.name, None)
@@ -48,7 +48,7 @@ class Lines:
 
 
 class Bars:
-    """One bar for the sweep and one for each run in work."""
+    """One bar for the sweep and one for each active run."""
 
     def __init__(self) -> None:
         self._bars = Progress(
@@ -103,5 +103,5 @@ class Bars:
 
 
 def display() -> Lines | Bars:
-    """Bars if somebody is looking at a terminal, else lines."""
+    """Bars on an interactive terminal, else lines."""
     return Bars() if sys.stdout.isatty() else Lines()

@@ -1,4 +1,4 @@
-"""What a sweep costs the machine: wall time, peak memory of all its processes, disk."""
+"""Resources used by a sweep: wall time, peak memory of all its processes, disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GIB = 2**30
 
 
 class Measurement:
-    """Samples the memory of this process and all below it until the end of the ``with`` block.
+    """Samples the memory of this process and its descendants until the end of the ``with`` block.
 
-    Memory is the proportional set size where the system tells it (shared pages are counted once),
-    else the resident set.
+    Memory is the proportional set size where available (shared pages are counted once), else the
+    resident set size.
     """
 
     def __init__(self, runs_dir: Path) -> None:

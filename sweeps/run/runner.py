@@ -1,12 +1,12 @@
-"""Running a sweep: whatever is not done and can start, most urgent first, until nothing is left.
+"""The runner of a sweep: starts every run that is ready, most urgent first, until none is left.
 
 All state is in the run folders. Killing the runner loses nothing; two runners share the work,
-because a run in another's hands is locked; a second call finds everything done. A failed run
-blocks only what depends on it.
+because an active run is locked; a second call finds everything done. A failed run blocks only its
+dependants.
 
-A local run starts when all it needs is done. A cluster's queue gets a run as soon as all it needs
-is done *or in the queue*, and Slurm starts it when its needs have ended well: login nodes end long
-processes, and so the whole sweep goes on without its runner.
+A local run starts when all its needs are done. On a cluster a run is submitted as soon as all its
+needs are done *or queued*, and Slurm starts it when they have succeeded: the sweep continues
+without its runner, since login nodes kill long processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAY_EVERY_S = 30.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The sweep was told to stop. Holds what every run in work has saved."""
+    """The sweep was stopped. Holds a message on the saved state of every active run."""
 
     def __init__(self, messages: Sequence[str]) -> None:
         self.messages = list(messages)
@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Display(Protocol):
-    """What a runner tells the world; see sweeps.run.display."""
+    """Interface of a runner's output; see sweeps.run.display."""
 
     def started(self, run: Run) -> None: ...
     def progress(self, run: Run, done: int, total: int, note: str) -> None: ...
@@ -57,7 +57,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs one sweep in one folder of runs. Raises Refused before, Interrupted while it runs."""
+    """Runs one sweep in one folder of runs. Raises Refused before it starts, Interrupted."""
 
     def __init__(
         self, sweep: Sweep, runs_dir: Path, pool: Executor, display: Display, retry: bool = False
@@ -71,10 +71,10 @@ class Runner:
         self.outcome = Outcome()
         self._done: set[str] = set()
         self._todo: dict[str, Run] = {}
-        self._given: set[str] = set()  # runs in the executor's hands
-        self._since: dict[str, float] = {}  # those of them that are in work
-        self._elsewhere: dict[str, float] = {}  # runs in another runner's hands: when to look again
-        self._deaths: dict[str, tuple[int, float]] = {}  # how many, and what was kept by then
+        self._given: set[str] = set()  # runs submitted to the executor
+        self._since: dict[str, float] = {}  # those of them that are active
+        self._elsewhere: dict[str, float] = {}  # runs of another runner: when to check again
+        self._deaths: dict[str, tuple[int, float]] = {}  # number, progress saved by then
 
     def run(self) -> Outcome:
         """Run everything that can be run, and report what happened."""
@@ -87,7 +87,7 @@ class Runner:
             while self._todo or self._given or self._elsewhere:
                 self._look_elsewhere()
                 if not self._submit() and not self._given and not self._elsewhere:
-                    break  # what is left waits for something that failed
+                    break  # the rest depends on failed runs
                 for event in self.pool.poll(POLL_S):
                     self._handle(event)
                 self._tell()
@@ -98,7 +98,7 @@ class Runner:
         return self._finish()
 
     def _look(self) -> None:
-        """Sort all runs by what their folders say."""
+        """Classify all runs by the state of their folders."""
         for name, run in self.sweep.runs.items():
             folder = RunFolder(self.runs_dir / name)
             if folder.done:
@@ -110,7 +110,7 @@ class Runner:
                 self._todo[name] = run
 
     def _submit(self) -> bool:
-        """Start what can start, most urgent first; whether anything could."""
+        """Submit all ready runs, most urgent first; returns whether there were any."""
         settled = self._done | (self._given if self.pool.detached else set())
         ready = [
             run
@@ -138,7 +138,7 @@ class Runner:
         return True
 
     def _look_elsewhere(self) -> None:
-        """See what became of the runs that another runner had."""
+        """Check the runs of another runner."""
         now = time.monotonic()
         for name in [name for name, when in self._elsewhere.items() if when <= now]:
             folder, run = RunFolder(self.runs_dir / name), self.sweep.runs[name]
@@ -151,7 +151,7 @@ class Runner:
             elif folder.failure():
                 self._fail(run, "failed in another process")
             else:
-                self._todo[name] = run  # that process was stopped: go on from its checkpoint
+                self._todo[name] = run  # that process was stopped: resume from its checkpoint
 
     def _handle(self, event: Event) -> None:
         run = self.sweep.runs[event.job.run]
@@ -174,7 +174,7 @@ class Runner:
         elif event.kind == "busy":
             self._elsewhere[run.name] = time.monotonic() + LOOK_AGAIN_S
         elif event.kind == "interrupted":
-            raise KeyboardInterrupt  # somebody stopped a worker: stop the sweep likewise
+            raise KeyboardInterrupt  # a worker was stopped: stop the sweep likewise
         elif event.kind == "withdrawn":
             self._todo[run.name] = run
             if event.text:
@@ -228,10 +228,9 @@ class Runner:
         self.display.overall(len(self._done), len(self.sweep.runs), seconds, known)
 
     def _stop(self) -> list[str]:
-        """Let every run in work save; returns what each one says. A second Ctrl-C stops at once.
+        """Let every active run save; returns their messages. A second Ctrl-C stops immediately.
 
-        A step of a large model may take minutes, and only after it there is something to save: how
-        long that may take is for whoever waits to say.
+        There is no timeout: a step of a large model may take minutes, and saving happens after it.
         """
         messages, say_at = [], 0.0
         try:

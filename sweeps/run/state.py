@@ -1,6 +1,6 @@
-"""Where a run stands, read from its folder and, if a job does it, from Slurm's queue.
+"""The state of a run, read from its folder and, if it is a Slurm job, from the queue.
 
-Any process on any machine that sees the folders can ask; nothing comes from the runner.
+Any process that can read the folders can query it; no runner is needed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class State:
     Args:
         name: of the run.
         state: one of STATES.
-        note: why it waits, or what it says of its progress.
-        done, total: how far it is, in units of its own; 0 where it has not said.
+        note: why it waits, or its progress message.
+        done, total: progress in units of the run; 0 if not reported.
         spent_s: wall time so far, over all attempts.
-        left_s: wall time still to come, None if unknown.
+        left_s: estimated remaining wall time, None if unknown.
         job: its last Slurm job, or "".
-        device_s: seconds of all its devices so far.
-        log: where it speaks, None if it has not yet.
-        why: the last line of its failure, or "".
+        device_s: seconds over all its devices so far.
+        log: path of its log, None if there is none yet.
+        why: the last line of its traceback, or "".
     """
 
     name: str
@@ -59,7 +59,7 @@ def states(runs: Mapping[str, Run], runs_dir: Path) -> list[State]:
 
 
 def jobs_of(folders: Sequence[RunFolder]) -> dict[Path, Listed]:
-    """What Slurm knows of the last job of each folder; it is asked only if there was one."""
+    """Slurm's state of the last job of each folder; queried only if there was a job."""
     ids = {folder.path: last_job(folder.path) for folder in folders}
     if not any(ids.values()):
         return {}
@@ -70,7 +70,7 @@ def jobs_of(folders: Sequence[RunFolder]) -> dict[Path, Listed]:
 def state_of(
     folder: RunFolder, jobs: Mapping[Path, Listed], expected_s: float | None = None
 ) -> State:
-    """Where one run stands; ``expected_s`` is the wall time such a run takes."""
+    """State of one run; ``expected_s`` is its expected wall time."""
     record, entry = folder.read_record(), jobs.get(folder.path)
     reached = record.get("progress") or {}
     done, total = reached.get("done", 0), reached.get("total", 0)

@@ -23,7 +23,7 @@ from sweeps.plan.graph import Sweep
 from sweeps.run.state import STATES, State, states
 
 WATCH_EVERY_S = 2.0
-LISTED = 500  # runs up to which a plan names each; more are neither read nor drawn quickly
+LISTED = 500  # up to so many runs a plan lists each; more are listed by recipe
 _COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -85,7 +85,7 @@ def _planned_by_recipe(sweep: Sweep, states: Mapping[str, str], costs: Costs) ->
 def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:
     """Every run with its state, and how to learn more about those that failed.
 
-    ``choice`` are the words of the command line that mean this sweep.
+    ``choice`` are the command-line arguments that select this sweep.
     """
     console, found = _console(), states(sweep.runs, runs_dir)
     console.print(_table(found), _summary(found))
@@ -96,7 +96,7 @@ def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:
 
 
 def watch(sweep: Sweep, runs_dir: Path) -> None:
-    """The same, again and again until all is done, what is in work first; ends with Ctrl-C."""
+    """Refresh the status, active runs first, until all runs are done or Ctrl-C."""
     order = ("running", "queued", "failed", "cancelled", "interrupted", "new", "done")
     with Live(console=_console(), auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
@@ -135,7 +135,7 @@ def _summary(found: Sequence[State]) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+    """The shortest form of a path, relative to the working directory if possible."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

@@ -1,4 +1,4 @@
-"""Why a run stands where it stands, and the command that lets it go on."""
+"""Why a run is in its state, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = 20
 
 
 def find(runs_dir: Path, asked: str) -> RunFolder:
-    """The run that is meant by a name, the beginning of one, or a folder.
+    """The run given by a name, a prefix of one, or a folder.
 
     Raises FileNotFoundError naming what there is, when none or several are.
     """
@@ -30,7 +30,7 @@ def find(runs_dir: Path, asked: str) -> RunFolder:
 
 
 def explain(folder: RunFolder, rerun: str) -> str:
-    """All one needs to know about a run; ``rerun`` is the command that runs its sweep."""
+    """A full description of a run's state; ``rerun`` is the command that runs its sweep."""
     jobs = jobs_of([folder])
     found = state_of(folder, jobs)
     parts = [f"{folder.name}: {' '.join(filter(None, [found.state, found.note]))}"]

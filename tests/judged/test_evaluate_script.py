@@ -1,4 +1,4 @@
-"""evaluate.sh, with a program in VBench's place."""
+"""evaluate.sh, with a stub instead of VBench."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""VBench's own files, from a score run's folder into the table; what they cannot be."""
+"""VBench's own files, from a score run's folder into the table; invalid ones."""
 
 import hashlib
 import json

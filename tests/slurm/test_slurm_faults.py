@@ -1,4 +1,4 @@
-"""A few kills at random places; ``faults.py`` does twenty and more by hand."""
+"""A few kills at random times; ``faults.py`` does twenty and more by hand."""
 
 import random
 import time

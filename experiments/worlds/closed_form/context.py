@@ -24,7 +24,7 @@ RUNGE_KUTTA_STEPS = 24  # of fourth order leave an error far below any that is m
 of_law = partial(
     metric, scope="set", unit="", higher_is_better=None, needs=("law_alone",), kind="exact"
 )
-"""Registers a fact of the law; asked where nothing else is judged, so that it is measured once."""
+"""Registers a property of the law; measured only in score runs of the law alone, hence once."""
 of_samples = partial(
     metric, scope="set", unit="", higher_is_better=False, needs=("law", "samples"), kind="exact"
 )
