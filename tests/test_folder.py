@@ -228,7 +228,8 @@ def test_time_is_recorded_even_of_a_killed_attempt(tmp_path, monkeypatch):
 def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
     folder = make(tmp_path, step_s=0.1, steps=100)
     code = (
-        "import sys; from experiments import __main__ as m, execute as e;"
+        "import sys; from experiments import __main__ as m;"
+        "from experiments.launch import execute as e;"
         "m.execute = lambda f: e.execute(f, None, 'fixture_verbs');"
         f"sys.exit(m.main(['fit', {str(folder.path)!r}]))"
     )
@@ -241,11 +242,12 @@ def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
         text=True,
     )
     while not (folder.path / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=20)[1]
-    assert process.returncode == 130 and "saved" in said and "Go on" in said
+    assert process.returncode == 130 and "saved" in said and "Resume with" in said
     assert "most recent call first" in said and "fixture_verbs/fit.py" in said, "where it stood"
     assert json.loads((folder.path / "record.json").read_text())["wall_s"] > 0
