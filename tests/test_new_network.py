@@ -16,6 +16,7 @@ from minimal_runs import SETTINGS, copied, finished
 from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
 from experiments.bench.sizes import NetworkSize
+from experiments.checkpoints.convert import export_network
 from experiments.checkpoints.networks import bf16, fresh_network, load_network
 from experiments.launch.hardware import Launch, accelerated
 from experiments.runs.config import extend
@@ -150,3 +151,10 @@ def test_asking_which_there_are_imports_no_torch():
     code = f"{asking}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_it_is_not_exported_as_a_wan(tmp_path):
+    fresh_network(SECTION, 0).save_pretrained(tmp_path / "toy")
+    with pytest.raises(ValueError, match=r"Wan takes no such setting"):
+        export_network(tmp_path / "toy", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
