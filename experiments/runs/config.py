@@ -21,11 +21,14 @@ from experiments.runs.interpolation import Intricate, follow
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> {dotted key: value}. The description of a need stays in one piece."""
+    """Nested settings -> {dotted key: value}. In one piece stay the description of a need, and a
+    network that names its class: what it replaces has another's keys.
+    """
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
         whole = not isinstance(value, Mapping) or not value
+        whole = whole or ("class" in value and path.endswith("network"))
         if whole or "recipe" in value or "folder" in value or path.startswith("needs."):
             flat[path] = value
         else:
