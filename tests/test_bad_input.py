@@ -280,7 +280,7 @@ def test_damaged_network_folder(runs, refuse, tmp_path, hurt):
     else:
         file.write_bytes(file.read_bytes()[:-100])
     said = refuse(runs, "fit", STAGE1, f"needs.student={{folder: {base}}}")
-    names = {"config": "ffn", "weights": "proj_out.weight", "cut": "is cut off"}
+    names = {"config": "ffn", "weights": "proj_out.weight", "cut": "is truncated"}
     assert f"error: {base}: " in said and names[hurt] in said and "copy the folder again" in said
 
 

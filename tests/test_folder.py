@@ -248,6 +248,6 @@ def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=20)[1]
-    assert process.returncode == 130 and "saved" in said and "Go on" in said
+    assert process.returncode == 130 and "saved" in said and "Resume with" in said
     assert "most recent call first" in said and "fixture_verbs/fit.py" in said, "where it stood"
     assert json.loads((folder.path / "record.json").read_text())["wall_s"] > 0

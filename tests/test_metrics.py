@@ -133,6 +133,9 @@ def _reach(found) -> float:
     return max(found.interval[1] - found.value, found.value - found.interval[0])
 
 
+QUARTERS = (256, 304, 352, 400)  # of the 192 clips from 256 on
+
+
 def test_intervals_of_sets_tell_how_much_other_prompts_would_change():
     """They hold the values of other clips of the same world, and narrow with their number."""
     distances = {}
@@ -141,8 +144,10 @@ def test_intervals_of_sets_tell_how_much_other_prompts_would_change():
             here, there = (metric.compute(view("none", 192, first)) for first in (256, 448))
             reach = _reach(here)
             distances[metric.id] = abs(here.value - there.value) / reach / 2**0.5
-            few = metric.compute(view("none", 48))
-            assert _reach(few) > 1.05 * reach, metric.id
+            # Of four disjoint draws, since one interval from 48 clips is itself random: among
+            # them the ratio varies by 0.1 (coverage) to 1 (kl_covering) around 1.15 to 8.
+            few = [_reach(metric.compute(view("none", 48, first))) for first in QUARTERS]
+            assert np.mean(few) > reach, metric.id
     assert max(distances.values()) < 2, distances
     assert np.median(list(distances.values())) > 0.1, "intervals so wide that they say nothing"
 

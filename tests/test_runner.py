@@ -189,7 +189,7 @@ def test_interruption_saves_and_says_how_to_go_on(tmp_path, expected):
     sweep = diamond(step_s=0.3)
     with pytest.raises(Interrupted) as stopped:
         go(sweep, tmp_path / "runs", Heard(stop))
-    assert any("saved" in text and "Go on" in text for text in stopped.value.messages)
+    assert any("saved" in text and "Resume with" in text for text in stopped.value.messages)
     left = next(name for name in sweep.runs if name.startswith("left"))
     assert RunFolder(tmp_path / "runs" / left).state() == "interrupted"
 

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from experiments.bench.count import Work, work
 from experiments.bench.sizes import BYTES, NetworkSize
-from experiments.checkpoints.networks import check_network
+from experiments.checkpoints.networks import bf16, new_network
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.tally import Call
-from lightning_modules.networks.wan.precision import to_bfloat16
 
 _PATCH = 2  # pixels of a latent frame along each side of a token
 
@@ -88,12 +87,10 @@ class Subject:
 
     def network(self, numbers: Mapping[str, Any], frozen: bool = True) -> nn.Module:
         """Random weights, initialised on the device; frozen ones rounded as by autocast."""
-        from lightning_modules.networks import Wan
-
         with torch.device(self.device):
-            network = Wan(**check_network(numbers))
+            network = new_network(numbers)
         network.requires_grad_(not frozen).train(not frozen)
-        return to_bfloat16(network) if frozen and self.half else network
+        return bf16(network) if frozen and self.half else network
 
     def vae(self) -> nn.Module:
         """Wan's VAE at the scale's size."""

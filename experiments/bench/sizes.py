@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from experiments.checkpoints.networks import network_class
 from experiments.runs.config import override
 from experiments.runs.files import load_scale
 from experiments.runs.recipe import Library
@@ -29,7 +30,9 @@ class NetworkSize:
 
     @classmethod
     def of(cls, network: Mapping[str, Any]) -> NetworkSize:
-        """From the constructor's arguments, as a scale's ``network`` has them."""
+        """From a scale's ``network``; ValueError if operations of its class are not Wan's."""
+        if not getattr(kind := network_class(network), "counted_as_wan", False):
+            raise ValueError(f"operations and bytes are not counted for {kind.__name__}")
         return cls(
             width=network["num_attention_heads"] * network["attention_head_dim"],
             ffn=network["ffn_dim"],

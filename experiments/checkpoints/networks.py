@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from experiments.checkpoints import sampling_config
+from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
+from lightning_modules import networks
 from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.pipeline_folder import load_part, locate, read_config
 
@@ -19,49 +21,62 @@ ROLES = ("student", "teacher", "critic")
 SUBFOLDERS = ("student", "transformer", "law", ".")
 """Where a folder may have its network: a training run, Wan's pipeline, the clips of a closed-form
 world, the network's own folder."""
-CLASSES = {"WanTransformer3DModel": "Wan", "ClosedForm": "ClosedForm"}
-"""What config.json calls a network -> its class in `lightning_modules.networks`."""
 
 
 def fresh_network(config: Mapping[str, Any], seed: int) -> nn.Module:
-    """A Wan with seeded random weights and, as in Wan's own code, a zero-initialised head.
+    """A network with seeded random weights and a zero-initialised head, if it has one.
 
     Raises:
         ValueError: naming the key of ``network`` that is unknown, missing or of the wrong type.
     """
-    from lightning_modules.networks import Wan
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Wan(**check_network(config))
-    nn.init.zeros_(network.proj_out.weight)
-    nn.init.zeros_(network.proj_out.bias)
+        network = new_network(config)
+    if hasattr(network, "zero_head"):
+        network.zero_head()
     return network
 
 
-def check_network(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a network, checked against its constructor."""
-    from lightning_modules.networks import Wan
+def new_network(config: Mapping[str, Any]) -> nn.Module:
+    """A network as its constructor makes it, from a section ``network``."""
+    return network_class(config)(**check_network(config))
 
-    return bind(Wan, config, section="network")
+
+def check_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments of a section ``network``, checked."""
+    arguments = {key: value for key, value in config.items() if key != "class"}
+    return bind(network_class(config), arguments, section="network")
+
+
+def network_class(config: Mapping[str, Any]) -> type[nn.Module]:
+    """The class that ``network.class`` names, else Wan; ValueError with the nearest if none."""
+    name = config.get("class", "Wan")
+    known = [home.rpartition(".")[2] for home in networks.classes().values()]
+    if name not in known:
+        raise ValueError(
+            f"network.class: there is no network {name!r}{nearest(str(name), known)} (there are:"
+            f" {', '.join(known)}; add yours as a folder of lightning_modules/networks)"
+        )
+    return getattr(networks, name)
 
 
 def meta_network(config: Mapping[str, Any]) -> nn.Module:
-    """A Wan on torch's meta device: shapes only, no memory for weights."""
-    from lightning_modules.networks import Wan
-
+    """A network on torch's meta device: shapes only, no memory for weights."""
     with torch.device("meta"):
-        return Wan(**check_network(config))
+        return new_network(config)
 
 
 def load_network(where: str | Path) -> nn.Module:
-    """Load the network of a folder (in one of its `SUBFOLDERS`), or of a pipeline by its hub id.
+    """The network, float32, of a folder (one of its `SUBFOLDERS`) or of a pipeline by its hub id.
 
     Raises:
         FileNotFoundError: there is no network, or an incomplete one.
         ValueError: its weights are damaged, incomplete or do not fit its config.json.
     """
-    return _read(network_folder(where))
+    kind = class_of(folder := network_folder(where))
+    if not has_weights(kind):
+        return kind.from_pretrained(folder)
+    return load_part(kind, folder, torch_dtype=torch.float32)
 
 
 def network_folder(where: str | Path) -> Path:
@@ -86,12 +101,32 @@ def network_config(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
 
 
-def is_transformer(numbers: Mapping[str, Any]) -> bool:
-    """Whether a network's numbers are a Wan's: it has weights to load and layers to count.
+def network_section(where: str | Path) -> dict[str, Any]:
+    """A network's class and arguments as a recipe's section ``network`` would say them."""
+    folder = network_folder(where)
+    return {"class": class_of(folder).__name__, **network_config(folder)}
 
-    A closed form, or a probe, which says nothing of a network, has none.
-    """
-    return "num_layers" in numbers
+
+def class_of(folder: Path) -> type[nn.Module]:
+    """The class of a network, by its config.json; ValueError if none answers to that name."""
+    name, known = read_config(folder).get("_class_name"), networks.classes()
+    if name not in known:
+        raise ValueError(
+            f"{folder / 'config.json'}: _class_name is {name!r}, none of {', '.join(known)}"
+        )
+    return getattr(networks, known[name].rpartition(".")[2])
+
+
+def has_weights(kind: type[nn.Module]) -> bool:
+    """Whether a network is more than its config.json."""
+    return getattr(kind, "has_weights", True)
+
+
+def bf16(network: nn.Module) -> nn.Module:
+    """A frozen network with weights in bfloat16, if it offers that, else as it is."""
+    if hasattr(network, "to_bfloat16"):
+        network.to_bfloat16()
+    return network
 
 
 def autoencoder_id(where: str | Path) -> str | None:
@@ -122,18 +157,3 @@ def autoencoder_id(where: str | Path) -> str | None:
     if not manifest.is_file():
         return None
     return (json.loads(manifest.read_text()).get("autoencoder") or {}).get("id")
-
-
-def _read(folder: Path) -> nn.Module:
-    """The network of a folder in diffusers format, in float32."""
-    from lightning_modules import networks
-
-    name = read_config(folder).get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(
-            f"{folder / 'config.json'}: _class_name is {name!r}, none of {', '.join(CLASSES)}"
-        )
-    kind = getattr(networks, CLASSES[name])
-    if kind is networks.ClosedForm:  # its config is all there is
-        return kind.from_pretrained(folder)
-    return load_part(kind, folder, torch_dtype=torch.float32)

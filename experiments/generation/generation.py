@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.shards.reader import ShardReader
-from experiments.checkpoints.networks import autoencoder_id, load_network
-from lightning_modules.networks.wan.precision import to_bfloat16
+from experiments.checkpoints.networks import autoencoder_id, bf16, load_network
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -33,11 +32,9 @@ def check_precision(precision: str, section: str) -> None:
 
 
 def frozen(where: Path, device: torch.device, precision: str) -> nn.Module:
-    """Load a frozen network for inference; under bf16-mixed its linear weights are bfloat16."""
+    """Load a frozen network for inference; under bf16-mixed `bf16`."""
     network = load_network(where).eval().requires_grad_(False)
-    if precision == "bf16-mixed":
-        to_bfloat16(network)
-    return network.to(device)
+    return (bf16(network) if precision == "bf16-mixed" else network).to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -133,21 +133,12 @@ def prepare(recipe: dict[str, Any]) -> torch.device:
 
 def accelerated(network: nn.Module, launch: Launch, device: torch.device) -> Any:
     """The network for generation, compiled and with CUDA graphs as ``launch`` says."""
-    from lightning_modules.networks import Wan
-
-    if device.type != "cuda" or not isinstance(network, Wan):
-        if launch.compile or launch.cuda_graphs:
-            log.warning(
-                "launch.compile and launch.cuda_graphs have no effect here: they accelerate a Wan"
-                " network on CUDA, this is a %s on %s",
-                type(network).__name__,
-                device.type,
-            )
+    if not (launch.compile or launch.cuda_graphs):
         return network
-    if launch.compile:
-        network.compile_blocks()
-    if not launch.cuda_graphs:
+    if device.type != "cuda" or not hasattr(network, "accelerated"):
+        log.warning(
+            "launch.compile and launch.cuda_graphs have no effect here: they are for networks that"
+            " offer them (Wan) on CUDA, this is a %s on %s", type(network).__name__, device.type
+        )  # fmt: skip
         return network
-    from lightning_modules.networks.wan.cuda_graphs import Replay
-
-    return Replay(network)
+    return network.accelerated(launch.compile, launch.cuda_graphs)

@@ -21,11 +21,14 @@ from experiments.runs.interpolation import Intricate, follow
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings -> {dotted key: value}. A need is kept as one value."""
+    """Nested settings -> {dotted key: value}. A need is kept as one value, and so is a network that
+    names its class, since the network that it replaces has other keys.
+    """
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
         whole = not isinstance(value, Mapping) or not value
+        whole = whole or ("class" in value and path.endswith("network"))
         if whole or "recipe" in value or "folder" in value or path.startswith("needs."):
             flat[path] = value
         else:

@@ -18,7 +18,7 @@ from callbacks.sample_clips import Panel, SampleClips
 from callbacks.student_ema import StudentEMA
 from datamodules.shards.reader import open_shards
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, check_network, fresh_network, load_network
+from experiments.checkpoints.networks import ROLES, bf16, check_network, fresh_network, load_network
 from experiments.generation.codec import autoencoder_of
 from experiments.generation.generation import (
     autocast,
@@ -33,7 +33,6 @@ from experiments.launch.strategies import check_strategy, launch_for, parallel, 
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
-from lightning_modules.networks.wan.precision import to_bfloat16
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -165,9 +164,12 @@ def _spare_memory(module: LightningModule, launch: Launch, training: Training) -
     """Memory settings, which do not change a result."""
     for role, network in module.networks().items():
         if role == "teacher" and training.precision == "bf16-mixed":
-            to_bfloat16(network)
-        elif role in ("student", "critic"):
+            bf16(network)
+        elif role in ("student", "critic") and hasattr(network, "gradient_checkpointing"):
             network.gradient_checkpointing = launch.gradient_checkpointing
+        elif role in ("student", "critic") and launch.gradient_checkpointing:
+            kind = type(network).__name__
+            log.warning("launch.gradient_checkpointing: %s (%s) does not offer it", kind, role)
 
 
 def _train(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, open_shards, require
 from datamodules.shards.work import Sample, Work
-from experiments.checkpoints.networks import is_transformer, network_config, network_folder
+from experiments.checkpoints.networks import class_of, has_weights, network_config, network_folder
 from experiments.generation.generation import (
     autocast,
     check_precision,
@@ -202,8 +202,7 @@ def _kept(intervals: int, few_steps: int) -> Sequence[int]:
 
 
 def _identity(network: Path) -> str:
-    """Hash of a network: of its settings and, unless it is a closed form, its weights."""
-    numbers = network_config(network)
-    if is_transformer(numbers):
+    """Hash of a network: of its settings and, if it has any, its weights."""
+    if has_weights(class_of(network)):
         return digest_of_weights(network)
-    return digest(json.dumps(numbers, sort_keys=True).encode())
+    return digest(json.dumps(network_config(network), sort_keys=True).encode())

@@ -20,9 +20,27 @@ see it, directly or through others; the parallel pass equals the block-by-block 
 gradient flows into a call's own frames, never into the cache; samples of a batch are independent.
 
 `frames` and `visible` are read on the host (they are keys of small caches): keep them on the CPU.
+`config` names the constructor's arguments, among them `in_channels` and `text_dim`, which are
+checked against the data.
+
+A network is a folder here. Its `__init__.py` says, in a literal, which `_class_name` of config.json
+is which class (``NETWORKS = {"Mine": "module.Mine"}``); a recipe builds it by `class: Mine` in its
+section `network`, whose other keys are the constructor's arguments. A class with weights loads as
+diffusers' `ModelMixin` does. What it may offer beside the contract, and what holds without:
+
+    has_weights = False            config.json is all there is of it; without: it has weights
+    counted_as_wan = True          memory and operations follow Wan's formulas, from arguments that
+                                   are called as Wan's; without: they are not counted, and said so
+    zero_head()                    makes a new network's output zero; without: as constructed
+    to_bfloat16()                  halves, in place, the weights of a frozen network that bfloat16
+                                   autocast would round anyway; without: they stay float32
+    accelerated(compiled, graphs)  the network for sampling on CUDA; without: the network itself
+    gradient_checkpointing         an attribute that is set to recompute; without: nothing is
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -34,11 +52,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ClosedForm", "KVCache", "Network", "Wan"]
 
-_HOMES = {
-    "Wan": "wan.transformer",
-    "ClosedForm": "closed_form.network",
-    "KVCache": "wan.kv_cache",
-}
+
+def classes() -> dict[str, str]:
+    """What config.json calls a network -> its class, as ``package.module.Class``.
+
+    Folders are read, not imported: that of the encoders, which is none, would import torch.
+    """
+    found = {}
+    for file in sorted(file for folder in __path__ for file in Path(folder).glob("*/__init__.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NETWORKS":
+                for name, home in ast.literal_eval(node.value).items():
+                    found[name] = f"{__name__}.{file.parent.name}.{home}"
+    return found
 
 
 @runtime_checkable
@@ -76,6 +102,8 @@ class Network(Protocol):
 
 def __getattr__(name: str) -> Any:
     """Import a class when it is first asked for: diffusers takes seconds to load (PEP 562)."""
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for home in (f"{__name__}.wan.kv_cache.KVCache", *classes().values()):
+        module, _, own = home.rpartition(".")
+        if own == name:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@
           dumbbells:                     # two numbers at the height of a row
             - {each: {init: init}, of: "{init}", ends: [ADDRESS, ADDRESS]}
           points:                        # shares of the sequences of turns side by side
-            - {each: {init: init}, of: "{init}", y: ADDRESS}
+            - {each: {init: init}, of: "{init}", y: ADDRESS, even: label of equal shares}
           levels: [{x: ADDRESS, label: floor}]  # a dotted line; y for one across
 
 Of a line: `x` is an address or a list (left out: 1, 2, ...), `label` a text with the names of
@@ -143,6 +143,8 @@ def _points(axis: Any, item: Mapping[str, Any], place: int, numbers: FrameNumber
     at = np.arange(count) + (place - 2) * 0.13
     axis.vlines(at, *band(curve), color=item["hue"], lw=3, alpha=0.3)
     axis.plot(at, curve.mean(0), "o", ms=3.5, color=item["hue"], label=item["label"])
+    if "even" in item:
+        axis.axhline(1 / count, color=INK, ls=":", lw=1.2, label=item["even"])
     axis.set_xticks(range(count), turns(count), rotation=90)
     axis.set_ylim(bottom=0)
     return True

@@ -1,18 +1,15 @@
 """Memory checks of each verb (estimated in ``count.py``) before it loads a network."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from datamodules.shards.reader import ShardReader
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import (
-    ROLES,
-    is_transformer,
-    network_config,
-    network_folder,
-)
+from experiments.checkpoints.networks import ROLES, has_weights, network_class, network_section
 from experiments.launch.hardware import Launch
 from experiments.launch.memory.count import (
     FULL,
@@ -29,6 +26,8 @@ from experiments.launch.memory.count import (
 from experiments.launch.stages import asked_of_networks
 from experiments.runs.folder import RunFolder
 from lightning_modules.networks.pipeline_folder import locate
+
+log = logging.getLogger(__name__)
 
 
 def before_fit(
@@ -50,17 +49,16 @@ def before_fit(
     """
     recipe = folder.recipe
     needed = [role for role in ROLES if role in recipe["needs"]]
-    configs = {role: network_config(network_folder(folder.need(role))) for role in needed}
+    configs = {role: network_section(folder.need(role)) for role in needed}
     if "network" in recipe:
         configs["student"] = recipe["network"]
-    if not is_transformer(configs.get("student", {})):
+    if "student" not in (configs := _countable(configs)):
         return
     stage, text = recipe["stage"], _text(data.shards)
     batch, value = data.batch // (launch.world * data.micro_batches), HALF if half else FULL
     loads = {
         role: Load(config, stage["clip_shape"], batch, text, value)
         for role, config in configs.items()
-        if is_transformer(config)
     }
     shapes = {name: entry["shape"] for name, entry in data.shards.manifest["fields"].items()}
     items = of_fit(
@@ -106,10 +104,10 @@ def before_generation(
     Raises:
         ValueError: it cannot fit, with the numbers.
     """
-    config = network_config(network_folder(where))
-    if not is_transformer(config):
+    configs = _countable({"network": network_section(where)})
+    if not configs:
         return
-    load = Load(config, clip_shape, batch, _text(prompts), HALF if half else FULL)
+    load = Load(configs["network"], clip_shape, batch, _text(prompts), HALF if half else FULL)
     frames = max(sizes) if cached else clip_shape[0]
     held = min(window or clip_shape[0], clip_shape[0]) if cached else 0
     items = of_rollout(load, frames, held, guided) + (_autoencoder(prompts) if pixels else [])
@@ -130,6 +128,17 @@ def before_encoding(
     home = locate(where, *dtypes)
     items = [of_encoder(home / part, dtype.itemsize) for part, dtype in dtypes.items()]
     require(items, device, launch.check_memory)
+
+
+def _countable(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Those of the networks that have weights; none, and the log says so, if one is not Wan's."""
+    kinds = {role: network_class(config) for role, config in configs.items()}
+    heavy = {role: kind for role, kind in kinds.items() if has_weights(kind)}
+    for role, kind in heavy.items():
+        if not getattr(kind, "counted_as_wan", False):
+            log.warning("memory: not counted for %s (%s), so not checked", kind.__name__, role)
+            return {}
+    return {role: configs[role] for role in heavy}
 
 
 def _autoencoder(shards: ShardReader) -> list[Item]:

@@ -19,11 +19,10 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from experiments.checkpoints.networks import meta_network
+from experiments.checkpoints.networks import bf16, meta_network
 from experiments.launch.memory import cgroup
 from lightning_modules.networks.pipeline_folder import weight_files
 from lightning_modules.networks.tally import Call
-from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.training.dry_run import DryRun
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class Load:
     """A network and its inputs on one device.
 
     Args:
-        config: of the network: the constructor's arguments.
+        config: of the network, which is counted as Wan's: a recipe's section ``network``.
         clip_shape: ``[F, C, H, W]``.
         batch: clips at once.
         text: tokens of a prompt.
@@ -92,7 +91,7 @@ class Load:
         """Bytes of the weights of a frozen network: what autocast rounds is stored rounded."""
         network = meta_network(self.config)
         if self.value == HALF:
-            to_bfloat16(network)
+            bf16(network)
         return sum(weight.numel() * weight.element_size() for weight in network.parameters())
 
     @property

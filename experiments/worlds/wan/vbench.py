@@ -157,7 +157,7 @@ def _prompts(benchmark: Path) -> list[str]:
     path = benchmark / PROMPTS
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; put VBench's prompts/all_dimension.txt there (README, 'Wan2.1')"
+            f"{path}: no such file; put VBench's prompts/all_dimension.txt there (docs/wan.md)"
         )
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
 

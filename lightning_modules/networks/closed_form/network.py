@@ -39,6 +39,7 @@ class ClosedForm(nn.Module, ConfigMixin):
     """
 
     config_name = "config.json"
+    has_weights = False
 
     @register_to_config
     def __init__(

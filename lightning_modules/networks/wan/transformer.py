@@ -16,6 +16,7 @@ Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_modules.networks.wan.attention import Mask, attention_mask
 from lightning_modules.networks.wan.block import WanBlock, modulate
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_context
+from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 
@@ -44,6 +46,7 @@ class Wan(ModelMixin, ConfigMixin):
     Every argument is diffusers' own; `config.json` of a stock folder holds all of them.
     """
 
+    counted_as_wan = True
     _supports_gradient_checkpointing = True
     _no_split_modules = ["WanBlock"]
     _keep_in_fp32_modules = WanTransformer3DModel._keep_in_fp32_modules
@@ -142,6 +145,23 @@ class Wan(ModelMixin, ConfigMixin):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         return rope, attention_mask(visible, height * width, len(cache or ()), x.device, dtype)
+
+    def zero_head(self) -> None:
+        """Make the output zero, as Wan's own code initialises it."""
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def to_bfloat16(self) -> None:
+        """Halve what a frozen network holds, in place, with the same outputs (`precision.py`)."""
+        to_bfloat16(self)
+
+    def accelerated(self, compiled: bool, graphs: bool) -> Any:
+        """The network for sampling on CUDA: compiled, which is for good, or in CUDA graphs."""
+        from lightning_modules.networks.wan.cuda_graphs import Replay
+
+        if compiled:
+            self.compile_blocks()
+        return Replay(self) if graphs else self
 
     def compile_blocks(self) -> None:
         """Compile the parts between the attention kernels of every layer."""
