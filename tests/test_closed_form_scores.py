@@ -60,8 +60,8 @@ def test_scores_beside_a_law_go_through_the_ordinary_verb_and_repeat(runs):
 @pytest.mark.parametrize(
     ("needs", "changes", "message"),
     [
-        ({}, {}, "needs one of probe, law"),
-        (NEEDS | {"probe": "x/y"}, {}, "needs one of probe, law"),
+        ({}, {}, "needs one of law, probe"),
+        (NEEDS | {"probe": "x/y"}, {}, "needs one of law, probe"),
         ({"law": "x/y", "samples": "x/z"}, {}, "needs.reference is missing"),
         ({"law": "x/y"}, {}, "law.energy needs samples"),
         (NEEDS, {"first": 255}, "first: 255 lies among the 256"),
