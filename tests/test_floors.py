@@ -1,6 +1,7 @@
 """Who may import whom: the arrows of the architecture, read from the imports themselves."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def test_files_stay_short_and_say_what_they_are(file):
     text = (ROOT / file).read_text()
     assert len(text.splitlines()) <= 300, "a word is missing in the vocabulary"
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
+
+
+def test_no_source_is_ignored():
+    """A pattern for results, such as `runs/`, must not hide a folder of code from git and ruff."""
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", *PACKAGES]
+    hidden = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert [name for name in hidden if name.endswith((".py", ".yaml", ".html", ".css"))] == []
 
 
 @pytest.mark.parametrize("file", FILES)
