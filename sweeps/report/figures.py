@@ -83,10 +83,12 @@ def drift(numbers: FrameNumbers, table: Table) -> Figure:
     }  # fmt: skip
     found = {id: lines for id, lines in found.items() if any(v is not None for v in lines.values())}
     title = "Drift: quality by frame index"
-    caption = (
-        "Mean over seeds; band: from the lowest to the highest seed. Dotted: held-out real clips by"
-        " the same code. A curve that moves away from the dotted line drifts."
-    )
+    caption = "Mean over seeds; band: from the lowest to the highest seed."
+    if any(row.id == numbers.layout.real for row in table.references):
+        caption += (
+            " Dotted: held-out real clips by the same code. A curve that moves away from the"
+            " dotted line drifts."
+        )
     if not found:
         return Figure("drift", title, "", caption)
     across = len(table.blocks)
