@@ -146,6 +146,7 @@ def test_a_sweep_over_one_parameter_has_its_figure_and_no_paper_and_no_claims(tm
     html, reader = _read(Sweep("decay", "tiny", [0], cells), tmp_path)
     text = " ".join(reader.text)
     assert html.count("<svg") == 2 and "What decay changes" in text and "frame index" in text
+    assert "dotted line" not in text, "there are no real clips here to draw one of"
     body = html.partition("</style>")[2]
     assert "paper" not in body and "statement" not in body
     assert len(reader.images) == 3 * (1 + 3)
