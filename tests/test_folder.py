@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules import atomic
 from datamodules.atomic import write_text
 from experiments.launch import execute as executing
 from experiments.launch.execute import execute
@@ -223,6 +224,16 @@ def test_time_is_recorded_even_of_a_killed_attempt(tmp_path, monkeypatch):
     folder, seen = make(tmp_path, step_s=0.1), []
     execute(folder, lambda *_: seen.append(folder.read_record()), "fixture_verbs")
     assert seen[1]["wall_s"] > 0.05 and seen[1]["wall_s"] < seen[2]["wall_s"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """A rename that reaches the disk before the content would leave an empty file at a crash."""
+    path, seen = tmp_path / "a.txt", []
+    sync, replace = atomic.sync, os.replace
+    monkeypatch.setattr(atomic, "sync", lambda part: (seen.append(part.read_text()), sync(part)))
+    monkeypatch.setattr(os, "replace", lambda *names: (seen.append("renamed"), replace(*names)))
+    write_text(path, "all of it")
+    assert seen == ["all of it", "renamed"] and path.read_text() == "all of it"
 
 
 def test_a_polite_kill_from_the_command_line_saves_after_a_question(tmp_path):

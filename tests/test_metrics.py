@@ -144,8 +144,8 @@ def test_intervals_of_sets_tell_how_much_other_prompts_would_change():
             here, there = (metric.compute(view("none", 192, first)) for first in (256, 448))
             reach = _reach(here)
             distances[metric.id] = abs(here.value - there.value) / reach / 2**0.5
-            # Of four disjoint draws, since one interval from 48 clips is itself random: among
-            # them the ratio varies by 0.1 (coverage) to 1 (kl_covering) around 1.15 to 8.
+            # The mean of four disjoint draws, since an interval from 48 clips is itself random:
+            # single draws were measured at 0.87 (precision) to 27 (quality) times that of 192.
             few = [_reach(metric.compute(view("none", 48, first))) for first in QUARTERS]
             assert np.mean(few) > reach, metric.id
     assert max(distances.values()) < 2, distances

@@ -2,13 +2,17 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from synthetic_sweep import numbers_of
 from test_page import Reader
 
 from sweeps import __main__ as command
 from sweeps.plan.graph import load_sweep
+from sweeps.report import drawn
+from sweeps.report.canvas import canvas
 from sweeps.report.claims import FAILS, HOLDS, UNDECIDED, comparisons, judge
 from sweeps.report.command import write as write_report
 from sweeps.report.intervals import NOT_RUN, number
@@ -274,3 +278,14 @@ def test_the_command_prints_every_statement(tmp_path, capsys):
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def test_the_law_takes_every_sequence_of_turns_alike():
+    axis = canvas(1, 1, 3, 3)[1][0, 0]
+    shares = np.array([[0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05]])  # of three turns
+    numbers = SimpleNamespace(frame=SimpleNamespace(curve=lambda address: shares))
+    item = {"y": "a curve", "hue": "black", "label": "a student", "even": "the law"}
+    assert drawn._points(axis, item, 0, numbers)
+    (law,) = [line for line in axis.get_lines() if line.get_label() == "the law"]
+    assert list(law.get_ydata()) == [0.125, 0.125]
+    assert [tick.get_text() for tick in axis.get_xticklabels()][:2] == ["RRR", "LRR"]
