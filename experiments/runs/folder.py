@@ -100,14 +100,15 @@ class RunFolder:
         return {role: RunFolder(beside / n) for role, n in found if RUN_NAME.fullmatch(n)}
 
     def need(self, role: str) -> Path:
-        """Where a need's results are: a run folder beside this one, or a path or hub id as given.
+        """Where a need's results are: a run folder beside this one, or a path or hub id as given,
+        with ``~`` expanded.
 
         A run must be done. Raises KeyError for a role the recipe does not have (our mistake) and
         FileNotFoundError for a run that is not there yet.
         """
         where = self.recipe["needs"][role]
         if not RUN_NAME.fullmatch(where):
-            return Path(where)
+            return Path(where).expanduser()
         folder = self.needs[role]
         if not folder.done:
             raise FileNotFoundError(

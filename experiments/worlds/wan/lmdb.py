@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.curation.lmdb import LatentRows
+from datamodules.curation.refusal import Refusal, Refused
 from datamodules.curation.split import digest_of
 from datamodules.shards.work import Sample, Work
 from experiments.launch.hardware import launch_of, prepare
@@ -76,11 +77,17 @@ def plan(
         about["past"] = kind.removesuffix("_pairs")
         about["blocks"] = list(partition(trajectory["blocks"], clip_shape[0]))
 
-    def samples(numbers: Sequence[int]) -> Iterator[Sample]:
-        texts = encoders.texts([rows[number][0] for number in numbers])
+    def samples(numbers: Sequence[int]) -> Iterator[Sample | Refusal]:
+        texts = encoders.texts([rows.prompt(number) for number in numbers])
         for number, text in zip(numbers, texts, strict=True):
+            name = f"{number:06d}"
+            try:
+                rows.check(number)
+            except Refused as why:
+                yield Refusal(name, why.reason, why.detail)
+                continue
             prompt, row = rows[number]
-            yield f"{number:06d}", _arrays(kind, row) | {"text": text}, {"caption": prompt}
+            yield name, _arrays(kind, row) | {"text": text}, {"caption": prompt}
 
     stored = "clips" if kind == "clips" else "pairs"
     numbers = range(len(rows))

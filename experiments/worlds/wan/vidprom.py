@@ -12,6 +12,7 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from experiments.worlds.wan.vbench_prompts import check_list
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -58,6 +59,7 @@ def plan(
     encoders = WanEncoders(wan, device, "float32", text_dtype)
     before_encoding(wan, launch_of(folder.recipe), device, text_encoder=DTYPES[text_dtype])
     path = folder.need("prompts") / table
+    check_list(path)
     refused: list[Refusal] = []
     accepted = PromptLimits(**bind(PromptLimits, limits, section="curate.limits"))
     prompts = [

@@ -161,7 +161,17 @@ class WanText:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> float32 [B, length, dim]; longer prompts are cut."""
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+        return _embed(self._tokenizer, self._model, _cleaned(prompts), self.length)
 
-        cleaned = [prompt_clean(prompt) for prompt in prompts]
-        return _embed(self._tokenizer, self._model, cleaned, self.length)
+    def beyond(self, prompts: Sequence[str]) -> list[int]:
+        """Numbers of tokens, the end mark included, of those prompts that `encode` cuts."""
+        # A token is a byte or more, so most prompts need not be tokenised.
+        long = [text for text in _cleaned(prompts) if len(text.encode()) >= self.length - 1]
+        counts = [len(ids) for ids in self._tokenizer(long).input_ids] if long else []
+        return [count for count in counts if count > self.length]
+
+
+def _cleaned(prompts: Sequence[str]) -> list[str]:
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    return [prompt_clean(prompt) for prompt in prompts]
