@@ -147,7 +147,7 @@ def test_high_definition_without_a_tag_is_bt_709():
     ("video", "wanted", "reason", "detail"),
     [
         ((77, 16), spec(frames=81), "too short", "77 frames in 4.75 s give 77 of 81 at 16 fps"),
-        ((20, 12), spec(), "too slow", "12.00 fps is below 16"),
+        ((20, 12), spec(), "too slow", "12.00 fps; at least 16 fps are wanted"),
         ((9, 16), spec(height=140, width=240), "too small", "96 x 56 would be enlarged 2.50 times"),
         ((9, 16), spec(width=47, aspect=(1.6, 1.7)), "aspect", "1.714 is not in 1.600..1.700"),
     ],

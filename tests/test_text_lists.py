@@ -1,5 +1,8 @@
 """The reader of prompt lists and tables: encodings, lines, quotes, words, and what is refused."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +109,17 @@ def test_words_are_counted_as_the_script_has_them(text, words):
 @given(st.text("aé ,.'\t\n\u2028-Ж", max_size=40))
 def test_words_between_spaces_are_counted_as_ever(text):
     assert words_in(text) == len(text.split())
+
+
+ROOT = Path(__file__).parent.parent
+READERS = [*ROOT.glob("datamodules/curation/*.py"), *ROOT.glob("experiments/worlds/**/*.py")]
+
+
+@pytest.mark.parametrize("file", [str(path.relative_to(ROOT)) for path in READERS])
+def test_nobody_else_splits_lines_or_reads_tables(file):
+    if file == "datamodules/curation/text_lists.py":
+        return
+    tree = ast.parse((ROOT / file).read_text())
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not [name for name in used if name.endswith((".splitlines", ".readlines"))]
+    assert not used & {"csv.reader", "csv.DictReader"}

@@ -103,3 +103,11 @@ def test_the_table_may_lie_deeper(tmp_path):
         find_table(tmp_path, "OpenVid-1M.csv")
     (tmp_path / "OpenVid-1M.csv").write_text("")
     assert find_table(tmp_path, "OpenVid-1M.csv").parent == tmp_path
+
+
+def test_of_equal_names_the_first_is_taken_and_said(tmp_path, caplog):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.mp4").write_bytes(name.encode())
+    assert find_videos(tmp_path)["x.mp4"].read() == b"a"
+    assert "a/x.mp4 is taken, not" in caplog.text and "b/x.mp4 of the same name" in caplog.text

@@ -166,6 +166,9 @@ def test_bad_files_are_named(tmp_path, lines, wan_folder):
         made(tmp_path / "run", lines, wan_folder, count=21)
     with pytest.raises(ValueError, match=r"limits.words: \(3, 2\) is no range"):
         PromptLimits((3, 2))
+    for unsafe in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="limits.unsafe: .* is no probability"):
+            PromptLimits((1, 2), unsafe)
 
 
 words = st.lists(st.text("abcXYZé漢", min_size=1, max_size=5), min_size=1, max_size=6)

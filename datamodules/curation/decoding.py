@@ -164,8 +164,9 @@ def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarra
     stream = films[0]
     stream.codec_context.thread_count = 1  # one thread: parallelism is across workers
     rate = stream.average_rate
-    if rate is not None and rate < _RATE_SLACK * spec.least_fps:
-        raise Refused("too slow", f"{float(rate):.2f} fps is below {spec.least_fps:g}")
+    if rate is None or rate < _RATE_SLACK * spec.least_fps:
+        found = "its rate is unknown" if rate is None else f"{float(rate):.2f} fps"
+        raise Refused("too slow", f"{found}; at least {spec.least_fps:g} fps are wanted")
     pixel = stream.sample_aspect_ratio or Fraction(1)
     clip = np.empty((spec.frames, spec.height, spec.width, 3), np.uint8)
     done, counter = 0, _Counted(container.decode(stream))

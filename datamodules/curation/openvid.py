@@ -97,7 +97,7 @@ class Limits:
             least, found = getattr(self, name), getattr(row, name)
             if least is not None:
                 _require_number(name, found)
-                if found < least:
+                if not found >= least:  # nor is a limit of NaN kept
                     raise Refused(f"table: {name}", f"{found:g} is below {least:g}")
         if self.motion is not None:
             least, most = self.motion

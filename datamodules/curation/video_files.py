@@ -11,7 +11,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.curation.refusal import Refused
@@ -57,7 +57,10 @@ class VideoFile(NamedTuple):
             if error.errno not in _OF_ONE_FILE:
                 raise
             os.listdir(Path(self.path).parent)  # fails if the whole disk is gone
-            raise Refused("unreadable", f"{self.path}: {error.strerror}") from error
+            shown = os.fsencode(self.path).decode(
+                errors="replace"
+            )  # a folder's name may not be UTF-8
+            raise Refused("unreadable", f"{shown}: {error.strerror}") from error
 
 
 def plain_name(name: str) -> str:
@@ -65,12 +68,14 @@ def plain_name(name: str) -> str:
 
     Unicode is composed (macOS decomposes it), and the suffix in small letters.
     """
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
-    return path.stem + path.suffix.lower()
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
 
 
 def find_videos(folder: Path) -> dict[str, VideoFile]:
     """All videos below `folder`, by `plain_name`; a file outside a zip precedes one inside.
+
+    Of files with equal names the first is taken, and that is logged.
 
     Links are followed. What only has the name of a video is found as well, and refused when it is
     read, so that mending it changes nothing else.
@@ -85,7 +90,9 @@ def find_videos(folder: Path) -> dict[str, VideoFile]:
     found: dict[str, VideoFile] = {}
     for path in files:
         if path.suffix.lower() in SUFFIXES:
-            found.setdefault(plain_name(path.name), VideoFile(str(path)))
+            first = found.setdefault(plain_name(path.name), VideoFile(str(path)))
+            if first.path != str(path):
+                log.warning("%s is taken, not %s of the same name", first.path, path)
     for path in files:
         for member in _members(path) if path.suffix.lower() == ".zip" else ():
             found.setdefault(plain_name(Path(member).name), VideoFile(str(path), member))

@@ -66,6 +66,8 @@ class PromptLimits:
     def __post_init__(self) -> None:
         if not 1 <= self.words[0] <= self.words[1]:
             raise ValueError(f"limits.words: {self.words} is no range; write [least, most]")
+        if self.unsafe is not None and not 0 <= self.unsafe <= 1:
+            raise ValueError(f"limits.unsafe: {self.unsafe} is no probability, 0..1")
 
 
 def read_prompts(path: Path) -> Iterator[Prompt | Refusal]:
@@ -107,7 +109,7 @@ def _refusal(prompt: Prompt, limits: PromptLimits, seen: Mapping[str, str]) -> R
         return Refusal(prompt.name, "words", f"{words} are not {least}..{most}")
     if limits.unsafe is not None and prompt.unscored:
         return Refusal(prompt.name, "unsafe: no score", prompt.unscored)
-    if limits.unsafe is not None and prompt.unsafe > limits.unsafe:
+    if limits.unsafe is not None and not prompt.unsafe <= limits.unsafe:
         return Refusal(prompt.name, "unsafe", f"{prompt.unsafe:.3f} is above {limits.unsafe:g}")
     if prompt.key in seen:
         return Refusal(prompt.name, "duplicate", f"of {seen[prompt.key]}")

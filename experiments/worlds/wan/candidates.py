@@ -10,7 +10,7 @@ from datamodules.atomic import write_text
 class Candidates:
     """The names of a set's candidates, stored in its run folder (candidates.json).
 
-    Shards are numbered parts of this list, so it is kept from the first finished shard on.
+    Shards are numbered parts of this list, so it is kept from the first begun shard on.
     """
 
     def __init__(self, run: Path) -> None:
@@ -23,8 +23,8 @@ class Candidates:
         return f"remove {self._shards} to start again"
 
     def names(self, now: Sequence[str]) -> list[str]:
-        """The stored names, or those of `now` if no shard is finished yet."""
-        if any(self._shards.glob("*.json")) and self.path.is_file():
+        """The stored names, or those of `now` if no shard was begun yet."""
+        if any(self._shards.glob("*")) and self.path.is_file():
             return json.loads(self.path.read_text(encoding="utf-8"))
         write_text(self.path, json.dumps(list(now)))
         return list(now)
