@@ -11,6 +11,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from datamodules.curation.refusal import Refusal
@@ -44,7 +45,7 @@ class Prompt:
         kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
         return " ".join("".join(kept).split()) or self.text
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Sixteen hex digits of the normalised text: key of split, order and sample."""
         return f"{number_of('prompt', self.normalised):016x}"
