@@ -5,6 +5,7 @@ import io
 import random
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from videos import encode, moving, number_in
 
-from datamodules.curation.decoding import ClipSpec, _picture, choose, decode, fit
+from datamodules.curation.decoding import ClipSpec, _decode, _picture, choose, decode, fit
 from datamodules.curation.refusal import Refused
 
 
@@ -235,6 +236,15 @@ def test_colours_that_need_more_than_a_matrix_are_refused(properties, reason, de
     assert caught.value.reason == reason and detail in caught.value.detail
     for ordinary in (1, 2, 6, 13, 14):
         _picture(frame_of(color_trc=ordinary), Fraction(1), spec())
+
+
+def test_a_video_of_unknown_rate_is_refused():
+    """A limit asks for the rate, and without one the video might be of any."""
+    stream = SimpleNamespace(disposition=0, codec_context=SimpleNamespace(), average_rate=None)
+    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
+    with pytest.raises(Refused) as caught:
+        _decode(container, spec())
+    assert caught.value.reason == "too slow" and "its rate is unknown" in caught.value.detail
 
 
 def test_interlaced_videos_are_refused():
