@@ -37,11 +37,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from experiments.runs.config import flatten, nearest
 from experiments.runs.interpolation import Intricate, follow
 from experiments.runs.recipe import Library, Resolver, Run
+from experiments.runs.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parent.parent
 KEYS = ("title", "settings", "cells", "table", "sweeps")
@@ -138,10 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         hint = f"{nearest(path.stem, sweeps())} (there are: {', '.join(sweeps())})"
         raise FileNotFoundError(f"{path}: there is no such sweep{hint}")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a sweep is a mapping with 'cells', a list of axes and runs")
     _check_keys(path, "", tree, KEYS)
