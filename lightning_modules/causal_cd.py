@@ -10,6 +10,7 @@ from lightning_modules.diffusion.flow import SOLVERS, Solver, add_noise, time_gr
 from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.training.ema import EMA
 from lightning_modules.training.stage import Stage
+from settings.ranges import Decay, NonNegative, SolverSteps
 
 
 class CausalCD(Stage):
@@ -35,10 +36,10 @@ class CausalCD(Stage):
         self,
         *,
         teacher: nn.Module,
-        intervals: int,
+        intervals: SolverSteps,
         solver: Solver,
-        guidance: float,
-        decay: float,
+        guidance: NonNegative,
+        decay: Decay,
         terminal_pair: bool,
         **stage: Any,
     ) -> None:

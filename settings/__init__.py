@@ -1,1 +1,1 @@
-"""The types of settings: what a recipe may write under a key. Imported by every other package."""
+"""The types of settings, for everything that a recipe can configure. Every package imports it."""

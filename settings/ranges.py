@@ -1,15 +1,15 @@
-"""Numbers with the range in their type: the annotations of everything that a recipe can set.
+"""Numbers with their range in the type: the annotations of whatever a recipe can set.
 
-A signature says what its settings may be (``def __init__(self, *, decay: Decay, steps: PositiveInt)``)
-and `experiments.runs.signature.bind` refuses everything else when the recipe is checked. The types
-are jsonargparse's; no range holds NaN or an infinity. Code that calls a function directly passes
-plain numbers: nothing is checked there.
+The signature of a stage, a network, a verb or a source says what its settings may be::
+
+    def __init__(self, *, decay: Decay, steps: PositiveInt, **stage: Any) -> None:
+
+and `experiments.runs.signature.bind` refuses everything else, before a run starts. The types are
+jsonargparse's. Nothing is checked where code calls code, so tests pass plain numbers. No range
+contains NaN or infinity.
 """
 
-from __future__ import annotations
-
-import math
-from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from jsonargparse.typing import (
@@ -19,54 +19,52 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-__all__ = [
-    "Betas",
-    "Blocks",
-    "ClipShape",
-    "ClosedUnitInterval",
-    "Decay",
-    "Finite",
-    "FrameRate",
-    "NonNegative",
-    "NonNegativeInt",
-    "Percent",
-    "Positive",
-    "PositiveInt",
-    "ProcessCount",
-    "Seconds",
-    "Seed",
-    "SolverSteps",
-    "WorkerCount",
-    "ZeroStage",
-    "range_of",
-]
-
-_INF = math.inf
-
-
-Finite = restricted_number_type("Finite", float, [(">", -_INF), ("<", _INF)])
-Positive = restricted_number_type("Positive", float, [(">", 0), ("<", _INF)])
-NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", _INF)])
+Finite = restricted_number_type("Finite", float, [(">", -inf), ("<", inf)])
+Positive = restricted_number_type("Positive", float, [(">", 0), ("<", inf)])
+NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", inf)])
+UnitInterval = ClosedUnitInterval
+"""From 0 to 1: a probability, a share, a noise level."""
 Percent = restricted_number_type("Percent", float, [(">=", 0), ("<=", 100)])
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
-"""Of a moving average: at 1 it would never move."""
+"""Of an exponential moving average, which at 1 would never move; at 0 it is its last value."""
 Seconds = restricted_number_type("Seconds", float, [(">", 0), ("<=", 31_536_000)])
-"""A limit in time; libraries count it in milliseconds or less, and more than a year overflows some."""
+"""A limit of time, at most a year: more overflows the clocks of some libraries."""
 SolverSteps = restricted_number_type("SolverSteps", int, [(">=", 1), ("<=", 10_000)])
-"""Points of a time grid; published 1 to 50."""
+"""Of a sampler or a time grid; published: 1 to 50."""
 FrameRate = restricted_number_type("FrameRate", int, [(">=", 1), ("<=", 1000)])
-"""Frames per second, whole numbers only: video files hold them as fractions of one."""
+"""Frames per second."""
 WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 1024)])
-"""Threads or processes of one machine; 0 has a meaning of its own."""
-ProcessCount = restricted_number_type("ProcessCount", int, [(">=", 1), ("<=", 65_536)])
-"""Machines, or devices of one machine."""
+"""Threads or processes on one machine; what 0 means is said where it is used."""
+DeviceCount = restricted_number_type("DeviceCount", int, [(">=", 1), ("<=", 65_536)])
+"""Devices of a machine, or machines."""
 ZeroStage = restricted_number_type("ZeroStage", int, [(">=", 1), ("<=", 3)])
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**63 - 1)])
-"""What torch's generators take."""
+"""What DeepSpeed shards: optimizer state, gradients, weights."""
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
+"""Of torch's generators."""
 
 Betas = tuple[Decay, Decay]
-"""AdamW's two decays."""
+"""AdamW's averages of the gradient and of its square."""
 ClipShape = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 """``[F, C, H, W]`` of a latent clip."""
 Blocks = str | PositiveInt | list[PositiveInt]
-"""Frames per block: a name, a size or a list of sizes (`lightning_modules.diffusion.visibility`)."""
+"""Frames per block: a name, a size or a list of sizes (``diffusion/visibility.py``)."""
+
+__all__ = [
+    "Betas", "Blocks", "ClipShape", "Decay", "DeviceCount", "Finite", "FrameRate", "NonNegative",
+    "NonNegativeInt", "Percent", "Positive", "PositiveInt", "Seconds", "Seed", "SolverSteps",
+    "UnitInterval", "WorkerCount", "ZeroStage", "is_restricted", "range_in_words",
+]  # fmt: skip
+
+_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def is_restricted(kind: Any) -> bool:
+    """Whether it is one of the types above, or another of jsonargparse's restricted numbers."""
+    return hasattr(kind, "_restrictions")
+
+
+def range_in_words(kind: Any) -> str:
+    """``at least 0 and below 1`` of a restricted type; ``finite`` where a bound is infinity."""
+    bounds = [(_WORDS[sign.__name__], limit) for sign, limit in kind._restrictions]
+    words = [f"{word} {limit}" for word, limit in bounds if abs(limit) != inf]
+    return " and ".join([*words, *(["finite"] if len(words) < len(bounds) else [])])

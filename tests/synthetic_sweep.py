@@ -8,10 +8,10 @@ import numpy as np
 
 from datamodules.shards.writer import ShardWriter
 from experiments.runs.recipe import Run
+from experiments.runs.yaml_reader import read_table
 from sweeps.plan.graph import Cell, Sweep
 from sweeps.report.frame import Frame
 from sweeps.report.intervals import FrameNumbers
-from experiments.runs.yaml_reader import read_table
 from sweeps.report.layout import TABLES, load_layout
 from sweeps.report.table import our_table
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datamodules.curation.refusal import Refusal
 from datamodules.curation.split import number_of
+from settings.ranges import PositiveInt, UnitInterval
 
 UNSAFE = ("toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
 REQUIRED = ("uuid", "prompt")
@@ -57,8 +58,8 @@ class PromptLimits:
         unsafe: most; None accepts every one, as files without these columns do.
     """
 
-    words: tuple[int, int]
-    unsafe: float | None = None
+    words: tuple[PositiveInt, PositiveInt]
+    unsafe: UnitInterval | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.words[0] <= self.words[1]:

@@ -33,6 +33,7 @@ from experiments.launch.strategies import check_strategy, launch_for, parallel, 
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
+from settings.ranges import Decay, NonNegative, NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -52,12 +53,12 @@ class Training:
         ema_start: student updates before the EMA begins.
     """
 
-    steps: int
-    batch: int
-    clip_gradient: float
+    steps: NonNegativeInt
+    batch: PositiveInt
+    clip_gradient: NonNegative
     precision: str
-    ema_decay: float
-    ema_start: int
+    ema_decay: Decay
+    ema_start: NonNegativeInt
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "fit")

@@ -44,6 +44,7 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.fingerprint import digest, digest_of_weights
+from settings.ranges import Blocks, ClipShape, NonNegative, Positive, PositiveInt, SolverSteps
 
 GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 
@@ -103,15 +104,15 @@ def trajectories(
     device: torch.device,
     *,
     past: str,
-    count: int,
-    batch: int,
-    clip_shape: list[int],
-    blocks: str | int | list[int],
-    intervals: int,
+    count: PositiveInt,
+    batch: PositiveInt,
+    clip_shape: ClipShape,
+    blocks: Blocks,
+    intervals: SolverSteps,
     solver: Solver,
-    few_steps: int,
-    shift: float,
-    guidance: float,
+    few_steps: SolverSteps,
+    shift: Positive,
+    guidance: NonNegative,
     stored: Literal["float16", "float32"],
     precision: str = "32-true",
 ) -> Work:

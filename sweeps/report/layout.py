@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from experiments.runs.config import nearest
@@ -128,7 +127,9 @@ def load_layout(sweep: Sweep) -> Layout:
             hint = f"{nearest(sweep.table, known)} (there are: {', '.join(known)})"
             raise FileNotFoundError(f"sweep {sweep.name}: there is no {file}{hint}")
         beside = {name: folder / f"{name}.yaml" for name in FILES}
-        said = read_table(file) | {n: read_table(path) for n, path in beside.items() if path.exists()}
+        said = read_table(file) | {
+            n: read_table(path) for n, path in beside.items() if path.exists()
+        }
     else:
         file, said = f"sweep {sweep.name}, table", sweep.table
     known = list(Layout.__dataclass_fields__)

@@ -28,6 +28,7 @@ from experiments.worlds.closed_form import (  # noqa: F401  they register the me
 )
 from experiments.worlds.closed_form.context import Clips, View, offered
 from lightning_modules.networks.closed_form.network import ClosedForm
+from settings.ranges import NonNegativeInt, Positive, SolverSteps
 
 log = logging.getLogger(__name__)
 GIVEN = {"folder", "seed"}
@@ -64,12 +65,12 @@ def score_beside_law(
     seed: int,
     *,
     metrics: str | list[str],
-    first: int,
-    clips: int,
-    reference_clips: int,
-    shift: float,
-    intervals: int,
-    few_steps: int,
+    first: NonNegativeInt,
+    clips: NonNegativeInt,
+    reference_clips: NonNegativeInt,
+    shift: Positive,
+    intervals: SolverSteps,
+    few_steps: SolverSteps,
 ) -> None:
     """Compute the metrics and write the results.
 

@@ -28,6 +28,7 @@ from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import PIXELS, corrupt
 from experiments.worlds.digits.probe_network import ProbeNetwork
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
+from settings.ranges import PositiveInt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
@@ -52,7 +53,9 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     measure_constants(folder.need("reference"), folder.need("probe"), folder, **settings)
 
 
-def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips: int) -> None:
+def measure_constants(
+    reference: Path, probe: Path, folder: RunFolder, *, clips: PositiveInt
+) -> None:
     """Measure floors, ceilings and bounds, and store them with the runs they were made from.
 
     Args:

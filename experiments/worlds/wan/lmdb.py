@@ -13,6 +13,7 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
 from lightning_modules.diffusion.visibility import partition
+from settings.ranges import ClipShape, FrameRate, PositiveInt
 
 KINDS = ("clips", "causal_pairs", "bidirectional_pairs")
 
@@ -34,11 +35,11 @@ def plan(
     seed: int,
     *,
     kind: str,
-    clip_shape: list[int],
-    fps: int,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     trajectory: dict[str, Any],
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Open the LMDB; nothing is embedded yet.
 

@@ -22,6 +22,7 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from settings.ranges import ClipShape, FrameRate, Percent, PositiveInt
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -43,15 +44,15 @@ def plan(
     *,
     table: str,
     split: str,
-    heldout_percent: float,
-    count: int,
-    clip_shape: list[int],
-    fps: int,
+    heldout_percent: Percent,
+    count: PositiveInt,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     limits: dict[str, Any],
     video: dict[str, Any],
     vae_dtype: str,
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Choose the videos; nothing is decoded yet.
 

@@ -12,6 +12,7 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from settings.ranges import FrameRate, Percent, PositiveInt
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -30,12 +31,12 @@ def plan(
     *,
     table: str,
     split: str,
-    heldout_percent: float,
-    count: int,
-    fps: int,
+    heldout_percent: Percent,
+    count: PositiveInt,
+    fps: FrameRate,
     limits: dict[str, Any],
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Choose the prompts; nothing is embedded yet.
 
