@@ -48,6 +48,8 @@ class CausalCD(Stage):
         self.target = EMA(self.student, decay)
         self.guidance, self.advance = guidance, SOLVERS[solver]
         self.pairs = intervals if terminal_pair else intervals - 1
+        if self.pairs < 1:
+            raise ValueError("stage.intervals: 1 has only the terminal pair; use 2 or more")
         grid = time_grid(intervals, self.shift).float()
         self.register_buffer("grid", grid, persistent=False)
 

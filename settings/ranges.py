@@ -56,6 +56,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_WHOLE = {"ge": ("at least", 0), "gt": ("at least", 1), "le": ("at most", 0), "lt": ("at most", -1)}
 
 
 def is_restricted(kind: Any) -> bool:
@@ -65,6 +66,8 @@ def is_restricted(kind: Any) -> bool:
 
 def range_in_words(kind: Any) -> str:
     """``at least 0 and below 1`` of a restricted type; ``finite`` where a bound is infinity."""
-    bounds = [(_WORDS[sign.__name__], limit) for sign, limit in kind._restrictions]
-    words = [f"{word} {limit}" for word, limit in bounds if abs(limit) != inf]
-    return " and ".join([*words, *(["finite"] if len(words) < len(bounds) else [])])
+    words = []
+    for sign, limit in kind._restrictions:
+        word, more = _WHOLE[sign.__name__] if kind._type is int else (_WORDS[sign.__name__], 0)
+        words.append("finite" if abs(limit) == inf else f"{word} {limit + more}")
+    return " and ".join(dict.fromkeys(words))

@@ -93,7 +93,7 @@ def micro_batches_of(batch: int, launch: Launch) -> int:
     Raises:
         ValueError: the devices do not divide the batch.
     """
-    if launch.world < 1 or batch % launch.world:
+    if batch % launch.world:
         raise ValueError(
             f"launch.devices: a batch of {batch} (fit.batch) does not divide over {launch.world}"
             f" devices; use one of {_divisors(batch)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -131,7 +131,7 @@ def in_words(kind: Any, value: Any = None) -> str:
         same = len(set(inner)) == 1
         each = in_words(inner[0]) if same else "; ".join(map(in_words, inner))
         return f"a list of {len(inner)}, each {each}"
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return f"a list, each {in_words(inner[0])}"
     return _NOUNS.get(origin or kind) or f"a valid {inspect.formatannotation(kind)}"
 

@@ -28,7 +28,7 @@ from experiments.generation.generation import (
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.stages import build_stage, stage_class, stage_settings
+from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
 from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
@@ -67,8 +67,8 @@ class Training:
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
-    stage_settings(recipe)
-    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    example_stage(recipe)
+    training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
     _micro_batches(training, launch_for(kind, launch))

@@ -51,8 +51,9 @@ GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
+    settings = bind(trajectories, recipe.get("pairs", {}), GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
+    partition(settings["blocks"], settings["clip_shape"][0])
     check_precision(settings["precision"], "pairs")
     launch_of(recipe)
 
@@ -103,7 +104,7 @@ def trajectories(
     seed: int,
     device: torch.device,
     *,
-    past: str,
+    past: Literal["causal", "bidirectional"],
     count: PositiveInt,
     batch: PositiveInt,
     clip_shape: ClipShape,
@@ -135,10 +136,8 @@ def trajectories(
         precision: of the network's forward passes; states are always float32.
 
     Raises:
-        ValueError: unknown ``past``, too few clips, clips of another shape.
+        ValueError: too few clips, clips of another shape.
     """
-    if past not in ("causal", "bidirectional"):
-        raise ValueError(f"pairs.past: {past!r} is neither causal nor bidirectional")
     if count > len(clips):
         raise ValueError(
             f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}; lower it, or"

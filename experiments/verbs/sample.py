@@ -181,7 +181,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def _settings(recipe: dict[str, Any]) -> Sampling:
-    settings = Sampling(**bind(Sampling, recipe["sample"], section="sample"))
+    settings = Sampling(**bind(Sampling, recipe.get("sample", {}), section="sample"))
     if "pictures" in recipe["needs"] and settings.given != 1:
         raise ValueError(
             f"sample.given: {settings.given}, but an image of needs.pictures is one latent frame;"

@@ -58,6 +58,8 @@ class DistributionMatching(Stage):
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
+        if t_min >= t_max:
+            raise ValueError(f"stage.t_min: {t_min} must be below stage.t_max, {t_max}")
         self.freeze("teacher", teacher)
         self.critic = critic.train().requires_grad_(True)
         self.few_steps, self.first_few_steps = few_steps, first_few_steps

@@ -38,9 +38,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.runs.config import flatten, nearest
+from experiments.runs.config import check_sections, flatten, nearest
 from experiments.runs.interpolation import Intricate, follow
-from experiments.runs.recipe import Library, Resolver, Run
+from experiments.runs.recipe import Library, Resolver, Run, canonical
 from experiments.runs.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parent.parent
@@ -102,14 +102,26 @@ def load_sweep(
     ``settings`` override every cell's own. Raises FileNotFoundError and ValueError with file,
     cell and cure.
     """
-    path = Path(sweep)
+    return _load(Path(sweep), scale, seeds, library, settings or {}, ())
+
+
+def _load(
+    path: Path,
+    scale: str,
+    seeds: Sequence[int],
+    library: Library | None,
+    settings: Mapping[str, Any],
+    above: tuple[Path, ...],
+) -> Sweep:
     if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{sweep}.yaml"
+        path = FOLDER / f"{path}.yaml"
+    if path in above:
+        raise ValueError(f"{path}: sweeps contain each other in a circle")
     tree = _read(path)
     title, table = tree.get("title", ""), tree.get("table") or {}
-    given = [tree.get("settings") or {}, settings or {}]
+    given = [tree.get("settings", {}), settings]
     if "sweeps" in tree:
-        cells = _joined(tree["sweeps"], seeds, library, given)
+        cells = _joined(tree["sweeps"], seeds, library, given, (*above, path))
         return Sweep(path.stem, "", list(seeds), cells, title, table)
     resolver = Resolver(scale, library)
     cells = [
@@ -123,14 +135,18 @@ def load_sweep(
 
 
 def _joined(
-    parts: list[dict], seeds: Sequence[int], library: Library | None, given: list[Mapping[str, Any]]
+    parts: list[dict],
+    seeds: Sequence[int],
+    library: Library | None,
+    given: list[Mapping[str, Any]],
+    above: tuple[Path, ...],
 ) -> list[Cell]:
     """The cells of several sweeps, each with the labels that tell its sweep from the others."""
     settings = flatten(given[0]) | flatten(given[1])
     return [
         Cell(part.get("labels", {}) | cell.labels, cell.runs)
         for part in parts
-        for cell in load_sweep(part["sweep"], part["scale"], seeds, library, settings).cells
+        for cell in _load(Path(part["sweep"]), part["scale"], seeds, library, settings, above).cells
     ]
 
 
@@ -144,20 +160,35 @@ def _read(path: Path) -> dict[str, Any]:
     _check_keys(path, "", tree, KEYS)
     if ("cells" in tree) == ("sweeps" in tree):
         raise ValueError(f"{path}: needs either 'cells' or 'sweeps'")
-    for number, part in enumerate(tree.get("sweeps") or []):
-        _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
-        if not {"sweep", "scale"} <= set(part):
-            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
+    check_sections(tree, ["settings"], f"{path}: ")
+    if not isinstance(tree.get("title", ""), str):
+        raise ValueError(f"{path}: title: {tree['title']!r} is no text; put it in quotes")
+    if not isinstance(tree.get("table") or {}, (str, dict)):
+        raise ValueError(f"{path}: table: {tree['table']!r} is neither a table's name nor its keys")
     if "cells" in tree:
         _check_cells(path, tree["cells"])
+    else:
+        _check_parts(path, tree["sweeps"])
     return tree
 
 
-def _check_keys(path: Path, where: str, found: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(path: Path, where: str, found: Any, known: Sequence[str]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {where}{found!r} is no mapping with keys of {', '.join(known)}")
     for key in found:
         if key not in known:
             hint = nearest(key, known) or f" (known: {', '.join(known)})"
             raise ValueError(f"{path}: {where}unknown key {key!r}{hint}")
+
+
+def _check_parts(path: Path, parts: Any) -> None:
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"{path}: 'sweeps' must be a list of {{sweep: ..., scale: ...}}")
+    for number, part in enumerate(parts):
+        _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
+        check_sections(part, ["labels"], f"{path}: sweeps[{number}].")
+        if not {"sweep", "scale"} <= set(part):
+            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
 
 
 def _check_cells(path: Path, groups: Any) -> None:
@@ -167,10 +198,23 @@ def _check_cells(path: Path, groups: Any) -> None:
         _check_keys(path, f"cells[{number}]: ", group, ("axes", "runs", "scales"))
         if not isinstance(group.get("runs"), dict) or not group["runs"]:
             raise ValueError(f"{path}: cells[{number}]: 'runs' must name at least one run")
-        for axis, values in (group.get("axes") or {}).items():
-            if not isinstance(values, list) or axis == "seed":
-                hint = "seeds are given when it is run" if axis == "seed" else "must be a list"
-                raise ValueError(f"{path}: cells[{number}].axes.{axis}: {hint}")
+        if not isinstance(group.get("scales", []), list):
+            raise ValueError(f"{path}: cells[{number}].scales must be a list, such as [tiny]")
+        axes = group.get("axes") or {}
+        check_sections({"axes": axes}, ["axes"], f"{path}: cells[{number}].")
+        for axis, values in axes.items():
+            if problem := _wrong_axis(axis, values):
+                raise ValueError(f"{path}: cells[{number}].axes.{axis}: {problem}")
+
+
+def _wrong_axis(axis: str, values: Any) -> str:
+    if axis == "seed":
+        return "seeds are given when it is run"
+    if not isinstance(values, list) or not values:
+        return "must be a list of one value or more"
+    texts = [canonical(value) for value in values]
+    twice = [value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1]
+    return f"the value {twice[0]!r} is repeated" if twice else ""
 
 
 def _product(axes: Mapping[str, list], seed: int) -> list[dict[str, Any]]:

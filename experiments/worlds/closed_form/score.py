@@ -38,7 +38,10 @@ PACKAGES = ("numpy", "scipy", "torch")
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings, needs = bind(score_beside_law, recipe["score"], GIVEN, "score"), recipe["needs"]
+    settings, needs = (
+        bind(score_beside_law, recipe.get("score", {}), GIVEN, "score"),
+        recipe["needs"],
+    )
     judged = [role for role in JUDGED if role in needs]
     if judged and "reference" not in needs:
         raise ValueError(

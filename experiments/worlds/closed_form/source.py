@@ -26,8 +26,6 @@ FPS = 1  # arbitrary: frames of a law have no duration, but a manifest needs a r
 
 def check(settings: dict[str, Any]) -> None:
     """Refuse settings that do not fit, before anything is made."""
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     _law(settings["law"])
 
 

@@ -38,7 +38,7 @@ GIVEN = {"reference", "probe", "folder"}
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(measure_constants, recipe["score"], GIVEN, "score")
+    settings = bind(measure_constants, recipe.get("score", {}), GIVEN, "score")
     if settings["clips"] < 2:
         raise ValueError(
             f"score.clips: {settings['clips']}; half of them are measured, so 2 or more"

@@ -50,7 +50,7 @@ def check(recipe: dict[str, Any]) -> None:
     for role in ROLES:
         if role not in needs:
             raise ValueError(f"needs.{role} is missing: score needs {', '.join(ROLES)}")
-    settings = bind(score_clips, recipe["score"], GIVEN, "score")
+    settings = bind(score_clips, recipe.get("score", {}), GIVEN, "score")
     selected(settings["metrics"], OFFERS)
     if settings["corrupt"] not in NAMES:
         raise ValueError(

@@ -39,9 +39,6 @@ def check(settings: dict[str, Any]) -> None:
     for name, allowed in (("split", SPLITS), ("kind", KINDS)):
         if settings[name] not in allowed:
             raise ValueError(f"curate.{name}: {settings[name]!r} is none of {', '.join(allowed)}")
-    for name in ("count", "statistics"):
-        if settings[name] < 1:
-            raise ValueError(f"curate.{name}: {settings[name]} clips; at least 1")
     World(**bind(World, settings["world"], section="curate.world"))
     raw_patches(**bind(raw_patches, settings["latents"], section="curate.latents"))
     bind(TinyText, settings["text"], section="curate.text")

@@ -30,10 +30,6 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(vae_dtype=settings["vae_dtype"], text_dtype=settings["text_dtype"])
     if settings["split"] not in SPLITS:
         raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
-    if not 0 <= settings["heldout_percent"] <= 100:
-        raise ValueError(f"curate.heldout_percent: {settings['heldout_percent']} is not 0..100")
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     Limits(**bind(Limits, settings["limits"], section="curate.limits"))
     bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 

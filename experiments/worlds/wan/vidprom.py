@@ -20,8 +20,6 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(text_dtype=settings["text_dtype"])
     if settings["split"] not in SPLITS:
         raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} prompts; at least 1")
     PromptLimits(**bind(PromptLimits, settings["limits"], section="curate.limits"))
 
 
