@@ -24,6 +24,8 @@ Positive = restricted_number_type("Positive", float, [(">", 0), ("<", inf)])
 NonNegative = restricted_number_type("NonNegative", float, [(">=", 0), ("<", inf)])
 UnitInterval = ClosedUnitInterval
 """From 0 to 1: a probability, a share, a noise level."""
+NoiseLevel = restricted_number_type("NoiseLevel", float, [(">", 0), ("<=", 1)])
+"""Of a noisy state; 0 is data."""
 Percent = restricted_number_type("Percent", float, [(">=", 0), ("<=", 100)])
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 """Of an exponential moving average, which at 1 would never move; at 0 it is its last value."""
@@ -50,9 +52,9 @@ Blocks = str | PositiveInt | list[PositiveInt]
 """Frames per block: a name, a size or a list of sizes (``diffusion/visibility.py``)."""
 
 __all__ = [
-    "Betas", "Blocks", "ClipShape", "Decay", "DeviceCount", "Finite", "FrameRate", "NonNegative",
-    "NonNegativeInt", "Percent", "Positive", "PositiveInt", "Seconds", "Seed", "SolverSteps",
-    "UnitInterval", "WorkerCount", "ZeroStage", "is_restricted", "range_in_words",
+    "Betas", "Blocks", "ClipShape", "Decay", "DeviceCount", "Finite", "FrameRate", "NoiseLevel",
+    "NonNegative", "NonNegativeInt", "Percent", "Positive", "PositiveInt", "Seconds", "Seed",
+    "SolverSteps", "UnitInterval", "WorkerCount", "ZeroStage", "is_restricted", "range_in_words",
 ]  # fmt: skip
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

@@ -124,6 +124,11 @@ def _load(
         cells = _joined(tree["sweeps"], seeds, library, given, (*above, path))
         return Sweep(path.stem, "", list(seeds), cells, title, table)
     resolver = Resolver(scale, library)
+    for number, group in enumerate(tree["cells"]):
+        known = sorted(file.stem for file in resolver.library.scales.glob("*.yaml"))
+        if unknown := [name for name in group.get("scales", []) if name not in known]:
+            hint = f"{nearest(str(unknown[0]), known)} (there are: {', '.join(known)})"
+            raise ValueError(f"{path}: cells[{number}].scales: no scale {unknown[0]!r}{hint}")
     cells = [
         Cell(labels, _runs(resolver, path, group["runs"], labels, given))
         for seed in seeds
@@ -236,7 +241,7 @@ def _runs(
         raise ValueError(f"{path}: cell {labels}: {reason} (axes: {list(labels)})") from error
     runs = {}
     for name, spec in filled.items():
-        if not isinstance(spec, dict) or "recipe" not in spec:
+        if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str):
             raise ValueError(f"{path}: runs.{name} must name a recipe, such as {{recipe: score}}")
         recipe = spec.pop("recipe")
         settings: dict[str, Any] = {"seed": labels["seed"]}
