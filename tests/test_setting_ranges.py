@@ -178,6 +178,7 @@ REFUSED = [
     ("sample", "clip_shape=[8, 16, 4]", "sample.clip_shape: .* a list of 4, each a whole number"),
     ("sample", "launch.workers=-1", "launch.workers: -1 must be at least 0"),
     ("sample", "launch.timeout_s=.inf", "launch.timeout_s: inf must be above 0 and at most"),
+    ("sample", "launch.accelerator=gppu", "launch.accelerator: 'gppu' must be one of auto, cpu"),
     ("sample", "launch.log_every=0", "launch.log_every: 0 must be at least 1"),
     ("sample", "launch.check_memory=no", "launch.check_memory: 'no' must be true or false"),
     ("stage1_teacher_forcing", "stage.betas=[0.9]", "stage.betas: .* a list of 2, each"),

@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class Launch:
 
     scale: str = ""
     threads: WorkerCount = 0
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     nodes: DeviceCount = 1
     devices: DeviceCount = 1
     strategy: str = "auto"

@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from experiments.runs.interpolation import Intricate, follow
 
+Tree = Mapping[str, Any]
 _ENTRY = re.compile(r"\[|\.\d+(\.|$)")
 _REFERENCE = re.compile(r"\$\{.*\}")
 
@@ -119,14 +120,15 @@ def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
     ]
 
 
-def check_sections(tree: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+def check_sections(tree: Tree, keys: Iterable[str], file: Path | None, *above: str) -> None:
     """Refuse a value where a section of settings must be; a key may be left out.
 
-    Raises ValueError naming the key after ``where``.
+    Raises ValueError naming the file and the key with the keys ``above`` it.
     """
     for key in keys:
-        if not isinstance(tree.get(key, {}), Mapping):
-            raise ValueError(_no_section(f"{where}{key}", tree[key]))
+        if key in tree and not isinstance(tree[key], dict):
+            where = f"{file}: " if file else ""
+            raise ValueError(_no_section(f"{where}{'.'.join([*above, key])}", tree[key]))
 
 
 def _check_kept(path: str, before: Any, value: Any) -> None:

@@ -141,11 +141,11 @@ class Resolver:
             raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
         resolved["needs"] = resolved.get("needs") or {}
         sections = ("needs", "launch", "stage", "network", resolved["verb"])
-        check_sections(resolved, sections, f"{file}: ")
+        check_sections(resolved, sections, file)
         launch = resolved.setdefault("launch", {})
-        check_sections(launch, ("cost_s", "slurm"), f"{file}: launch.")
+        check_sections(launch, ("cost_s", "slurm"), file, "launch")
         costs, jobs = launch.pop("cost_s", {}), launch.pop("slurm", {})
-        check_sections(jobs, ("default", name), f"{file}: launch.slurm.")
+        check_sections(jobs, ("default", name), file, "launch", "slurm")
         expected, slurm = costs.get(name), jobs.get("default", {}) | jobs.get(name, {})
         if not _is_duration(expected):
             raise ValueError(f"{file}: launch.cost_s.{name}: {expected!r} is no number of seconds")

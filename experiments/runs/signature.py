@@ -37,7 +37,7 @@ def bind(
     (and the nearest valid one) for an unknown key, a missing one, and a value of the wrong type or
     out of its range.
     """
-    check_sections({section: settings}, [section], "")
+    check_sections({section: settings}, [section], None)
     where = f"{section}." if section else ""
     title = f"{getattr(target, '__name__', target)}"
     parameters = settable(target, given)

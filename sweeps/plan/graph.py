@@ -29,6 +29,7 @@ seed (data, base model) are shared by all seeds.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
     _check_keys(path, "", tree, KEYS)
     if ("cells" in tree) == ("sweeps" in tree):
         raise ValueError(f"{path}: needs either 'cells' or 'sweeps'")
-    check_sections(tree, ["settings"], f"{path}: ")
+    check_sections(tree, ["settings"], path)
     if not isinstance(tree.get("title", ""), str):
         raise ValueError(f"{path}: title: {tree['title']!r} is no text; put it in quotes")
     if not isinstance(tree.get("table") or {}, (str, dict)):
@@ -191,7 +192,7 @@ def _check_parts(path: Path, parts: Any) -> None:
         raise ValueError(f"{path}: 'sweeps' must be a list of {{sweep: ..., scale: ...}}")
     for number, part in enumerate(parts):
         _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
-        check_sections(part, ["labels"], f"{path}: sweeps[{number}].")
+        check_sections(part, ["labels"], path, f"sweeps[{number}]")
         if not {"sweep", "scale"} <= set(part):
             raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
 
@@ -206,7 +207,7 @@ def _check_cells(path: Path, groups: Any) -> None:
         if not isinstance(group.get("scales", []), list):
             raise ValueError(f"{path}: cells[{number}].scales must be a list, such as [tiny]")
         axes = group.get("axes") or {}
-        check_sections({"axes": axes}, ["axes"], f"{path}: cells[{number}].")
+        check_sections({"axes": axes}, ["axes"], path, f"cells[{number}]")
         for axis, values in axes.items():
             if problem := _wrong_axis(axis, values):
                 raise ValueError(f"{path}: cells[{number}].axes.{axis}: {problem}")
@@ -217,9 +218,8 @@ def _wrong_axis(axis: str, values: Any) -> str:
         return "seeds are given when it is run"
     if not isinstance(values, list) or not values:
         return "must be a list of one value or more"
-    texts = [canonical(value) for value in values]
-    twice = [value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1]
-    return f"the value {twice[0]!r} is repeated" if twice else ""
+    (text, count), *_ = Counter(map(canonical, values)).most_common(1)
+    return f"the value {text} is repeated" if count > 1 else ""
 
 
 def _product(axes: Mapping[str, list], seed: int) -> list[dict[str, Any]]:
