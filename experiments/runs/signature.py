@@ -7,6 +7,7 @@ the signature or be passed by the verb (``given``), such as a network that has b
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import types
@@ -70,7 +71,7 @@ def parameters_of(target: type | Callable[..., Any]) -> Mapping[str, inspect.Par
         constructors = [c for c in target.__mro__ if "__init__" in vars(c) and c is not object]
     parameters: dict[str, inspect.Parameter] = {}
     for constructor in constructors:
-        signature = inspect.signature(constructor, eval_str=True).parameters
+        signature = _signature(constructor).parameters
         parameters |= {
             name: parameter
             for name, parameter in signature.items()
@@ -81,12 +82,20 @@ def parameters_of(target: type | Callable[..., Any]) -> Mapping[str, inspect.Par
     return types.MappingProxyType(parameters)
 
 
+def _signature(constructor: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except NameError:  # a name that is imported for type checkers only
+        return inspect.signature(constructor)
+
+
 def _convert(target: Any, key: str, value: Any, where: str) -> Any:
     """One value at a time, so that the message can name its key."""
     if parameters_of(target)[key].annotation == dict[str, Any] and isinstance(value, Mapping):
         return value  # a section that has a signature of its own
     try:
-        namespace = _parser(target, key).parse_object({key: value}, defaults=False)
+        own = {key: copy.deepcopy(value)}  # jsonargparse converts in place
+        namespace = _parser(target, key).parse_object(own, defaults=False)
         return _plain(value, namespace.as_dict()[key])
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         wanted = in_words(parameters_of(target)[key].annotation, value)
@@ -115,7 +124,7 @@ def _plain(written: Any, value: Any) -> Any:
 def in_words(kind: Any, value: Any = None) -> str:
     """What a type of settings contains; no noun before the range of a number that only misses it.
 
-    For example ``at least 0 and below 1``, ``a whole number of at least 1, or null``.
+    For example ``at least 0 and below 1``, ``a whole number at least 1, or null``.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is str and isinstance(value, (bool, int, float)):
