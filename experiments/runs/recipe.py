@@ -169,10 +169,13 @@ class Resolver:
 
     def _check_slurm(self) -> None:
         """Keys of ``launch.slurm`` must be "default" or existing recipes."""
+        file = self.library.scales / f"{self.scale}.yaml"
+        check_sections(self._tree, ["launch"], file)
+        launch = self._tree.get("launch", {})
+        check_sections(launch, ["slurm"], file, "launch")
         known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
-        for name in self._tree.get("launch", {}).get("slurm", {}):
+        for name in launch.get("slurm", {}):
             if name not in known:
-                file = self.library.scales / f"{self.scale}.yaml"
                 raise ValueError(
                     f"{file}: launch.slurm.{name}: there is no such recipe{nearest(name, known)}"
                 )
