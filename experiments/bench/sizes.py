@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.checkpoints.networks import network_class
+from experiments.checkpoints.networks import check_network, network_class
 from experiments.runs.config import interpolate, override
 from experiments.runs.files import load_scale
 from experiments.runs.recipe import Library
@@ -56,7 +56,7 @@ def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dic
     """A scale with settings on top, every interpolation resolved.
 
     Raises:
-        FileNotFoundError, ValueError: an unknown scale or key, with the nearest.
+        FileNotFoundError, ValueError: an unknown scale or key, with the nearest; a wrong network.
     """
     tree = load_scale(library.scales, scale)
     file = library.scales / scale
@@ -64,4 +64,6 @@ def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dic
     if "bench" not in tree:
         raise ValueError(f"{file}.yaml has no section 'bench', which says what else is measured")
     every = {key: f"${{{key}}}" for key in tree}
-    return interpolate(tree, every, file.with_name(f"{file.name}.yaml"))
+    resolved = interpolate(tree, every, file.with_name(f"{file.name}.yaml"))
+    check_network(resolved["network"])
+    return resolved
