@@ -10,6 +10,7 @@ from lightning_modules.diffusion.flow import SOLVERS, Solver, add_noise, time_gr
 from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.training.ema import EMA
 from lightning_modules.training.stage import Stage
+from settings.ranges import Decay, NonNegative, SolverSteps
 
 
 class CausalCD(Stage):
@@ -35,10 +36,10 @@ class CausalCD(Stage):
         self,
         *,
         teacher: nn.Module,
-        intervals: int,
+        intervals: SolverSteps,
         solver: Solver,
-        guidance: float,
-        decay: float,
+        guidance: NonNegative,
+        decay: Decay,
         terminal_pair: bool,
         **stage: Any,
     ) -> None:
@@ -47,6 +48,8 @@ class CausalCD(Stage):
         self.target = EMA(self.student, decay)
         self.guidance, self.advance = guidance, SOLVERS[solver]
         self.pairs = intervals if terminal_pair else intervals - 1
+        if self.pairs < 1:
+            raise ValueError("stage.intervals: 1 has only the terminal pair; use 2 or more")
         grid = time_grid(intervals, self.shift).float()
         self.register_buffer("grid", grid, persistent=False)
 

@@ -23,17 +23,18 @@ FLOORS = {
 }
 # The first pattern that matches a file says what of the other houses it may import.
 BELOW = {
-    "lightning_modules": [],
-    "datamodules": [],
+    "settings": [],
+    "lightning_modules": ["settings"],
+    "datamodules": ["settings"],
     "callbacks": ["lightning_modules.training", "datamodules.atomic"],
-    "experiments/runs": ["datamodules.atomic"],
-    "experiments": ["lightning_modules", "datamodules", "callbacks"],
+    "experiments/runs": ["datamodules.atomic", "settings"],
+    "experiments": ["lightning_modules", "datamodules", "callbacks", "settings"],
     "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs"],
     "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
     "sweeps/report": ["experiments.runs", "datamodules.atomic", "datamodules.shards.reader"],
     "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
 }
-LIGHT = ("datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
+LIGHT = ("settings", "datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
          "experiments/launch/__init__.py", "experiments/launch/execute.py",
          "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",

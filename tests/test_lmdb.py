@@ -216,8 +216,10 @@ def test_a_set_in_parts_is_named(tmp_path):
     ("change", "message"),
     [
         ({"kind": "pairs"}, "curate.kind: 'pairs' is none of clips, causal_pairs"),
-        ({"trajectory": {"times": [0.5, 1.0]}}, "must fall, and leave out the clean end"),
-        ({"trajectory": {"times": [1.0, 0.0]}}, "must fall, and leave out the clean end"),
+        ({"trajectory": {"times": [0.5, 1.0], "blocks": 1}}, r"times: \[0.5, 1.0\] must fall"),
+        ({"trajectory": {"times": [1.0, 0.0], "blocks": 1}}, "each a number above 0 and at most 1"),
+        ({"trajectory": {"times": ["a"], "blocks": 1}}, "curate.trajectory.times: "),
+        ({"trajectory": {"times": [1.0], "blocks": 2}}, "cannot cover 21 frames"),
         ({"text_dtype": "fp16"}, "curate.text_dtype: 'fp16' is none of"),
     ],
 )

@@ -103,7 +103,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
         ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
-        ({"launch.attention": "sage"}, "launch.attention: 'sage' is not a valid"),
+        ({"launch.attention": "sage"}, "launch.attention: 'sage' must be one of auto, dense"),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
     ],
 )

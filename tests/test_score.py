@@ -136,7 +136,7 @@ def test_a_corrupted_row_scores_lower(runs):
         ({"corrupt": "smear"}, "no corruption 'smear'"),
         ({"first": 255}, "compared with themselves"),
         ({"clip": 3}, "did you mean 'clips'"),
-        ({"clips": "many"}, r"score.clips: 'many' is not a valid"),
+        ({"clips": "many"}, r"score.clips: 'many' must be a whole number"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_loaded(runs, changes, message):

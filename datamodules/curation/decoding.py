@@ -19,6 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
 from datamodules.curation.refusal import Refused
+from settings.ranges import FrameRate, NonNegative, Positive, PositiveInt
 
 Frame = TypeVar("Frame")
 _HD = 720  # height from which untagged video is BT.709 and not BT.601, as players assume
@@ -63,13 +64,13 @@ class ClipSpec:
         least_fps: of the video; below `fps` frames are repeated.
     """
 
-    frames: int
-    fps: int
-    height: int
-    width: int
-    aspect: tuple[float, float]
-    enlarge: float
-    least_fps: float
+    frames: PositiveInt
+    fps: FrameRate
+    height: PositiveInt
+    width: PositiveInt
+    aspect: tuple[Positive, Positive]
+    enlarge: Positive
+    least_fps: NonNegative
 
     def __post_init__(self) -> None:
         wanted = self.width / self.height

@@ -19,6 +19,7 @@ from datamodules.curation.decoding import ClipSpec, decode
 from datamodules.curation.refusal import Refusal, Refused
 from datamodules.curation.text_lists import read_records, words_in
 from datamodules.curation.video_files import VideoFile
+from settings.ranges import Finite, NonNegative, NonNegativeInt, Positive
 
 _NUMBERS = {
     "aesthetic": "aesthetic score",
@@ -80,12 +81,12 @@ class Limits:
         words: at least, in the caption.
     """
 
-    aesthetic: float | None = None
-    motion: tuple[float, float] | None = None
-    consistency: float | None = None
-    seconds: float | None = None
-    fps: float | None = None
-    words: int = 1
+    aesthetic: Finite | None = None
+    motion: tuple[NonNegative, NonNegative] | None = None
+    consistency: Finite | None = None
+    seconds: NonNegative | None = None
+    fps: Positive | None = None
+    words: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
         if self.motion is not None and not 0 <= self.motion[0] < self.motion[1]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from datamodules.curation.refusal import Refusal
 from datamodules.curation.split import number_of
 from datamodules.curation.text_lists import read_lines, read_records, words_in
+from settings.ranges import PositiveInt, UnitInterval
 
 UNSAFE = ("toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
 REQUIRED = ("uuid", "prompt")
@@ -61,8 +62,8 @@ class PromptLimits:
             one, and a text file has none to refuse.
     """
 
-    words: tuple[int, int]
-    unsafe: float | None = None
+    words: tuple[PositiveInt, PositiveInt]
+    unsafe: UnitInterval | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.words[0] <= self.words[1]:

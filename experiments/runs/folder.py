@@ -28,12 +28,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from datamodules.atomic import write_text
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
 from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
+from experiments.runs.yaml_reader import dump_yaml, read_yaml
 
 STATES = ("done", "running", "failed", "interrupted", "new")
 
@@ -66,7 +65,7 @@ class RunFolder:
         folder = cls(runs / run.name)
         if folder.done:
             return folder
-        file, recipe = folder.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe))
+        file, recipe = folder.path / "recipe.yaml", dump_yaml(run.recipe)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         if not before or (again and recipe != before and not folder.taken()):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -221,11 +220,9 @@ def read_resolved(file: Path) -> dict[str, Any]:
     """A resolved recipe from its file. Raises ValueError when it is not one."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no resolved recipe there")
-    try:
-        recipe = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except Exception as error:
-        raise ValueError(f"{file}: not readable as a recipe: {error}") from error
-    lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in (recipe or {})]
+    recipe = read_yaml(file)
+    recipe = recipe if isinstance(recipe, dict) else {}
+    lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in recipe]
     if lacks or recipe["verb"] not in VERBS:
         raise ValueError(
             f"{file}: not a resolved recipe (lacks {', '.join(lacks) or 'a known verb'});"

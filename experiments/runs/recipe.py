@@ -22,18 +22,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from experiments.runs.config import fixed, flatten, interpolate, nearest, override
+from experiments.runs.config import (
+    check_sections,
+    fixed,
+    flatten,
+    interpolate,
+    nearest,
+    override,
+)
 from experiments.runs.files import load_recipe, load_scale
+from experiments.runs.yaml_reader import NAMES, parse_yaml
 
 VERBS = ("curate", "fit", "pairs", "sample", "score")
 RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
@@ -132,16 +137,23 @@ class Resolver:
             scale = self._one(scale)
         resolved = interpolate(scale, own, file)
         seed = resolved["seed"]
-        if type(seed) is not int or seed < 0:
+        if type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
+        resolved["needs"] = resolved.get("needs") or {}
+        sections = ("needs", "launch", "stage", "network", resolved["verb"])
+        check_sections(resolved, sections, file)
         launch = resolved.setdefault("launch", {})
-        expected, slurm = launch.pop("cost_s", {}).get(name), launch.pop("slurm", {})
-        slurm = slurm.get("default", {}) | slurm.get(name, {})
+        check_sections(launch, ("cost_s", "slurm"), file, "launch")
+        costs, jobs = launch.pop("cost_s", {}), launch.pop("slurm", {})
+        check_sections(jobs, ("default", name), file, "launch", "slurm")
+        expected, slurm = costs.get(name), jobs.get("default", {}) | jobs.get(name, {})
+        if not _is_duration(expected):
+            raise ValueError(f"{file}: launch.cost_s.{name}: {expected!r} is no number of seconds")
         launch["scale"] = self.scale
         # Overrides of the scale reach every need: `scale` contains them already.
         needs: dict[str, Run] = {}
         names: dict[str, str] = {}
-        for role, spec in (resolved.pop("needs", None) or {}).items():
+        for role, spec in resolved.pop("needs").items():
             if spec is None:
                 continue
             behind, rest = _need(role, spec, file)
@@ -157,10 +169,13 @@ class Resolver:
 
     def _check_slurm(self) -> None:
         """Keys of ``launch.slurm`` must be "default" or existing recipes."""
+        file = self.library.scales / f"{self.scale}.yaml"
+        check_sections(self._tree, ["launch"], file)
+        launch = self._tree.get("launch", {})
+        check_sections(launch, ["slurm"], file, "launch")
         known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
-        for name in self._tree.get("launch", {}).get("slurm", {}):
+        for name in launch.get("slurm", {}):
             if name not in known:
-                file = self.library.scales / f"{self.scale}.yaml"
                 raise ValueError(
                     f"{file}: launch.slurm.{name}: there is no such recipe{nearest(name, known)}"
                 )
@@ -197,16 +212,12 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
     """``["blocks=framewise", "fit.lr=1e-3"]`` -> flat settings; values are read as YAML."""
     settings: dict[str, Any] = {}
     for word in words:
-        key, equals, _ = word.partition("=")
+        key, equals, text = word.partition("=")
         if not equals or not key:
             raise ValueError(f"{word!r}: a setting is written key=value, such as few_steps=2")
-        try:
-            tree = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"{word!r}: the value is not readable as YAML: {error}") from error
-        for part in key.split("."):
-            tree = tree[part]
-        settings[key] = tree
+        value = parse_yaml(text, repr(word))
+        is_name = key.rpartition(".")[2] in NAMES and isinstance(value, (bool, int, float))
+        settings[key] = text.strip() if is_name else value
     return flatten(settings)
 
 
@@ -226,6 +237,12 @@ def _check_declared(own: dict, scale: dict, file: Path) -> None:
         raise ValueError(f"{file}: the key 'seed' is missing; write seed: ${{seed}}, or a number")
 
 
+def _is_duration(seconds: Any) -> bool:
+    """Whether it is a number of seconds, or None."""
+    known = seconds is None or (isinstance(seconds, (int, float)) and type(seconds) is not bool)
+    return known and 0 <= (seconds or 0) < math.inf
+
+
 def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
     """One resolved edge -> (recipe, settings for it), or (None, path or hub id)."""
     if isinstance(spec, str):
@@ -235,10 +252,16 @@ def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
             f"{file}: needs.{role} must name a recipe or a folder,"
             f" such as {{recipe: base}} or {{folder: /data/shards}}; it is {spec!r}"
         )
-    if "recipe" in spec:
+    kind = "recipe" if "recipe" in spec else "folder"
+    if not isinstance(spec[kind], str):
+        raise ValueError(
+            f"{file}: needs.{role}: {spec[kind]!r} is not the text that names a {kind}; put it in"
+            f" quotes where it is written, such as {{{kind}: '1.10'}}"
+        )
+    if kind == "recipe":
         return spec["recipe"], {key: value for key, value in spec.items() if key != "recipe"}
     if len(spec) > 1:
         others = ", ".join(key for key in spec if key != "folder")
         raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
-    folder = str(spec["folder"])
+    folder = spec["folder"]
     return None, folder if "/" in folder else f"./{folder}"

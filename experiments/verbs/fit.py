@@ -28,11 +28,12 @@ from experiments.generation.generation import (
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.stages import build_stage, stage_class, stage_settings
+from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
 from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
+from settings.ranges import Decay, NonNegative, NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -52,12 +53,12 @@ class Training:
         ema_start: student updates before the EMA begins.
     """
 
-    steps: int
-    batch: int
-    clip_gradient: float
+    steps: NonNegativeInt
+    batch: PositiveInt
+    clip_gradient: NonNegative
     precision: str
-    ema_decay: float
-    ema_start: int
+    ema_decay: Decay
+    ema_start: NonNegativeInt
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "fit")
@@ -66,8 +67,8 @@ class Training:
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
-    stage_settings(recipe)
-    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    example_stage(recipe)
+    training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
     _micro_batches(training, launch_for(kind, launch))

@@ -44,14 +44,16 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.fingerprint import digest, digest_of_weights
+from settings.ranges import Blocks, ClipShape, NonNegative, Positive, PositiveInt, SolverSteps
 
 GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
+    settings = bind(trajectories, recipe.get("pairs", {}), GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
+    partition(settings["blocks"], settings["clip_shape"][0])
     check_precision(settings["precision"], "pairs")
     launch_of(recipe)
 
@@ -102,16 +104,16 @@ def trajectories(
     seed: int,
     device: torch.device,
     *,
-    past: str,
-    count: int,
-    batch: int,
-    clip_shape: list[int],
-    blocks: str | int | list[int],
-    intervals: int,
+    past: Literal["causal", "bidirectional"],
+    count: PositiveInt,
+    batch: PositiveInt,
+    clip_shape: ClipShape,
+    blocks: Blocks,
+    intervals: SolverSteps,
     solver: Solver,
-    few_steps: int,
-    shift: float,
-    guidance: float,
+    few_steps: SolverSteps,
+    shift: Positive,
+    guidance: NonNegative,
     stored: Literal["float16", "float32"],
     precision: str = "32-true",
 ) -> Work:
@@ -134,10 +136,8 @@ def trajectories(
         precision: of the network's forward passes; states are always float32.
 
     Raises:
-        ValueError: unknown ``past``, too few clips, clips of another shape.
+        ValueError: too few clips, clips of another shape.
     """
-    if past not in ("causal", "bidirectional"):
-        raise ValueError(f"pairs.past: {past!r} is neither causal nor bidirectional")
     if count > len(clips):
         raise ValueError(
             f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}; lower it, or"

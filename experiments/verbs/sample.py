@@ -38,6 +38,16 @@ from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
+from settings.ranges import (
+    Blocks,
+    ClipShape,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    SolverSteps,
+    UnitInterval,
+)
 
 log = logging.getLogger(__name__)
 SAMPLERS = ("few_steps", "autoregressive_ode", "bidirectional_ode")
@@ -76,22 +86,22 @@ class Sampling:
     """
 
     sampler: str
-    first: int
-    count: int
-    batch: int
-    clip_shape: list[int]
-    frames: int
-    given: int
-    blocks: str | int | list[int]
-    window: int
-    sinks: int
+    first: NonNegativeInt
+    count: PositiveInt
+    batch: PositiveInt
+    clip_shape: ClipShape
+    frames: PositiveInt
+    given: NonNegativeInt
+    blocks: Blocks
+    window: NonNegativeInt
+    sinks: NonNegativeInt
     commit: str
-    context_t: float
-    few_steps: int
-    first_few_steps: int
-    intervals: int
-    shift: float
-    guidance: float
+    context_t: UnitInterval
+    few_steps: SolverSteps
+    first_few_steps: SolverSteps
+    intervals: SolverSteps
+    shift: Positive
+    guidance: NonNegative
     save: str
     precision: str = "32-true"
 
@@ -171,7 +181,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def _settings(recipe: dict[str, Any]) -> Sampling:
-    settings = Sampling(**bind(Sampling, recipe["sample"], section="sample"))
+    settings = Sampling(**bind(Sampling, recipe.get("sample", {}), section="sample"))
     if "pictures" in recipe["needs"] and settings.given != 1:
         raise ValueError(
             f"sample.given: {settings.given}, but an image of needs.pictures is one latent frame;"

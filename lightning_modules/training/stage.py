@@ -20,6 +20,7 @@ from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, 
 from lightning_modules.diffusion.visibility import block_of, partition
 from lightning_modules.training.gated_adamw import GatedAdamW
 from lightning_modules.training.sharding import move_to_device
+from settings.ranges import Betas, Blocks, ClipShape, NonNegative, Positive, Seed
 
 
 class Stage(LightningModule):
@@ -52,13 +53,13 @@ class Stage(LightningModule):
         self,
         student: nn.Module,
         negative: Tensor,
-        seed: int,
-        clip_shape: list[int],
-        blocks: str | int | list[int],
-        shift: float,
-        learning_rate: float,
-        betas: list[float],
-        weight_decay: float,
+        seed: Seed,
+        clip_shape: ClipShape,
+        blocks: Blocks,
+        shift: Positive,
+        learning_rate: NonNegative,
+        betas: Betas,
+        weight_decay: NonNegative,
     ) -> None:
         super().__init__()
         self.student = student.train().requires_grad_(True)

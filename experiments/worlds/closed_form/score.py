@@ -28,6 +28,7 @@ from experiments.worlds.closed_form import (  # noqa: F401  they register the me
 )
 from experiments.worlds.closed_form.context import Clips, View, offered
 from lightning_modules.networks.closed_form.network import ClosedForm
+from settings.ranges import NonNegativeInt, Positive, SolverSteps
 
 log = logging.getLogger(__name__)
 GIVEN = {"folder", "seed"}
@@ -37,7 +38,10 @@ PACKAGES = ("numpy", "scipy", "torch")
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings, needs = bind(score_beside_law, recipe["score"], GIVEN, "score"), recipe["needs"]
+    settings, needs = (
+        bind(score_beside_law, recipe.get("score", {}), GIVEN, "score"),
+        recipe["needs"],
+    )
     judged = [role for role in JUDGED if role in needs]
     if judged and "reference" not in needs:
         raise ValueError(
@@ -64,12 +68,12 @@ def score_beside_law(
     seed: int,
     *,
     metrics: str | list[str],
-    first: int,
-    clips: int,
-    reference_clips: int,
-    shift: float,
-    intervals: int,
-    few_steps: int,
+    first: NonNegativeInt,
+    clips: NonNegativeInt,
+    reference_clips: NonNegativeInt,
+    shift: Positive,
+    intervals: SolverSteps,
+    few_steps: SolverSteps,
 ) -> None:
     """Compute the metrics and write the results.
 

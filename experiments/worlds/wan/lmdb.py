@@ -1,6 +1,7 @@
 """The published LMDBs of latents and trajectories (CausVid, Self Forcing, Causal Forcing)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,42 @@ from datamodules.shards.work import Sample, Work
 from experiments.launch.hardware import launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from lightning_modules.diffusion.flow import Solver
 from lightning_modules.diffusion.visibility import partition
+from settings.ranges import (
+    Blocks,
+    ClipShape,
+    FrameRate,
+    NoiseLevel,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SolverSteps,
+)
 
 KINDS = ("clips", "causal_pairs", "bidirectional_pairs")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The section ``curate.trajectory``: how published pairs were made, for the manifest.
+
+    Args:
+        times: noise levels of the noisy states, falling; the clean end, 0, is left out.
+        blocks: of the teacher, or of the student where the teacher is bidirectional.
+        guidance, shift, intervals, solver: of the teacher's ODE.
+        teacher: a name.
+    """
+
+    times: list[NoiseLevel]
+    blocks: Blocks
+    guidance: NonNegative | None = None
+    shift: Positive | None = None
+    intervals: SolverSteps | None = None
+    solver: Solver | None = None
+    teacher: str | None = None
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -23,11 +56,12 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(text_dtype=settings["text_dtype"])
     if settings["kind"] not in KINDS:
         raise ValueError(f"curate.kind: {settings['kind']!r} is none of {', '.join(KINDS)}")
-    times = settings["trajectory"].get("times", [])
-    if settings["kind"] != "clips" and sorted(times, reverse=True) != times or 0 in times:
-        raise ValueError(
-            f"curate.trajectory.times: {times} must fall, and leave out the clean end, 0"
-        )
+    if settings["kind"] == "clips":
+        return
+    bound = bind(Trajectory, settings["trajectory"], section="curate.trajectory")
+    if sorted(bound["times"], reverse=True) != bound["times"]:
+        raise ValueError(f"curate.trajectory.times: {bound['times']} must fall")
+    partition(bound["blocks"], settings["clip_shape"][0])
 
 
 def plan(
@@ -35,11 +69,11 @@ def plan(
     seed: int,
     *,
     kind: str,
-    clip_shape: list[int],
-    fps: int,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     trajectory: dict[str, Any],
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Open the LMDB; nothing is embedded yet.
 
@@ -51,8 +85,7 @@ def plan(
             ``bidirectional_pairs``: noisy states and the teacher's end point, no real clip.
         clip_shape: ``[F, C, h, w]`` that the rows must have.
         fps: of the clips.
-        trajectory: metadata of the pairs: ``times`` of the noisy states, and further manifest
-            entries (blocks, guidance, shift, ...). Nothing for clips.
+        trajectory: of `Trajectory`; nothing for clips.
         text_dtype: ``float32`` or ``bfloat16``.
         items_per_shard: rows per shard.
 

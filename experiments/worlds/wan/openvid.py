@@ -26,6 +26,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.candidates import Candidates
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from settings.ranges import ClipShape, FrameRate, Percent, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,6 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(vae_dtype=settings["vae_dtype"], text_dtype=settings["text_dtype"])
     if settings["split"] not in SPLITS:
         raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
-    if not 0 <= settings["heldout_percent"] <= 100:
-        raise ValueError(f"curate.heldout_percent: {settings['heldout_percent']} is not 0..100")
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     Limits(**bind(Limits, settings["limits"], section="curate.limits"))
     bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 
@@ -49,15 +46,15 @@ def plan(
     *,
     table: str,
     split: str,
-    heldout_percent: float,
-    count: int,
-    clip_shape: list[int],
-    fps: int,
+    heldout_percent: Percent,
+    count: PositiveInt,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     limits: dict[str, Any],
     video: dict[str, Any],
     vae_dtype: str,
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Choose the videos; nothing is decoded yet.
 

@@ -66,7 +66,7 @@ exit $missing
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is read."""
-    settings = bind(lay_out, recipe["score"], GIVEN, "score")
+    settings = bind(lay_out, recipe.get("score", {}), GIVEN, "score")
     selected(settings["metrics"], OFFERS)
     if "samples" not in recipe["needs"]:
         raise ValueError("needs.samples is missing: VBench judges a sample run that saved mp4")

@@ -18,6 +18,7 @@ from lightning_modules.networks.pipeline_folder import (
     require_tokenizer,
     weight_files,
 )
+from settings.ranges import PositiveInt, Seed
 
 WAN_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
@@ -50,7 +51,7 @@ class TinyText:
     """
 
     def __init__(
-        self, words: Sequence[str], length: int = 12, dim: int = 32, seed: int = 0
+        self, words: Sequence[str], length: PositiveInt = 12, dim: PositiveInt = 32, seed: Seed = 0
     ) -> None:
         self.length, self.dim, self._seed = length, dim, seed
         special = ["<pad>", "</s>", "<unk>"]
