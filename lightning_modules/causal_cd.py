@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import SOLVERS, Solver, add_noise, time_grid, to_x0
 from lightning_modules.diffusion.losses import per_frame_regression, regression
+from lightning_modules.ranges import Decay, NonNegative, SolverSteps
 from lightning_modules.training.ema import EMA
 from lightning_modules.training.stage import Stage
-from settings.ranges import Decay, NonNegative, SolverSteps
 
 
 class CausalCD(Stage):

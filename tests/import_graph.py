@@ -14,7 +14,7 @@ from pathlib import Path
 
 import networkx
 
-PACKAGES = ("settings", "lightning_modules", "datamodules", "callbacks", "experiments", "sweeps")
+PACKAGES = ("lightning_modules", "datamodules", "callbacks", "experiments", "sweeps")
 
 
 def files(root):

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from experiments.runs.signature import bind, in_words
-from settings.ranges import Betas, Decay, PositiveInt
+from lightning_modules.ranges import Betas, Decay, PositiveInt
 
 
 class Stage:

@@ -10,7 +10,11 @@ from import_graph import PACKAGES, circles, files, imports, rooms, upward
 ROOT = Path(__file__).parent.parent
 # The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
-    "lightning_modules": [["diffusion", "networks"], ["training"]],  # stages: on top of these
+    "lightning_modules": [
+        ["ranges"],
+        ["diffusion", "networks"],
+        ["training"],
+    ],  # stages: on top of these
     "datamodules": [["atomic", "order", "curation"], ["shards"], ["video"]],
     "experiments": [
         ["runs"],
@@ -23,18 +27,17 @@ FLOORS = {
 }
 # The first pattern that matches a file says what of the other houses it may import.
 BELOW = {
-    "settings": [],
-    "lightning_modules": ["settings"],
-    "datamodules": ["settings"],
+    "lightning_modules": [],
+    "datamodules": ["lightning_modules.ranges"],
     "callbacks": ["lightning_modules.training", "datamodules.atomic"],
-    "experiments/runs": ["datamodules.atomic", "settings"],
-    "experiments": ["lightning_modules", "datamodules", "callbacks", "settings"],
+    "experiments/runs": ["datamodules.atomic", "lightning_modules.ranges"],
+    "experiments": ["lightning_modules", "datamodules", "callbacks"],
     "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs"],
     "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
     "sweeps/report": ["experiments.runs", "datamodules.atomic", "datamodules.shards.reader"],
     "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
 }
-LIGHT = ("settings", "datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
+LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
          "experiments/launch/__init__.py", "experiments/launch/execute.py",
          "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from settings import ranges
 
 from experiments.launch.execute import verb_module
 from experiments.launch.stages import given_to, stage_class
@@ -19,8 +20,7 @@ from experiments.runs.files import load
 from experiments.runs.recipe import Library, Resolver, parse_settings, recipes, resolve
 from experiments.runs.signature import bind, settable
 from lightning_modules import networks, stages
-from settings import ranges
-from settings.ranges import is_restricted, range_in_words
+from lightning_modules.ranges import is_restricted, range_in_words
 
 TYPES = {name: kind for name, kind in vars(ranges).items() if is_restricted(kind)}
 INF, NAN = math.inf, math.nan

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
 from datamodules.curation.refusal import Refused
-from settings.ranges import FrameRate, NonNegative, Positive, PositiveInt
+from lightning_modules.ranges import FrameRate, NonNegative, Positive, PositiveInt
 
 Frame = TypeVar("Frame")
 _HD = 720  # height from which untagged video is BT.709 and not BT.601, as players assume

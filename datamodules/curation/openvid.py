@@ -19,7 +19,7 @@ from datamodules.curation.decoding import ClipSpec, decode
 from datamodules.curation.refusal import Refusal, Refused
 from datamodules.curation.text_lists import read_records, words_in
 from datamodules.curation.video_files import VideoFile
-from settings.ranges import Finite, NonNegative, NonNegativeInt, Positive
+from lightning_modules.ranges import Finite, NonNegative, NonNegativeInt, Positive
 
 _NUMBERS = {
     "aesthetic": "aesthetic score",

@@ -17,7 +17,7 @@ from pathlib import Path
 from datamodules.curation.refusal import Refusal
 from datamodules.curation.split import number_of
 from datamodules.curation.text_lists import read_lines, read_records, words_in
-from settings.ranges import PositiveInt, UnitInterval
+from lightning_modules.ranges import PositiveInt, UnitInterval
 
 UNSAFE = ("toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
 REQUIRED = ("uuid", "prompt")

@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.runs.signature import bind
 from lightning_modules.networks.wan import attention as kernels
-from settings.ranges import (
+from lightning_modules.ranges import (
     DeviceCount,
     NonNegative,
     NonNegativeInt,

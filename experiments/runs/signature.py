@@ -1,6 +1,6 @@
 """Binds a section of a recipe to the function or constructor that it configures.
 
-The signature is the schema: jsonargparse checks types and ranges (`settings.ranges`) and converts
+The signature is the schema: jsonargparse checks types and ranges (`lightning_modules.ranges`) and converts
 values (a list to a tuple, a string to a Path). What the recipe does not set must have a default in
 the signature or be passed by the verb (``given``), such as a network that has been built already.
 """
@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from jsonargparse import ArgumentError, ArgumentParser
 
 from experiments.runs.config import check_sections, nearest
-from settings.ranges import is_restricted, range_in_words
+from lightning_modules.ranges import is_restricted, range_in_words
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

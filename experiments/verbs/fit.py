@@ -33,7 +33,7 @@ from experiments.launch.strategies import check_strategy, launch_for, parallel, 
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
-from settings.ranges import Decay, NonNegative, NonNegativeInt, PositiveInt
+from lightning_modules.ranges import Decay, NonNegative, NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel

@@ -44,7 +44,14 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.fingerprint import digest, digest_of_weights
-from settings.ranges import Blocks, ClipShape, NonNegative, Positive, PositiveInt, SolverSteps
+from lightning_modules.ranges import (
+    Blocks,
+    ClipShape,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SolverSteps,
+)
 
 GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 

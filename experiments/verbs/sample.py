@@ -38,7 +38,7 @@ from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
 from lightning_modules.diffusion.visibility import partition
-from settings.ranges import (
+from lightning_modules.ranges import (
     Blocks,
     ClipShape,
     NonNegative,

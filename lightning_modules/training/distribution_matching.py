@@ -19,8 +19,8 @@ from lightning_modules.diffusion.losses import (
     regression,
 )
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.ranges import NonNegative, PositiveInt, SolverSteps, UnitInterval
 from lightning_modules.training.stage import Stage
-from settings.ranges import NonNegative, PositiveInt, SolverSteps, UnitInterval
 
 
 class DistributionMatching(Stage):

@@ -8,8 +8,8 @@ from torch import Tensor
 from lightning_modules.diffusion.flow import add_noise, training_weight, velocity
 from lightning_modules.diffusion.losses import per_frame_regression
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.ranges import NonNegative, SolverSteps, UnitInterval
 from lightning_modules.training.stage import Stage
-from settings.ranges import NonNegative, SolverSteps, UnitInterval
 
 
 class FlowMatching(Stage):

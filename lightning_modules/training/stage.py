@@ -18,9 +18,9 @@ from lightning_modules.diffusion.losses import grad_norm
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
+from lightning_modules.ranges import Betas, Blocks, ClipShape, NonNegative, Positive, Seed
 from lightning_modules.training.gated_adamw import GatedAdamW
 from lightning_modules.training.sharding import move_to_device
-from settings.ranges import Betas, Blocks, ClipShape, NonNegative, Positive, Seed
 
 
 class Stage(LightningModule):

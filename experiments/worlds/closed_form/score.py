@@ -28,7 +28,7 @@ from experiments.worlds.closed_form import (  # noqa: F401  they register the me
 )
 from experiments.worlds.closed_form.context import Clips, View, offered
 from lightning_modules.networks.closed_form.network import ClosedForm
-from settings.ranges import NonNegativeInt, Positive, SolverSteps
+from lightning_modules.ranges import NonNegativeInt, Positive, SolverSteps
 
 log = logging.getLogger(__name__)
 GIVEN = {"folder", "seed"}

@@ -18,7 +18,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.closed_form.network import ClosedForm
-from settings.ranges import PositiveInt
+from lightning_modules.ranges import PositiveInt
 
 CHUNK = 1024  # samples per draw and per shard; sample i depends on (seed, i) alone
 FPS = 1  # arbitrary: frames of a law have no duration, but a manifest needs a rate

@@ -28,7 +28,7 @@ from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import PIXELS, corrupt
 from experiments.worlds.digits.probe_network import ProbeNetwork
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
-from settings.ranges import PositiveInt
+from lightning_modules.ranges import PositiveInt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"

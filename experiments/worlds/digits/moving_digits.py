@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from settings.ranges import FrameRate, NonNegative, Positive, PositiveInt, UnitInterval
+from lightning_modules.ranges import FrameRate, NonNegative, Positive, PositiveInt, UnitInterval
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HEADINGS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from datamodules.atomic import write_bytes, write_text
 from experiments.worlds.digits.probe_network import SIDE, ProbeNetwork, centred
 from lightning_modules.networks.encoders.autoencoders import PatchTransform
-from settings.ranges import NonNegative, Positive, PositiveInt, Seed, UnitInterval
+from lightning_modules.ranges import NonNegative, Positive, PositiveInt, Seed, UnitInterval
 
 log = logging.getLogger(__name__)
 

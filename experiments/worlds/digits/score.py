@@ -32,7 +32,7 @@ from experiments.worlds.digits.corruption import NAMES
 from experiments.worlds.digits.corruption import corrupt as corrupted
 from experiments.worlds.digits.probe_network import ProbeNetwork
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
-from settings.ranges import NonNegativeInt, PositiveInt
+from lightning_modules.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 OFFERS = ("pixels", "probe", "calibration")

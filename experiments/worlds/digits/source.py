@@ -26,7 +26,7 @@ from experiments.worlds.digits.moving_digits import (
     words,
 )
 from lightning_modules.networks.encoders import PatchTransform, TinyText, measure_patches
-from settings.ranges import PositiveInt
+from lightning_modules.ranges import PositiveInt
 
 KINDS = ("clips", "prompts", "videos")
 CHUNK = 256  # clips in memory at once

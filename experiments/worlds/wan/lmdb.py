@@ -17,7 +17,7 @@ from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
 from lightning_modules.diffusion.flow import Solver
 from lightning_modules.diffusion.visibility import partition
-from settings.ranges import (
+from lightning_modules.ranges import (
     Blocks,
     ClipShape,
     FrameRate,

@@ -26,7 +26,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.candidates import Candidates
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
-from settings.ranges import ClipShape, FrameRate, Percent, PositiveInt
+from lightning_modules.ranges import ClipShape, FrameRate, Percent, PositiveInt
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
 from experiments.worlds.wan.vbench_prompts import check_list
-from settings.ranges import FrameRate, Percent, PositiveInt
+from lightning_modules.ranges import FrameRate, Percent, PositiveInt
 
 
 def check(settings: dict[str, Any]) -> None:

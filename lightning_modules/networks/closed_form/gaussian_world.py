@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.networks.closed_form.gaussian_mixture import Mixture
-from settings.ranges import Finite, Positive, PositiveInt
+from lightning_modules.ranges import Finite, Positive, PositiveInt
 
 JITTER = 1e-10
 """Variance added to every observation: two clean copies of a frame would make them singular.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.wan.kv_cache import KVCache
-from settings.ranges import PositiveInt
+from lightning_modules.ranges import PositiveInt
 
 __all__ = ["ClosedForm"]
 

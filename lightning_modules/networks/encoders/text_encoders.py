@@ -18,7 +18,7 @@ from lightning_modules.networks.pipeline_folder import (
     require_tokenizer,
     weight_files,
 )
-from settings.ranges import PositiveInt, Seed
+from lightning_modules.ranges import PositiveInt, Seed
 
 WAN_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"

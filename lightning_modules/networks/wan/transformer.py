@@ -36,7 +36,7 @@ from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_contex
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
 from lightning_modules.networks.wan.static_cache import StaticKVCache
-from settings.ranges import Positive, PositiveInt
+from lightning_modules.ranges import Positive, PositiveInt
 
 __all__ = ["Wan"]
 
