@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
     "lightning_modules": [["diffusion", "networks"], ["training"]],  # stages: on top of these
-    "datamodules": [["atomic", "order", "curation"], ["shards"], ["video"]],
+    "datamodules": [["atomic", "order", "values"], ["curation"], ["shards"], ["video"]],
     "experiments": [
         ["runs"],
         ["checkpoints", "metrics"],
