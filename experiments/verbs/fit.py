@@ -1,6 +1,7 @@
 """``fit``: train a stage on a shard set, resuming if interrupted, and hand its result on."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,14 @@ from callbacks.sample_clips import Panel, SampleClips
 from callbacks.student_ema import StudentEMA
 from datamodules.shards.reader import open_shards
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, bf16, check_network, fresh_network, load_network
+from experiments.checkpoints.networks import (
+    ROLES,
+    bf16,
+    check_network,
+    fresh_network,
+    load_network,
+    unfit_weight,
+)
 from experiments.generation.codec import autoencoder_of
 from experiments.generation.generation import (
     autocast,
@@ -108,11 +116,10 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         return  # rank 0 hands on
     if "held_out" in recipe["needs"]:  # a stage with a gate is evaluated before hand-off
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
-    if ema is None:
+    with nullcontext() if ema is None else ema.swapped(module):
+        if unfit := unfit_weight(module.named_parameters()):
+            raise ValueError(f"{folder.name} is not handed on: {unfit}; lower the learning rate")
         module.hand_off(folder.path)
-    else:
-        with ema.swapped(module):
-            module.hand_off(folder.path)
 
 
 def _micro_batches(training: Training, launch: Launch) -> int:

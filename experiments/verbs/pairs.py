@@ -13,6 +13,7 @@ resumed (``launch/shard_workers.py``).
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from datamodules.shards.reader import ShardReader, open_shards, require
 from datamodules.shards.work import Sample, Work
 from experiments.checkpoints.networks import class_of, has_weights, network_config, network_folder
+from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
     check_precision,
@@ -181,9 +183,12 @@ def trajectories(
         for start in range(0, len(numbers), batch):
             samples = [clips.read(number, fields) for number in numbers[start : start + batch]]
             with torch.no_grad(), autocast(device, precision):
-                states = solved(samples).cpu().numpy().astype(stored)
-            for sample, one in zip(samples, states, strict=True):
-                arrays = {name: sample[name] for name in fields}
+                states = solved(samples)
+                keys = [sample["key"] for sample in samples]
+                require_sound(states, keys, teacher, name, partial(solved, samples))
+            trajectory = states.cpu().numpy().astype(stored)
+            for sample, one in zip(samples, trajectory, strict=True):
+                arrays = {field: sample[field] for field in fields}
                 yield sample["key"], {**arrays, "trajectory": one}, sample["info"]
 
     tar = samples_per_shard({**shapes, "trajectory": (len(kept), *clip_shape)})

@@ -9,6 +9,7 @@ clip in ``needs.prompts``. Clips longer than the training clips need a ``window`
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
+from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
     batches,
@@ -215,8 +217,11 @@ def generate_clips(
         for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
             text, frames = stack(samples, "text", device), conditioning.frames(samples)
+            inputs = text, Randomness(seed, 0, keys, device), frames
             with autocast(device, settings.precision):
-                clips = generate(text, Randomness(seed, 0, keys, device), frames)
+                clips = generate(*inputs)
+                again = partial(generate, *inputs)
+                require_sound(clips, keys, student, about["student"], again)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
                     writer.write(sample["key"], arrays, sample["info"])
