@@ -61,7 +61,7 @@ def pictures_in(folder, *names) -> list[np.ndarray]:
 
 
 def sampled(prompts, tmp_path, where) -> ShardReader:
-    run = tmp_path / "sample-00000000"
+    run = tmp_path / "sample"
     run.mkdir(parents=True, exist_ok=True)
     (tmp_path / "base-00000000").mkdir(exist_ok=True)
     (tmp_path / "base-00000000" / "done.json").write_text("{}")

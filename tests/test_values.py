@@ -96,7 +96,7 @@ def test_samples_that_are_nan_end_the_run_and_say_where_it_began(tmp_path):
     )
     with pytest.raises(ValueError, match=said):
         sampled(prompts, tmp_path, diverging(below=1.0))
-    assert not list((tmp_path / "sample-00000000").rglob("*.tar"))
+    assert not list((tmp_path / "sample").rglob("*.tar"))
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path):
@@ -116,7 +116,7 @@ def test_pairs_of_a_teacher_that_makes_nan_are_refused(tmp_path, past):
     clips = write(tmp_path / "clips", "clips")
     with pytest.raises(ValueError, match=r"'clip-0' \(and 1 more of 2\): what base generated is"):
         pairs_of(clips, tmp_path, diverging(below=0.9), past)
-    assert not list((tmp_path / "causal_pairs-00000000").rglob("*.tar"))
+    assert not list((tmp_path / "causal_pairs").rglob("*.tar"))
 
 
 def manifest():
