@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_exchange import published_weights, same, use, weights_in  # noqa: F401 - a fixture
+from test_exchange import published_weights, same, weights_in
 
 from experiments.checkpoints.wan_keys import to_diffusers, to_published
 
