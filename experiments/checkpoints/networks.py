@@ -12,7 +12,7 @@ from datamodules.values import fault
 from experiments.checkpoints import sampling_config
 from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
-from experiments.runs.signature import bind
+from experiments.runs.signature import bind, parameters_of
 from lightning_modules import networks
 from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.pipeline_folder import load_part, locate, read_config
@@ -115,6 +115,12 @@ def network_section(where: str | Path) -> dict[str, Any]:
     """A network's class and arguments as a recipe's section ``network`` would say them."""
     folder = network_folder(where)
     return {"class": class_of(folder).__name__, **network_config(folder)}
+
+
+def network_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor takes where a section ``network`` says nothing."""
+    parameters = parameters_of(network_class(section)).items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
 
 
 def class_of(folder: Path) -> type[nn.Module]:

@@ -29,7 +29,8 @@ from experiments.generation.generation import (
     check_precision,
     encoders_of,
     frozen,
-    require_autoencoder,
+    require_given,
+    require_usable,
     samples_per_shard,
     stack,
 )
@@ -55,6 +56,7 @@ def check(recipe: dict[str, Any]) -> None:
     settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
     check_precision(settings["precision"], "pairs")
+    require_given(recipe, "pairs.clip_shape", settings["clip_shape"])
     launch_of(recipe)
 
 
@@ -69,10 +71,10 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     device = prepare(recipe)
     settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
     clips = open_shards(folder.need("data") / "shards")
-    require_autoencoder("teacher", folder.need("teacher"), clips)
+    where, launch = folder.need("teacher"), launch_of(recipe)
+    require_usable("teacher", where, "pairs.clip_shape", settings["clip_shape"], clips)
     if settings["past"] == "causal":
         require(clips, latents=tuple(settings["clip_shape"]))
-    where, launch = folder.need("teacher"), launch_of(recipe)
     before_generation(
         where,
         clips,

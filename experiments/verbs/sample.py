@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
+from experiments.generation.codec import follow_autoencoder
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
 from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
@@ -24,7 +25,8 @@ from experiments.generation.generation import (
     check_precision,
     encoders_of,
     frozen,
-    require_autoencoder,
+    require_given,
+    require_usable,
     samples_per_shard,
     stack,
 )
@@ -138,7 +140,7 @@ class Sampling:
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    _settings(recipe)
+    require_given(recipe, "sample.clip_shape", _settings(recipe).clip_shape)
     launch_of(recipe)
 
 
@@ -146,9 +148,11 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Sample ``needs.student`` on the prompts of ``needs.prompts``."""
     device, settings = prepare(recipe), _settings(recipe)
     prompts = open_shards(folder.need("prompts") / "shards")
-    require_autoencoder("student", folder.need("student"), prompts)
+    follow_autoencoder(prompts, folder)
+    where = folder.need("student")
+    require_usable("student", where, "sample.clip_shape", settings.clip_shape, prompts)
     before_generation(
-        folder.need("student"),
+        where,
         prompts,
         launch_of(recipe),
         device,
@@ -161,7 +165,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         window=settings.window,
         pixels=settings.save != "latents" or "pictures" in recipe["needs"],
     )
-    student = frozen(folder.need("student"), device, settings.precision)
+    student = frozen(where, device, settings.precision)
     generate_clips(
         accelerated(student, launch_of(recipe), device),
         prompts,
