@@ -17,7 +17,7 @@ from experiments.launch.execute import execute
 from experiments.runs import contents
 from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder
-from experiments.runs.recipe import Library, resolve, run_name
+from experiments.runs.recipe import Library, Resolver, resolve, run_name
 from experiments.runs.unchanged import check_contents
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -289,3 +289,22 @@ def test_looking_costs_little(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pread", counted)
     assert fingerprint(folder)
     assert read < 1e6
+
+
+def test_manifests_name_what_was_used_and_not_where_it_lay(tmp_path):
+    path = weights(tmp_path / "F")
+    assert made(tmp_path, path).identity("student") == fingerprint(path)
+    run = resolve("join", "tiny", {}, LIBRARY)
+    assert RunFolder.create(run, tmp_path).identity("student") == run.needs["student"].name
+
+
+def test_sources_may_be_deleted_after_use(tmp_path):
+    """As raw videos are, which take terabytes; the runs made of them keep their names."""
+    path, runs = weights(tmp_path / "F"), tmp_path / "runs"
+    before = made(tmp_path, path)
+    shutil.rmtree(path)
+    settings = {"needs.student": {"folder": str(path)}}
+    assert Resolver("tiny", LIBRARY, runs).resolve("join", settings).name == before.name
+    assert Resolver("tiny", LIBRARY, tmp_path / "x").resolve("join", settings).name != before.name
+    weights(path, seed=1)
+    assert Resolver("tiny", LIBRARY, runs).resolve("join", settings).name != before.name

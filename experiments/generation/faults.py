@@ -15,14 +15,14 @@ def require_sound(
     clips: Tensor,
     keys: Sequence[str],
     network: nn.Module,
-    where: str,
+    role: str,
     again: Callable[[], Any],
 ) -> None:
     """Refuse clips that are not finite, out of range or constant.
 
     Args:
         clips: ``[B, ...]``, with one key each.
-        network: that made them, from ``where``.
+        network: that made them, the ``role`` of the run.
         again: makes them once more, to find out at which call of the network it began.
 
     Raises:
@@ -35,8 +35,8 @@ def require_sound(
     key, why = next(iter(faults.items()))
     others = f" (and {len(faults) - 1} more of {len(keys)})" if len(faults) > 1 else ""
     raise ValueError(
-        f"sample {key!r}{others}: what {where} generated is {why}; {_first_call(network, again)};"
-        f" {_weights(network)}. Nothing of this batch is stored"
+        f"sample {key!r}{others}: what the {role} generated is {why};"
+        f" {_first_call(network, again)}; {_weights(network)}. Nothing of this batch is stored"
     )
 
 

@@ -13,7 +13,9 @@ A fingerprint reads little, also of a network of 14 billion parameters:
     videos, archives        nothing: a folder of videos is a supply from which a curation chooses,
                             and may grow or be mended; the set that is made lists what was taken
 
-What is not there (yet, or any more) and what is in the hub is known by its name alone.
+What is in the hub, or not there yet, is known by its name alone. What is not there any more keeps
+the content that runs in the same folder have seen (``runs/contents.json``): raw videos take
+terabytes and are deleted when they are curated, and what was made of them is still that.
 
 No heavy imports: sweeps are planned without torch.
 """
@@ -24,10 +26,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from datamodules.atomic import write_text
+
+MEMORY = "contents.json"
 SUFFIXES = (
     ".safetensors", ".json", ".jsonl", ".model", ".txt", ".csv", ".tsv", ".yaml", ".mdb", ".npy",
     ".npz", ".pt", ".png", ".jpg", ".jpeg", ".webp",
@@ -61,6 +66,21 @@ def hub_revision(where: str | Path) -> str | None:
 
     ref = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
     return ref.read_text().strip() if ref.is_file() else None
+
+
+def remembered(runs: Path) -> dict[str, str]:
+    """Fingerprints by absolute path, as they were when the runs of this folder were made."""
+    try:
+        return json.loads((runs / MEMORY).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def remember(runs: Path, found: Mapping[str, str]) -> None:
+    """Add to what is `remembered`."""
+    known = remembered(runs)
+    if found.items() - known.items():
+        write_text(runs / MEMORY, json.dumps(known | dict(found), indent=1, sort_keys=True))
 
 
 def _of_folder(folder: Path, top: Path, depth: int = 0) -> Iterator[tuple[str, str]]:

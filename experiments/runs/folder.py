@@ -31,6 +31,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from datamodules.atomic import write_text
+from experiments.runs.contents import remember
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
 from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
@@ -64,6 +65,8 @@ class RunFolder:
         never under the hands of a process that works on the run, or will when Slurm starts it.
         """
         folder = cls(runs / run.name)
+        if known := run.recipe.get("contents"):
+            remember(runs, {run.recipe["needs"][role]: found for role, found in known.items()})
         if folder.done:
             folder._follow_moved(run.recipe)
             return folder
@@ -137,6 +140,11 @@ class RunFolder:
         if (folder.path / "recipe.yaml").is_file():
             _ = folder.recipe  # refuses a changed one
         return folder.path
+
+    def identity(self, role: str) -> str:
+        """A need as manifests name it: a run's name, else the content of its path, if known."""
+        where = self.recipe["needs"][role]
+        return self.recipe.get("contents", {}).get(role, Path(where).name)
 
     def closure(self) -> list[RunFolder]:
         """The runs behind this one and itself; a need comes before what needs it."""

@@ -95,11 +95,15 @@ def resolve(
 class Resolver:
     """Resolves many recipes of one scale; equal requests share one Run.
 
+    ``runs`` is the folder of their runs, which remembers paths that are not there any more.
+
     Raises ValueError naming file, key and nearest valid name for anything a recipe or an override
     gets wrong, FileNotFoundError with the existing names for an unknown recipe or scale.
     """
 
-    def __init__(self, scale: str, library: Library | None = None) -> None:
+    def __init__(
+        self, scale: str, library: Library | None = None, runs: Path | None = None
+    ) -> None:
         self.library = library or Library()
         self.scale = scale
         self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
@@ -108,6 +112,7 @@ class Resolver:
         self._recipes: dict[str, dict[str, Any]] = {}
         self._memo: dict[tuple[str, int, str], Run] = {}
         self._contents: dict[str, str | None] = {}  # by path: each is looked at once
+        self._remembered = contents.remembered(runs) if runs else {}
 
     def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
         return self._resolve(recipe, self._tree, flatten(settings or {}), ())
@@ -166,7 +171,8 @@ class Resolver:
 
     def _content(self, path: str) -> str | None:
         if path not in self._contents:
-            self._contents[path] = contents.fingerprint(path)
+            before = self._remembered.get(str(Path(path).absolute()))
+            self._contents[path] = contents.fingerprint(path) or before
         return self._contents[path]
 
     def _check_slurm(self) -> None:

@@ -89,7 +89,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     )
     return trajectories(
         teacher=accelerated(frozen(where, device, settings["precision"]), launch, device),
-        name=where.name,
+        name=folder.identity("teacher"),
         weights=_identity(network_folder(where)),
         clips=clips,
         seed=recipe["seed"],
@@ -187,7 +187,7 @@ def trajectories(
             with torch.no_grad(), autocast(device, precision):
                 states = solved(samples)
                 keys = [sample["key"] for sample in samples]
-                require_sound(states, keys, teacher, name, partial(solved, samples))
+                require_sound(states, keys, teacher, "teacher", partial(solved, samples))
             trajectory = states.cpu().numpy().astype(stored)
             for sample, one in zip(samples, trajectory, strict=True):
                 arrays = {field: sample[field] for field in fields}

@@ -207,7 +207,7 @@ def generate_clips(
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
     fields = ["text", *conditioning.fields]
-    about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
+    about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
     writer = ShardWriter(
@@ -225,7 +225,7 @@ def generate_clips(
             with autocast(device, settings.precision):
                 clips = generate(*inputs)
                 again = partial(generate, *inputs)
-                require_sound(clips, keys, student, about["student"], again)
+                require_sound(clips, keys, student, "student", again)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
                     writer.write(sample["key"], arrays, sample["info"])

@@ -96,11 +96,12 @@ def load_sweep(
     seeds: Sequence[int] = (0,),
     library: Library | None = None,
     settings: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
 ) -> Sweep:
     """Expand a sweep: a name in this folder, or a path to a YAML file.
 
-    ``settings`` override every cell's own. Raises FileNotFoundError and ValueError with file,
-    cell and cure.
+    ``settings`` override every cell's own; ``runs`` is where its runs live (`Resolver`). Raises
+    FileNotFoundError and ValueError with file, cell and cure.
     """
     path = Path(sweep)
     if path.suffix not in (".yaml", ".yml"):
@@ -109,9 +110,9 @@ def load_sweep(
     title, table = tree.get("title", ""), tree.get("table") or {}
     given = [tree.get("settings") or {}, settings or {}]
     if "sweeps" in tree:
-        cells = _joined(tree["sweeps"], seeds, library, given)
+        cells = _joined(tree["sweeps"], seeds, library, given, runs)
         return Sweep(path.stem, "", list(seeds), cells, title, table)
-    resolver = Resolver(scale, library)
+    resolver = Resolver(scale, library, runs)
     cells = [
         Cell(labels, _runs(resolver, path, group["runs"], labels, given))
         for seed in seeds
@@ -123,14 +124,18 @@ def load_sweep(
 
 
 def _joined(
-    parts: list[dict], seeds: Sequence[int], library: Library | None, given: list[Mapping[str, Any]]
+    parts: list[dict],
+    seeds: Sequence[int],
+    library: Library | None,
+    given: list[Mapping[str, Any]],
+    runs: Path | None,
 ) -> list[Cell]:
     """The cells of several sweeps, each with the labels that tell its sweep from the others."""
     settings = flatten(given[0]) | flatten(given[1])
     return [
         Cell(part.get("labels", {}) | cell.labels, cell.runs)
         for part in parts
-        for cell in load_sweep(part["sweep"], part["scale"], seeds, library, settings).cells
+        for cell in load_sweep(part["sweep"], part["scale"], seeds, library, settings, runs).cells
     ]
 
 
