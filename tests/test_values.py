@@ -1,16 +1,21 @@
 """What is generated, trained or imported is looked at before it is stored."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from minimal import draw, network
+from test_older_runs import BEGUN, RUN
 from test_pairs import made as pairs_of
 from test_sample import sampled, write
 
 from datamodules.shards.reader import ShardWriter
 from datamodules.values import LARGEST, fault
+from experiments.__main__ import main
 from experiments.checkpoints.networks import load_network
 from experiments.generation.outputs import Saver
+from experiments.verbs import fit
 from lightning_modules.networks.encoders import PatchTransform
 
 NAN, INF = float("nan"), float("inf")
@@ -141,3 +146,17 @@ def test_decoded_pixels_are_looked_at_before_a_file_is_written(tmp_path, how):
         saver.arrays([sample], clips + NAN)
     assert not list(tmp_path.rglob("*.mp4"))
     assert saver.arrays([sample], clips)
+
+
+def test_a_student_that_is_nan_is_not_handed_on(tmp_path, monkeypatch, capsys):
+    """Training may end so after its last loss was finite."""
+
+    def train(module, *_):
+        next(module.student.parameters()).data.view(-1)[0] = NAN
+        return True
+
+    shutil.copytree(BEGUN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(fit, "_train", train)
+    assert main(["fit", str(tmp_path / RUN)]) == 1
+    assert f"{RUN} is not handed on: student." in capsys.readouterr().err
+    assert not (tmp_path / RUN / "student").exists()
