@@ -109,7 +109,7 @@ def test_a_network_that_does_not_fit_the_data(tmp_path):
 )
 def test_every_verb_asks_before_its_needs_are_made(tmp_path, recipe, module, role, section):
     settings = {f"needs.{role}": {"folder": str(wan(tmp_path / "wide", in_channels=36))}}
-    with pytest.raises(ValueError, match=f"the {role} takes 36 channels"):
+    with pytest.raises(ValueError, match=f"the {role} {tmp_path}/wide takes 36 channels"):
         module.check(resolve(recipe, "tiny", settings).recipe)
     settings = {f"needs.{role}": {"folder": str(wan(tmp_path / "good"))}}
     module.check(resolve(recipe, "tiny", settings).recipe)

@@ -184,7 +184,7 @@ def require_usable(
     role: str, where: Path, key: str, clip_shape: Sequence[int], shards: ShardReader
 ) -> None:
     """`require_network` and `require_autoencoder` of a network that is there."""
-    require_network(role, network_section(where), key, clip_shape, shards)
+    require_network(f"{role} {where}", network_section(where), key, clip_shape, shards)
     require_autoencoder(role, where, shards)
 
 
@@ -196,7 +196,7 @@ def require_given(recipe: Mapping[str, Any], key: str, clip_shape: Sequence[int]
     """
     for role, where in recipe["needs"].items():
         if role in ROLES and Path(where).is_dir() and not RUN_NAME.fullmatch(where):
-            require_network(role, network_section(where), key, clip_shape)
+            require_network(f"{role} {where}", network_section(where), key, clip_shape)
 
 
 def encoders_of(shards: ShardReader) -> dict[str, Any]:
