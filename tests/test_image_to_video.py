@@ -168,7 +168,7 @@ def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given
         told.append(pixels)
         raise MemoryError
 
-    for name in ("open_shards", "require_autoencoder"):
+    for name in ("open_shards", "require_usable", "follow_autoencoder"):
         monkeypatch.setattr(verb, name, lambda *_: None)
     monkeypatch.setattr(verb, "before_generation", count)
     recipe = resolve(
