@@ -103,7 +103,7 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     settings = parse_settings(chosen.settings)
     path = Path(chosen.what)
     if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
-        resolver = Resolver(chosen.scale, library)
+        resolver = Resolver(chosen.scale, library, runs)
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")

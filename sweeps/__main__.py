@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
     runs = runs_dir(chosen.runs)
     try:
         if chosen.what == "run":
-            return _run(load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library), runs, chosen)
+            return _run(_planned(chosen, runs, library), runs, chosen)
         _print(chosen, runs, library)
         sys.stdout.flush()
     except (ValueError, FileNotFoundError) as error:
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
         return 1
     return 0
+
+
+def _planned(chosen: argparse.Namespace, runs: Path, library: Library | None) -> Sweep:
+    return load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library, runs=runs)
 
 
 def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
@@ -60,7 +64,7 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
         return
     from sweeps.run import status
 
-    sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
+    sweep = _planned(chosen, runs, library)
     if chosen.what == "plan":
         status.print_plan(sweep, runs)
     elif chosen.watch:

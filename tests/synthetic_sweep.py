@@ -129,7 +129,8 @@ def _shards(folder: Path, badness: float) -> None:
             noise = rng.normal(0, 6 * badness, video.shape)
             video = np.clip(video + noise, 0, 255).astype(np.uint8)
             caption = f"a {number} moving right, slowly"
-            arrays = {"video": video, "latents": np.zeros((FRAMES, 1, 1, 1), np.float16)}
+            latents = np.arange(FRAMES, dtype=np.float16).reshape(FRAMES, 1, 1, 1)
+            arrays = {"video": video, "latents": latents}
             arrays["text"] = np.zeros((1, 1), np.float16)
             writer.write(f"{number:06d}", arrays, {"caption": caption})
 

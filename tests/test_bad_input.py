@@ -205,7 +205,7 @@ def test_latents_of_other_channels(runs, refuse, tmp_path):
     assert "manifest.json says latents [4, 3, 4, 4], the recipe wants [4, 4, 4, 4]" in said
     student = f"needs.student={{folder: {finished(runs, 'base')}}}"
     said = refuse(runs, "fit", STAGE1, data, student, "clip_shape=[4,3,4,4]")
-    assert "latent channels 3, but the student was made for 4" in said
+    assert "stage.clip_shape: 3 channels, but the student " in said and "was made for 4" in said
 
 
 def test_clips_of_another_length(runs, refuse):
@@ -275,7 +275,7 @@ def test_checkpoint_of_other_data(refuse, tmp_path):
     shutil.rmtree(clips / "shards")
     shutil.move(tmp_path / "clips" / "shards", clips)
     said = refuse(runs, "fit", STAGE1)
-    assert "the checkpoint was made with data shards=" in said and "start a new run" in said
+    assert f"{clips}: replaced since stage1" in said and "Put back what was there" in said
 
 
 @pytest.mark.parametrize("hurt", ["config", "weights", "cut"])

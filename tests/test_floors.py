@@ -10,12 +10,8 @@ from import_graph import PACKAGES, circles, files, imports, rooms, upward
 ROOT = Path(__file__).parent.parent
 # The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
-    "lightning_modules": [
-        ["ranges"],
-        ["diffusion", "networks"],
-        ["training"],
-    ],  # stages: on top of these
-    "datamodules": [["atomic", "order", "curation"], ["shards"], ["video"]],
+    "lightning_modules": [["ranges"], ["diffusion", "networks"], ["training"]],  # then: stages
+    "datamodules": [["atomic", "order", "values"], ["curation"], ["shards"], ["video"]],
     "experiments": [
         ["runs"],
         ["checkpoints", "metrics"],
@@ -37,7 +33,8 @@ BELOW = {
     "sweeps/report": ["experiments.runs", "datamodules.atomic", "datamodules.shards.reader"],
     "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
 }
-LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py", "experiments/__init__.py", "experiments/__main__.py",
+LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py",
+         "experiments/__init__.py", "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
          "experiments/launch/__init__.py", "experiments/launch/execute.py",
          "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",

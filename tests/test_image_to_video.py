@@ -61,7 +61,7 @@ def pictures_in(folder, *names) -> list[np.ndarray]:
 
 
 def sampled(prompts, tmp_path, where) -> ShardReader:
-    run = tmp_path / "sample-00000000"
+    run = tmp_path / "sample"
     run.mkdir(parents=True, exist_ok=True)
     (tmp_path / "base-00000000").mkdir(exist_ok=True)
     (tmp_path / "base-00000000" / "done.json").write_text("{}")
@@ -168,7 +168,7 @@ def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given
         told.append(pixels)
         raise MemoryError
 
-    for name in ("open_shards", "require_autoencoder"):
+    for name in ("open_shards", "require_usable", "follow_autoencoder"):
         monkeypatch.setattr(verb, name, lambda *_: None)
     monkeypatch.setattr(verb, "before_generation", count)
     recipe = resolve(

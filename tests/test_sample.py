@@ -39,7 +39,7 @@ def write(folder, kind):
 
 
 def sampled(prompts, tmp_path, student, **settings) -> torch.Tensor:
-    run = tmp_path / "sample-00000000"
+    run = tmp_path / "sample"
     run.mkdir(parents=True)
     (tmp_path / "base-00000000").mkdir()
     (tmp_path / "base-00000000" / "done.json").write_text("{}")

@@ -11,7 +11,6 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from settings import ranges
 
 from experiments.launch.execute import verb_module
 from experiments.launch.stages import given_to, stage_class
@@ -19,7 +18,7 @@ from experiments.runs import signature
 from experiments.runs.files import load
 from experiments.runs.recipe import Library, Resolver, parse_settings, recipes, resolve
 from experiments.runs.signature import bind, settable
-from lightning_modules import networks, stages
+from lightning_modules import networks, ranges, stages
 from lightning_modules.ranges import is_restricted, range_in_words
 
 TYPES = {name: kind for name, kind in vars(ranges).items() if is_restricted(kind)}

@@ -26,6 +26,7 @@ from datamodules.shards.npy_tar import (
     sha256,
     without_padding,
 )
+from datamodules.values import VARIED, fault
 
 Fields = dict[str, dict[str, Any]]  # name -> shape and dtype
 Note = dict[str, Any]
@@ -72,6 +73,9 @@ class ShardFile:
         if not isinstance(info.get("caption"), str):
             raise ValueError(f"sample {key!r}: info needs a 'caption' string")
         self._check_fields(key, arrays)
+        for name, array in arrays.items():
+            if why := fault(array, name in VARIED):
+                raise ValueError(f"sample {key!r} for {self.folder}: {name} is {why}")
         stored = {
             name: without_padding(array) if name in PADDED else array
             for name, array in arrays.items()

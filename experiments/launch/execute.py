@@ -36,6 +36,7 @@ from experiments.launch.ranks.topology import Topology, ranks_here, topology_of,
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import revision, versions
 from experiments.runs.recipe import config_hash
+from experiments.runs.unchanged import check_contents
 
 HEARTBEAT_S = 5.0
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def _execute(
         # Imported before seeding, so that the first run of a process is like any other.
         with _logged(folder.path / "log.txt"), _failing(folder):
             log.info("%s starts (process %d)", folder.name, os.getpid())
+            check_contents(folder)
             module = verb_module(folder.recipe["verb"], package)
         # Once more: libraries imported since have loggers that do not propagate.
         logged = _logged(folder.path / "log.txt")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.atomic import write_text
+from experiments.runs.contents import remember
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
 from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
@@ -63,7 +64,10 @@ class RunFolder:
         never under the hands of a process that works on the run, or will when Slurm starts it.
         """
         folder = cls(runs / run.name)
+        if known := run.recipe.get("contents"):
+            remember(runs, {run.recipe["needs"][role]: found for role, found in known.items()})
         if folder.done:
+            folder._follow_moved(run.recipe)
             return folder
         file, recipe = folder.path / "recipe.yaml", dump_yaml(run.recipe)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -71,6 +75,13 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             write_text(file, recipe)
         return folder
+
+    def _follow_moved(self, now: Mapping[str, Any]) -> None:
+        """Note where the same content lies now, for those who look for it through this run."""
+        if "contents" in now and self.recipe["needs"] != now["needs"]:
+            moved = self.recipe | {"needs": now["needs"]}
+            write_text(self.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(moved)))
+            self.__dict__["recipe"] = moved
 
     @classmethod
     def of_recipe(cls, file: Path, runs: Path) -> RunFolder:
@@ -88,8 +99,20 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe, a plain tree."""
-        return read_resolved(self.path / "recipe.yaml")
+        """The resolved recipe, a plain tree.
+
+        Raises:
+            ValueError: it is not the recipe that the folder is named after.
+        """
+        file = self.path / "recipe.yaml"
+        recipe = read_resolved(file)
+        if RUN_NAME.fullmatch(self.name) and run_name(recipe) != self.name:
+            raise ValueError(
+                f"{file}: has been changed: its settings are those of {run_name(recipe)}, not of"
+                f" {self.name}. Only launch may be edited; put the rest back, or give other"
+                " settings to the recipe's name, which makes a run of its own"
+            )
+        return recipe
 
     @property
     def needs(self) -> dict[str, RunFolder]:
@@ -102,8 +125,9 @@ class RunFolder:
         """Where a need's results are: a run folder beside this one, or a path or hub id as given,
         with ``~`` expanded.
 
-        A run must be done. Raises KeyError for a role the recipe does not have (our mistake) and
-        FileNotFoundError for a run that is not there yet.
+        A run must be done. Raises KeyError for a role the recipe does not have (our mistake),
+        FileNotFoundError for a run that is not there yet, ValueError for one whose recipe.yaml has
+        been changed.
         """
         where = self.recipe["needs"][role]
         if not RUN_NAME.fullmatch(where):
@@ -113,7 +137,14 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{self.name}: its {role} {where} is {folder.state()}, not done"
             )
+        if (folder.path / "recipe.yaml").is_file():
+            _ = folder.recipe  # refuses a changed one
         return folder.path
+
+    def identity(self, role: str) -> str:
+        """A need as manifests name it: a run's name, else the content of its path, if known."""
+        where = self.recipe["needs"][role]
+        return self.recipe.get("contents", {}).get(role, Path(where).name)
 
     def closure(self) -> list[RunFolder]:
         """The runs behind this one and itself; a need comes before what needs it."""

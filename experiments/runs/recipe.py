@@ -13,7 +13,8 @@ changes this run alone, and reaches a need only where the recipe passes it on
 (``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). Undeclared keys are refused.
 
 A run is named ``<recipe>-<8 hex>``; the hash covers the resolved recipe with its needs replaced by
-their names, and leaves ``launch`` out, which holds what cannot change a result.
+their names, or by the content of a path (`contents.py`), and leaves ``launch`` out, which holds
+what cannot change a result.
 
 Only OmegaConf is imported here: a sweep is planned and ``--help`` answered without torch.
 """
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.runs import contents
 from experiments.runs.config import (
     check_sections,
     fixed,
@@ -59,7 +61,8 @@ class Run:
     """A recipe with everything resolved.
 
     ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
-    paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role.
+    paths and hub ids (which always hold a "/"). Its ``contents``, if it has any, are the
+    fingerprints of paths, by role. ``needs`` holds the runs among the needs by role.
     ``expected_s`` is the scale's hint of the run's wall time in seconds
     (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
     asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
@@ -97,11 +100,15 @@ def resolve(
 class Resolver:
     """Resolves many recipes of one scale; equal requests share one Run.
 
+    ``runs`` is the folder of their runs, which remembers paths that are not there any more.
+
     Raises ValueError naming file, key and nearest valid name for anything a recipe or an override
     gets wrong, FileNotFoundError with the existing names for an unknown recipe or scale.
     """
 
-    def __init__(self, scale: str, library: Library | None = None) -> None:
+    def __init__(
+        self, scale: str, library: Library | None = None, runs: Path | None = None
+    ) -> None:
         self.library = library or Library()
         self.scale = scale
         self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
@@ -109,6 +116,8 @@ class Resolver:
         self._check_slurm()
         self._recipes: dict[str, dict[str, Any]] = {}
         self._memo: dict[tuple[str, int, str], Run] = {}
+        self._contents: dict[str, str | None] = {}  # by path: each is looked at once
+        self._remembered = contents.remembered(runs) if runs else {}
 
     def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
         return self._resolve(recipe, self._tree, flatten(settings or {}), ())
@@ -153,19 +162,30 @@ class Resolver:
         # Overrides of the scale reach every need: `scale` contains them already.
         needs: dict[str, Run] = {}
         names: dict[str, str] = {}
+        found: dict[str, str] = {}
         for role, spec in resolved.pop("needs").items():
             if spec is None:
                 continue
             behind, rest = _need(role, spec, file)
             if behind is None:
                 names[role] = rest
+                if content := self._content(rest):
+                    names[role], found[role] = str(Path(rest).absolute()), content
                 continue
             run = self._resolve(behind, scale, flatten(rest), (*above, name))
             needs[role], names[role] = run, run.name
         resolved["needs"] = names
+        if found:
+            resolved["contents"] = found
         run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
+
+    def _content(self, path: str) -> str | None:
+        if path not in self._contents:
+            before = self._remembered.get(str(Path(path).absolute()))
+            self._contents[path] = contents.fingerprint(path) or before
+        return self._contents[path]
 
     def _check_slurm(self) -> None:
         """Keys of ``launch.slurm`` must be "default" or existing recipes."""
@@ -198,8 +218,14 @@ def run_name(resolved: Mapping[str, Any]) -> str:
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a resolved recipe without ``launch``."""
-    content = {key: value for key, value in resolved.items() if key != "launch"}
+    """SHA-256 of the canonical JSON of a resolved recipe without ``launch``.
+
+    A path whose content is known counts as that content.
+    """
+    content = {k: value for k, value in resolved.items() if k not in ("launch", "contents")}
+    if known := resolved.get("contents"):
+        named = {role: f"content {digest}" for role, digest in known.items()}
+        content["needs"] = content["needs"] | named
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 

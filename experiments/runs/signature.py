@@ -1,8 +1,9 @@
 """Binds a section of a recipe to the function or constructor that it configures.
 
-The signature is the schema: jsonargparse checks types and ranges (`lightning_modules.ranges`) and converts
-values (a list to a tuple, a string to a Path). What the recipe does not set must have a default in
-the signature or be passed by the verb (``given``), such as a network that has been built already.
+The signature is the schema: jsonargparse checks types and ranges (`lightning_modules/ranges.py`)
+and converts values (a list to a tuple, a string to a Path). What the recipe does not set must have
+a default in the signature or be passed by the verb (``given``), such as a network that has been
+built already.
 """
 
 from __future__ import annotations

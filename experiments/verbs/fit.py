@@ -1,6 +1,7 @@
 """``fit``: train a stage on a shard set, resuming if interrupted, and hand its result on."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch import nn
 
 from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
 from callbacks.progress import Progress
@@ -18,12 +18,22 @@ from callbacks.sample_clips import Panel, SampleClips
 from callbacks.student_ema import StudentEMA
 from datamodules.shards.reader import open_shards
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, bf16, check_network, fresh_network, load_network
-from experiments.generation.codec import autoencoder_of
+from experiments.checkpoints.networks import (
+    ROLES,
+    bf16,
+    check_network,
+    fresh_network,
+    load_network,
+    network_section,
+    unfit_weight,
+)
+from experiments.generation.codec import autoencoder_of, follow_autoencoder
 from experiments.generation.generation import (
     autocast,
     check_precision,
     require_autoencoder,
+    require_given,
+    require_network,
     require_same_encoders,
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
@@ -74,6 +84,10 @@ def check(recipe: dict[str, Any]) -> None:
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
+    if shape := recipe["stage"].get("clip_shape"):
+        require_given(recipe, "stage.clip_shape", shape)
+        if "network" in recipe:
+            require_network("student", recipe["network"], "stage.clip_shape", shape)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
@@ -109,11 +123,10 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         return  # rank 0 hands on
     if "held_out" in recipe["needs"]:  # a stage with a gate is evaluated before hand-off
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
-    if ema is None:
+    with nullcontext() if ema is None else ema.swapped(module):
+        if unfit := unfit_weight(module.named_parameters()):
+            raise ValueError(f"{folder.name} is not handed on: {unfit}; lower the learning rate")
         module.hand_off(folder.path)
-    else:
-        with ema.swapped(module):
-            module.hand_off(folder.path)
 
 
 def _micro_batches(training: Training, launch: Launch) -> int:
@@ -125,13 +138,17 @@ def _build(
 ) -> LightningModule:
     _require(kind, stage_settings(recipe), data)
     needed = {role: folder.need(role) for role in ROLES if role in recipe["needs"]}
+    sections = {role: network_section(where) for role, where in needed.items()}
+    if "network" in recipe:
+        sections["student"] = recipe["network"]
+    for role, section in sections.items():
+        shape = recipe["stage"]["clip_shape"]
+        require_network(role, section, "stage.clip_shape", shape, data.shards)
     for role, where in needed.items():
         require_autoencoder(role, where, data.shards)
     networks = {role: load_network(where) for role, where in needed.items()}
     if "network" in recipe:
         networks["student"] = fresh_network(recipe["network"], recipe["seed"])
-    for role, network in networks.items():
-        _require_network(role, network, data)
     times = data.manifest.get("times")
     return build_stage(recipe, networks, negative=data.negative, times=times)
 
@@ -144,21 +161,6 @@ def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> Non
         data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
         if kind.past == "causal":  # each block was generated given the blocks before it
             data.require(blocks=list(partition(settings["blocks"], settings["clip_shape"][0])))
-
-
-def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
-    """Text and latents of the data must have the widths of the network."""
-    shapes = {name: entry["shape"] for name, entry in data.manifest["fields"].items()}
-    facts = {
-        "latent channels": (shapes.get("latents", [0, None])[1], network.config.in_channels),
-        "text width": (shapes.get("text", [None])[-1], network.config.text_dim),
-    }
-    for what, (found, wanted) in facts.items():
-        if found is not None and found != wanted:
-            raise ValueError(
-                f"{data.shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
-                f" for {wanted}; curate with the encoders the {role} was trained with"
-            )
 
 
 def _spare_memory(module: LightningModule, launch: Launch, training: Training) -> None:
@@ -228,6 +230,7 @@ def _panel(
 ) -> SampleClips:
     """Callback that samples the first held-out prompts at intervals, next to real clips if any."""
     shards = open_shards(folder.need("panel") / "shards")
+    follow_autoencoder(shards, folder)
     fields = [name for name in ("text", "video") if name in shards.fields]
     samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]
     stacked = {

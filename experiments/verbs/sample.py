@@ -9,20 +9,24 @@ clip in ``needs.prompts``. Clips longer than the training clips need a ``window`
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
+from experiments.generation.codec import follow_autoencoder
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
+from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
     batches,
     check_precision,
     encoders_of,
     frozen,
-    require_autoencoder,
+    require_given,
+    require_usable,
     samples_per_shard,
     stack,
 )
@@ -146,7 +150,7 @@ class Sampling:
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    _settings(recipe)
+    require_given(recipe, "sample.clip_shape", _settings(recipe).clip_shape)
     launch_of(recipe)
 
 
@@ -154,9 +158,11 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Sample ``needs.student`` on the prompts of ``needs.prompts``."""
     device, settings = prepare(recipe), _settings(recipe)
     prompts = open_shards(folder.need("prompts") / "shards")
-    require_autoencoder("student", folder.need("student"), prompts)
+    follow_autoencoder(prompts, folder)
+    where = folder.need("student")
+    require_usable("student", where, "sample.clip_shape", settings.clip_shape, prompts)
     before_generation(
-        folder.need("student"),
+        where,
         prompts,
         launch_of(recipe),
         device,
@@ -169,7 +175,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         window=settings.window,
         pixels=settings.save != "latents" or "pictures" in recipe["needs"],
     )
-    student = frozen(folder.need("student"), device, settings.precision)
+    student = frozen(where, device, settings.precision)
     generate_clips(
         accelerated(student, launch_of(recipe), device),
         prompts,
@@ -211,7 +217,7 @@ def generate_clips(
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
     fields = ["text", *conditioning.fields]
-    about = {"sampler": settings.sampler, "student": folder.need("student").name, "seed": seed}
+    about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
     writer = ShardWriter(
@@ -225,8 +231,11 @@ def generate_clips(
         for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
             keys = [sample["key"] for sample in samples]
             text, frames = stack(samples, "text", device), conditioning.frames(samples)
+            inputs = text, Randomness(seed, 0, keys, device), frames
             with autocast(device, settings.precision):
-                clips = generate(text, Randomness(seed, 0, keys, device), frames)
+                clips = generate(*inputs)
+                again = partial(generate, *inputs)
+                require_sound(clips, keys, student, "student", again)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
                     writer.write(sample["key"], arrays, sample["info"])

@@ -30,9 +30,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +97,24 @@ def load_sweep(
     seeds: Sequence[int] = (0,),
     library: Library | None = None,
     settings: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
 ) -> Sweep:
     """Expand a sweep: a name in this folder, or a path to a YAML file.
 
-    ``settings`` override every cell's own. Raises FileNotFoundError and ValueError with file,
-    cell and cure.
+    ``settings`` override every cell's own; ``runs`` is where its runs live (`Resolver`). Raises
+    FileNotFoundError and ValueError with file, cell and cure.
     """
-    return _load(Path(sweep), scale, seeds, library, settings or {}, ())
+    resolver_of = partial(Resolver, library=library, runs=runs)
+    return _load(Path(sweep), scale, seeds, settings or {}, (), resolver_of)
 
 
 def _load(
     path: Path,
     scale: str,
     seeds: Sequence[int],
-    library: Library | None,
     settings: Mapping[str, Any],
     above: tuple[Path, ...],
+    resolver_of: Callable[[str], Resolver],
 ) -> Sweep:
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{path}.yaml"
@@ -122,9 +124,9 @@ def _load(
     title, table = tree.get("title", ""), tree.get("table") or {}
     given = [tree.get("settings", {}), settings]
     if "sweeps" in tree:
-        cells = _joined(tree["sweeps"], seeds, library, given, (*above, path))
+        cells = _joined(tree["sweeps"], seeds, given, (*above, path), resolver_of)
         return Sweep(path.stem, "", list(seeds), cells, title, table)
-    resolver = Resolver(scale, library)
+    resolver = resolver_of(scale)
     for number, group in enumerate(tree["cells"]):
         known = sorted(file.stem for file in resolver.library.scales.glob("*.yaml"))
         if unknown := [name for name in group.get("scales", []) if name not in known]:
@@ -143,16 +145,18 @@ def _load(
 def _joined(
     parts: list[dict],
     seeds: Sequence[int],
-    library: Library | None,
     given: list[Mapping[str, Any]],
     above: tuple[Path, ...],
+    resolver_of: Callable[[str], Resolver],
 ) -> list[Cell]:
     """The cells of several sweeps, each with the labels that tell its sweep from the others."""
     settings = flatten(given[0]) | flatten(given[1])
     return [
         Cell(part.get("labels", {}) | cell.labels, cell.runs)
         for part in parts
-        for cell in _load(Path(part["sweep"]), part["scale"], seeds, library, settings, above).cells
+        for cell in _load(
+            Path(part["sweep"]), part["scale"], seeds, settings, above, resolver_of
+        ).cells
     ]
 
 

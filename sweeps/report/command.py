@@ -54,7 +54,7 @@ def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | N
         FileNotFoundError: no such sweep, scale or table.
         ValueError: a result file cannot be read (it is named).
     """
-    planned = load_sweep(sweep, scale, seeds)
+    planned = load_sweep(sweep, scale, seeds, runs=runs_dir)
     name = f"{planned.name}-{planned.scale}" if planned.scale else planned.name
     folder = out or runs_dir / "tables" / name
     show(write(planned, runs_dir, folder), folder)

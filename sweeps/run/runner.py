@@ -102,6 +102,7 @@ class Runner:
         for name, run in self.sweep.runs.items():
             folder = RunFolder(self.runs_dir / name)
             if folder.done:
+                RunFolder.create(run, self.runs_dir)  # notes where paths lie now
                 self._done.add(name)
                 self.outcome.found_done.append(name)
             elif folder.failure() and not self.retry and not folder.running():

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from datamodules.shards.reader import open_shards
-from experiments.checkpoints.networks import load_network
+from experiments.checkpoints.networks import load_network, network_section
+from experiments.generation.generation import require_network
 from experiments.metrics import records
 from experiments.metrics.registry import measure, selected
 from experiments.runs.folder import RunFolder
@@ -97,7 +98,10 @@ def score_beside_law(
     else:
         keys = []
     if "student" in needs:
-        loaded["student"] = load_network(folder.need("student")).eval().requires_grad_(False)
+        student, clips_of = folder.need("student"), open_shards(folder.need("reference") / "shards")
+        shape = clips_of.manifest["fields"]["latents"]["shape"]
+        require_network("student", network_section(student), "needs.reference", shape, clips_of)
+        loaded["student"] = load_network(student).eval().requires_grad_(False)
         about |= {"student": needs["student"]}
     if "reference" in needs:
         loaded["reference"], _ = read_clips(folder.need("reference"), 0, reference_clips)

@@ -105,6 +105,7 @@ def _same_student(folder: RunFolder, other: RunFolder) -> None:
         student = samples.recipe["needs"]["student"]
         beside = RUN_NAME.fullmatch(student) is not None
         where = samples.path.parent / student if beside else Path(student).expanduser().resolve()
+        where = samples.recipe.get("contents", {}).get("student", where)
         how = {name: v for name, v in samples.recipe["sample"].items() if name not in WHICH}
         made.append((where, how))
     if made[0] != made[1]:
