@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as verbs
+from experiments.launch.checks import problem
 from experiments.launch.execute import execute
 from experiments.runs.folder import STATES, RunFolder
 from experiments.runs.recipe import VERBS, Library, resolve
@@ -62,6 +63,7 @@ def fit(tmp_path, monkeypatch, capsys):
     """The command line with the fixture library and verbs; returns (status, stdout, stderr)."""
     monkeypatch.syspath_prepend(str(FIXTURES))
     monkeypatch.setattr(verbs, "execute", lambda folder: execute(folder, None, "fixture_verbs"))
+    monkeypatch.setattr(verbs, "problem", lambda recipe: problem(recipe, "fixture_verbs"))
 
     def call(*words):
         status = verbs.main([*words, "--runs", str(tmp_path)], LIBRARY)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -214,6 +215,13 @@ class RunFolder:
     def mark_done(self) -> None:
         self.clear_failure()
         write_text(self.path / "done.json", json.dumps({"run": self.name, "ended": time.ctime()}))
+
+
+def resume_command(folder: RunFolder) -> str:
+    """The command that executes or resumes a run, for a shell."""
+    return shlex.join(
+        ["python", "-m", "experiments", folder.recipe["verb"], str(folder.path)],
+    )
 
 
 def read_resolved(file: Path) -> dict[str, Any]:
