@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 # The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
     "lightning_modules": [["diffusion", "networks"], ["training"]],  # stages: on top of these
-    "datamodules": [["signals"], ["atomic", "order", "curation"], ["shards"], ["video"]],
+    "datamodules": [
+        ["signals"],
+        ["atomic", "order", "curation"],
+        ["shards"],
+        ["loader"],
+        ["video"],
+    ],
     "experiments": [
         ["runs"],
         ["checkpoints", "metrics"],
