@@ -1,4 +1,4 @@
-"""The data loader's processes: no shared memory, a limit to waiting, and an end of what is stuck."""
+"""Processes of the data loader: no shared memory, a limit to waiting, an end of what is stuck."""
 
 import os
 import subprocess

@@ -9,10 +9,12 @@ environment variable ``EXPERIMENTS_TRACEBACK`` shows it.
 from __future__ import annotations
 
 import dis
+import errno
 import functools
 import os
 import re
 import select
+import subprocess
 import sys
 import sysconfig
 import traceback
@@ -30,13 +32,14 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "p
 _MEANT = (ValueError, OSError, RuntimeError)
 """What our code raises for users; others are mistakes, whoever raises them."""
 _UNREADABLE = {
-    "EOFError", "UnicodeDecodeError", "av.error.FFmpegError", "_csv.Error", "gzip.BadGzipFile",
-    "json.decoder.JSONDecodeError", "lmdb.Error", "lzma.LZMAError", "_lzma.LZMAError",
-    "omegaconf.errors.OmegaConfBaseException", "pickle.UnpicklingError", "_pickle.UnpicklingError",
-    "PIL.UnidentifiedImageError", "safetensors_rust.SafetensorError", "tarfile.TarError",
-    "xml.etree.ElementTree.ParseError", "yaml.error.YAMLError", "zipfile.BadZipFile", "zlib.error",
+    "EOFError", "UnicodeDecodeError", "_csv.Error", "_lzma.LZMAError", "_pickle.UnpicklingError",
+    "av.FFmpegError", "gzip.BadGzipFile", "json.JSONDecodeError", "lmdb.Error",
+    "omegaconf.OmegaConfBaseException", "PIL.UnidentifiedImageError", "safetensors.SafetensorError",
+    "safetensors_rust.SafetensorError", "tarfile.TarError", "xml.ParseError", "yaml.YAMLError",
+    "zipfile.BadZipFile", "zlib.error",
 }  # fmt: skip
-"""Errors of libraries that read files."""
+"""Errors of libraries that read files, by package and name."""
+_LOOP = re.compile(r"Symlink loop from '(.+)'")
 _READ_AGAIN = "damaged, cut off, or not the kind of file that belongs there"
 _OF_TORCH = (
     (r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
@@ -67,6 +70,8 @@ def told(error: BaseException) -> str:
         if error.errno is None:
             return str(error)
         return explain_system_error(error, error.filename or file_at_hand(error))
+    if loop := _LOOP.match(str(error)):  # pathlib's before Python 3.13
+        return explain_system_error(OSError(errno.ELOOP, ""), loop[1])
     what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     if cure := _known(error):
         at = file_at_hand(error)
@@ -133,9 +138,12 @@ def _reader_is_gone() -> bool:
 
 def _known(error: BaseException) -> str:
     """The cure for an error of a library that a user can cause, or ""."""
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    kinds = type(error).__mro__
+    names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in kinds}
     if {name.removeprefix("builtins.") for name in names} & _UNREADABLE:
         return f"{_READ_AGAIN}; mend it, or fetch or write it again"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return "a program does not answer; see what holds it (nvidia-smi: the driver), and repeat"
     if isinstance(error, MemoryError):
         return _OF_TORCH[0][1]
     said = str(error) if isinstance(error, RuntimeError | ValueError) else ""

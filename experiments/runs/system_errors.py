@@ -24,7 +24,7 @@ def explain_system_error(error: OSError, file: str | bytes | int = "") -> str:
 
 
 def _full(path: Path) -> str:
-    folder = _existing(path)
+    folder = _existing(path.parent)
     disk = shutil.disk_usage(folder)
     return (
         f"the disk is full ({disk.free / 2**20:,.0f} MiB free of {disk.total / 2**20:,.0f} at"
