@@ -12,6 +12,7 @@ from minimal_runs import Verb, copied, only, prepared, rewritten, run, weights
 
 from datamodules.order import rank_batch
 from datamodules.shards.reader import open_shards
+from datamodules.signals import STOP
 
 STAGES = ["stage1_teacher_forcing", "stage2_causal_cd", "stage3_asymmetric_dmd"]
 
@@ -95,7 +96,7 @@ def test_killed_curation_ends_the_same(tmp_path):
     assert open_shards(again / "shards").fingerprint == open_shards(whole / "shards").fingerprint
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP)
 def test_interrupted_says_what_was_saved_and_how_to_go_on(tmp_path, number):
     stage = "stage3_asymmetric_dmd"
     runs, last = started(tmp_path, stage)
