@@ -161,7 +161,7 @@ def _refused(folders: Sequence[RunFolder]) -> str:
     wrong = {name: text for name, text in found.items() if text}
     if not wrong:
         return ""
-    lines = [f"error: nothing was started; of {len(folders)} recipes {len(wrong)} are wrong:"]
+    lines = [f"error: nothing was started, {len(wrong)} of {len(folders)} recipes cannot run:"]
     return "\n".join([*lines, *(f"  {name}: {text}" for name, text in wrong.items())])
 
 

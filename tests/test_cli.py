@@ -135,7 +135,7 @@ def test_the_whole_closure_is_checked_before_the_first_run(fit, tmp_path, monkey
     monkeypatch.setattr(verbs, "problem", lambda recipe: wrong.get(recipe["recipe"], ""))
     monkeypatch.setattr(verbs, "execute", None)
     status, out, err = fit("fit", "join", "--with-needs")
-    assert status == 2 and not out and "nothing was started; of 3 recipes 2 are wrong" in err
+    assert status == 2 and not out and "nothing was started, 2 of 3 recipes cannot run" in err
     for recipe, text in wrong.items():
         (folder,) = tmp_path.glob(f"{recipe}-*")
         assert f"{folder.name}: {text}" in err

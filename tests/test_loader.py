@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from datamodules.loader import (
     ShardDataset,
@@ -53,6 +54,15 @@ def test_batches_are_tensors_in_full_precision(shards, workers):
     assert first["key"] == ["s0", "s1"] and second["caption"] == ["2", "3"]
     assert second["latents"].dtype == torch.float32
     assert second["latents"].flatten(1).unique(dim=1).tolist() == [[2.0], [3.0]]
+
+
+def test_pinned_batches_are_the_same(monkeypatch):
+    """Torch's thread that pins memory asks the batch itself."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch = StoredBatch({"key": ["a"]}, {"x": np.ones(2, np.float16)})
+    found = pin_memory(batch)
+    assert found["key"] == ["a"] and found["x"] is pinned[0] and pinned[0].dtype == torch.float32
 
 
 def test_nothing_goes_through_shared_memory(shards, tmp_path):
