@@ -26,7 +26,7 @@ from experiments import __main__ as verbs
 from experiments.runs import errors
 from experiments.runs.errors import answered, report, told
 from experiments.runs.recipe import recipes
-from experiments.verbs.tools import TOOLS
+from experiments.verbs.tools import TOOLS, Tool
 from sweeps import __main__ as sweeping
 
 ROOT = Path(__file__).parent.parent
@@ -341,3 +341,12 @@ def test_an_interrupt_is_a_status(capsys):
         raise KeyboardInterrupt("saved")
 
     assert answered(stop)() == 130 and "saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", STOP)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_hears_every_signal_to_stop(capsys, monkeypatch, tool, number):
+    heard = Tool("wait", lambda parser: None, lambda chosen: os.kill(os.getpid(), number))
+    monkeypatch.setitem(TOOLS, tool, heard)
+    assert verbs.main([tool]) == 130
+    assert "Traceback" not in capsys.readouterr().err

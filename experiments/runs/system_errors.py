@@ -50,7 +50,8 @@ def _owner(path: Path) -> str:
 
 def _in_the_way(path: Path) -> str:
     file = next((each for each in (path, *path.parents) if each.is_file()), path)
-    return f"{file} is a file where a folder belongs; give another place, or move it away"
+    what = "a file" if file == path else f"{file} is a file"
+    return f"{what} where a folder belongs; give another place, or move it away"
 
 
 def _name_too_long(path: Path) -> str:
