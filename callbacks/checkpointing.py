@@ -96,14 +96,14 @@ class Checkpoint(Callback):
         self.interrupted = False
         self.saved_step: int | None = None
         self._previous: dict[int, Any] = {}
-        self._signalled_at: float | None = None
+        self._signal, self._signalled_at = 0, 0.0  # the first one and its time
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install signal handlers. Move behind all other callbacks, so that the checkpoint has
         their state after this step.
         """
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
-        self.interrupted, self._signalled_at = False, None
+        self.interrupted, self._signal = False, 0
         # Lightning's own SIGTERM handler broadcasts, which can collide with a collective of the
         # running step.
         trainer._signal_connector.register_signal_handlers = lambda: None
@@ -157,17 +157,17 @@ class Checkpoint(Callback):
         late |= trainer.global_step == trainer.max_steps and age >= LAST_S
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
         votes = torch.tensor(
-            [self._signalled_at is not None, trainer.is_global_zero and (late or far)],
+            [bool(self._signal), trainer.is_global_zero and (late or far)],
             dtype=torch.int32, device=trainer.strategy.root_device,
         )  # fmt: skip
         stop, due = trainer.strategy.reduce(votes, reduce_op="max").tolist()
         return bool(stop), bool(due)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signalled_at is None:
-            self._signalled_at = time.monotonic()
+        if not self._signal:
+            self._signal, self._signalled_at = number, time.monotonic()
             os.write(2, b"saving after this step, then stopping; a second signal stops at once\n")
-        elif insists(number, time.monotonic() - self._signalled_at):
+        elif insists(number, self._signal, time.monotonic() - self._signalled_at):
             self._restore_signals()
             raise KeyboardInterrupt
 

@@ -34,9 +34,16 @@ def interrupt_on_stop() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def insists(number: int, since_first_s: float) -> bool:
-    """Whether a further signal, so long after the first, shall end the process at once."""
-    return number == signal.SIGINT or since_first_s >= APART_S
+def insists(number: int, first: int, since_first_s: float) -> bool:
+    """Whether a further signal, so long after the first one, shall end the process at once.
+
+    Slurm's SIGTERM never does: it warns before a time limit, terms at it, and kills by itself what
+    has not saved half a minute later.
+    """
+    if number == first == signal.SIGINT:
+        return True
+    by_slurm = number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+    return since_first_s >= APART_S and not by_slurm
 
 
 def end_at_second_stop(say: str, status: int) -> None:
@@ -56,14 +63,14 @@ def end_at_second_stop(say: str, status: int) -> None:
 
 
 def _watch(pipe: int, say: str, status: int) -> None:
-    first: float | None = None
+    first, since = 0, 0.0
     while byte := os.read(pipe, 1):
         if byte[0] not in STOP:
             continue
         now = time.monotonic()
-        if first is None:
-            first = now
-        elif insists(byte[0], now - first):
+        if not first:
+            first, since = byte[0], now
+        elif insists(byte[0], first, now - since):
             time.sleep(GRACE_S)
             print(say, file=sys.stderr, flush=True)
             os._exit(status)

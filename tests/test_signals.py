@@ -80,7 +80,8 @@ def test_nohup_is_respected(tmp_path):
     ("first", "second", "apart_s", "ends"),
     [
         (signal.SIGINT, signal.SIGINT, 0.0, True),
-        (signal.SIGTERM, signal.SIGINT, 0.0, True),
+        (signal.SIGTERM, signal.SIGINT, APART_S, True),
+        (signal.SIGTERM, signal.SIGINT, 0.0, False),  # a warning of Slurm's arrives as the latter
         (signal.SIGTERM, signal.SIGTERM, APART_S, True),
         (signal.SIGTERM, signal.SIGTERM, 0.0, False),  # a cluster sends several at once
         (signal.SIGHUP, signal.SIGTERM, 0.0, False),
@@ -113,9 +114,13 @@ def test_a_second_signal_ends_a_step_that_does_not_end(
             signal.signal(number, before[number])
 
 
-def test_only_ctrl_c_insists_at_once():
-    assert insists(signal.SIGINT, 0) and insists(signal.SIGTERM, APART_S)
-    assert not insists(signal.SIGTERM, APART_S / 2) and not insists(signal.SIGHUP, 0)
+def test_only_ctrl_c_insists_at_once_and_slurms_term_never(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    hup, term, ctrl_c = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
+    assert insists(ctrl_c, ctrl_c, 0) and insists(term, hup, APART_S)
+    assert not insists(term, term, APART_S / 2) and not insists(ctrl_c, hup, 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not insists(term, ctrl_c, 120) and insists(ctrl_c, term, APART_S)
 
 
 def test_a_second_signal_ends_a_process_that_a_librarys_call_holds():
