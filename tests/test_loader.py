@@ -106,8 +106,10 @@ def test_a_stalled_disk_ends_with_a_message_and_without_its_processes(tmp_path):
     began, mine = time.monotonic(), children()
     with pytest.raises(TimeoutError, match=rf"{tmp_path}: no batch for 1 s .*loader_timeout_s"):
         next(batches)
-    assert time.monotonic() - began < 60, "the process sleeps for a quarter of an hour"
-    assert mine and not mine & children(), "they would be waited for when the program ends"
+    assert mine, "there was a process"
+    while mine & children():  # they would be waited for when the program ends
+        assert time.monotonic() - began < 60, "the process sleeps for a quarter of an hour"
+        time.sleep(0.01)
 
 
 def test_a_loader_process_that_is_killed_is_said(tmp_path):
