@@ -11,7 +11,14 @@ ROOT = Path(__file__).parent.parent
 # The floors of each house, lowest first; what shares a floor does not know each other.
 FLOORS = {
     "lightning_modules": [["ranges"], ["diffusion", "networks"], ["training"]],  # then: stages
-    "datamodules": [["atomic", "order", "values"], ["curation"], ["shards"], ["video"]],
+    "datamodules": [
+        ["signals"],
+        ["atomic", "order", "values"],
+        ["curation"],
+        ["shards"],
+        ["loader"],
+        ["video"],
+    ],
     "experiments": [
         ["runs"],
         ["checkpoints", "metrics"],
@@ -25,18 +32,25 @@ FLOORS = {
 BELOW = {
     "lightning_modules": [],
     "datamodules": ["lightning_modules.ranges"],
-    "callbacks": ["lightning_modules.training", "datamodules.atomic"],
+    "callbacks": ["lightning_modules.training", "datamodules.atomic", "datamodules.signals"],
     "experiments/runs": ["datamodules.atomic", "lightning_modules.ranges"],
     "experiments": ["lightning_modules", "datamodules", "callbacks"],
-    "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs"],
+    "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs", "datamodules.signals"],
     "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
     "sweeps/report": ["experiments.runs", "datamodules.atomic", "datamodules.shards.reader"],
-    "sweeps": ["experiments.runs", "experiments.launch.ranks.topology", "datamodules.atomic"],
+    "sweeps": [
+        "experiments.runs",
+        "experiments.launch.ranks.topology",
+        "datamodules.atomic",
+        "datamodules.signals",
+    ],
 }
 LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py",
-         "experiments/__init__.py", "experiments/__main__.py",
+         "datamodules/signals.py", "experiments/__init__.py", "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
-         "experiments/launch/__init__.py", "experiments/launch/execute.py",
+         "experiments/launch/__init__.py", "experiments/launch/checks.py",
+         "experiments/launch/execute.py", "experiments/launch/run_log.py",
+         "experiments/launch/run_record.py",
          "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",
          "experiments/worlds/__init__.py", "experiments/worlds/closed_form/__init__.py",
          "experiments/worlds/digits/__init__.py", "experiments/worlds/wan/__init__.py",

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import deepspeed
@@ -27,7 +28,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from callbacks.checkpoint_folder import replaced
-from callbacks.checkpointing import diverged, stopped
+from callbacks.checkpointing import stopped
+from callbacks.not_finite import not_finite
 from experiments.launch.deepspeed_files import SafeFiles
 
 SHAPE = "shape.json"
@@ -117,7 +119,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             module = self.lightning_module
             norm = float(self.deepspeed_engine.get_global_grad_norm())
             if not torch.isfinite(torch.tensor(norm)):
-                raise ValueError(diverged(module.trainer, f"the gradient's norm is {norm}"))
+                raise ValueError(not_finite(module.trainer, f"the gradient's norm is {norm}"))
             for group in optimizer.param_groups:
                 if group.get("active", True):
                     module.log(f"train/grad_norm_{group.get('name', 'student')}", norm)
@@ -189,7 +191,11 @@ class ZeroStrategy(DeepSpeedStrategy):
                 f"{checkpoint_path}: written with {found}, this run has {wanted}; go on as it was"
                 " written, or delete it to start this run again"
             )
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        # DeepSpeed looks for its files by patterns, in which brackets of a path mean something.
+        with TemporaryDirectory() as plain:
+            link = Path(plain, "checkpoint")
+            link.symlink_to(Path(checkpoint_path).resolve())
+            return super().load_checkpoint(link, weights_only)
 
     def _shape(self) -> dict[str, int]:
         """What a checkpoint's files depend on."""

@@ -48,7 +48,9 @@ class Launch:
         compile: generate with compiled layers; CUDA only.
         cuda_graphs: generate by replaying CUDA graphs
             (``lightning_modules/networks/wan/cuda_graphs.py``).
-        workers: of the data loader.
+        workers: processes of the data loader; 0 reads in the training process.
+        loader_timeout_s: seconds without a batch from them after which the run fails, since a
+            disk or a process is stuck; 0: no limit.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between validation samples in TensorBoard; 0 for none.
         checkpoint_every_s: seconds between checkpoints.
@@ -69,6 +71,7 @@ class Launch:
     compile: bool = False
     cuda_graphs: bool = False
     workers: WorkerCount = 0
+    loader_timeout_s: Seconds = 600.0
     log_every: PositiveInt = 50
     panel_every: NonNegativeInt = 0
     checkpoint_every_s: NonNegative = 60.0

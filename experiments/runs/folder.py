@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -80,7 +81,7 @@ class RunFolder:
         """Note where the same content lies now, for those who look for it through this run."""
         if "contents" in now and self.recipe["needs"] != now["needs"]:
             moved = self.recipe | {"needs": now["needs"]}
-            write_text(self.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(moved)))
+            write_text(self.path / "recipe.yaml", dump_yaml(moved))
             self.__dict__["recipe"] = moved
 
     @classmethod
@@ -245,6 +246,13 @@ class RunFolder:
     def mark_done(self) -> None:
         self.clear_failure()
         write_text(self.path / "done.json", json.dumps({"run": self.name, "ended": time.ctime()}))
+
+
+def resume_command(folder: RunFolder) -> str:
+    """The command that executes or resumes a run, for a shell."""
+    return shlex.join(
+        ["python", "-m", "experiments", folder.recipe["verb"], str(folder.path)],
+    )
 
 
 def read_resolved(file: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -289,5 +290,5 @@ def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
     if len(spec) > 1:
         others = ", ".join(key for key in spec if key != "folder")
         raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
-    folder = spec["folder"]
+    folder = os.path.expanduser(spec["folder"])
     return None, folder if "/" in folder else f"./{folder}"

@@ -11,7 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
+from callbacks.not_finite import StopOnNaN
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
 from callbacks.sample_clips import Panel, SampleClips
@@ -108,6 +109,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         seed=recipe["seed"],
         micro_batches=_micro_batches(training, launch),
         workers=launch.workers,
+        timeout_s=launch.loader_timeout_s,
         fields=list(kind.fields),
     )
     if "panel" in recipe["needs"]:

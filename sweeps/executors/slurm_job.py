@@ -96,7 +96,7 @@ class _Asked:
         self.heard = False
         self.interrupts = True
         self._process = os.getpid()
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

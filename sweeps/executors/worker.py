@@ -17,14 +17,16 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.signals import heard
+from experiments.launch.checks import problem
 from experiments.launch.execute import execute, verb_module
 from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.errors import told
 from experiments.runs.folder import Busy, RunFolder
 
 PROGRESS_EVERY_S = 0.25
@@ -75,7 +77,7 @@ class _Stop:
             self._listen(self._keep)
 
     def _listen(self, handler: Callable[[int, Any], Any]) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heard():
             signal.signal(number, handler)
 
     def _keep(self, number: int, frame: Any) -> None:
@@ -84,13 +86,9 @@ class _Stop:
 
 def _check(recipe: dict[str, Any], package: str) -> str:
     """What is wrong with a recipe, or ""."""
-    try:
-        _load(recipe["verb"], package).check(recipe)
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    except Exception:
-        return traceback.format_exc()
-    return ""
+    with contextlib.suppress(Exception):  # `problem` says what is wrong
+        _load(recipe["verb"], package)
+    return problem(recipe, package)
 
 
 def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str, str]:
@@ -114,7 +112,7 @@ def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str
     except RankLost as lost:
         return "died", str(lost)
     except BaseException as error:
-        return "failed", f"{type(error).__name__}: {error}"
+        return "failed", told(error)
     return ("done" if executed else "found"), ""
 
 

@@ -105,4 +105,4 @@ def show(report: Report, folder: Path) -> None:
             console.print(render.rich_claims(group.verdicts, heading))
     else:
         console.file.write(render.markdown(report))
-    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True)
+    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True, markup=False)

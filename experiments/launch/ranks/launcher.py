@@ -78,6 +78,7 @@ def execute_ranks(
                 if stopping:
                     break  # the second interrupt stops at once
                 stopping = True
+                print(f"{folder.name} saves and stops; again stops at once", file=sys.stderr)
                 for rank in ranks:
                     rank.request_stop()
         for rank in ranks:
