@@ -15,9 +15,10 @@ from lightning_modules.training.distribution_matching import DistributionMatchin
 class AsymmetricDMD(DistributionMatching):
     """A causal student (the generator) conditioned on its *own* rollout; bidirectional scores.
 
-    Each step draws one exit step (``exit_flag`` in Self Forcing's code) for the first block and one
-    for all others. Every block leaves its few-step sampler there: only that call carries gradient,
-    and its ``x0`` becomes the context of later blocks. Reads prompts only.
+    Each step draws one exit step for all blocks (``exit_flag`` and ``same_step_across_blocks`` in
+    Self Forcing's code), and one for the first block where that has another number of steps. Every
+    block leaves its few-step sampler there: only that call carries gradient, and its ``x0`` becomes
+    the context of later blocks. Reads prompts only.
     """
 
     chapter = "stage3"
@@ -26,8 +27,9 @@ class AsymmetricDMD(DistributionMatching):
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit step."""
         times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
-        first_exit = random.shared_integer("first_exit", self.first_few_steps)
-        exit_step = random.shared_integer("exit", self.few_steps)
+        first_exit = exit_step = random.shared_integer("exit", self.few_steps)
+        if self.first_few_steps != self.few_steps:
+            first_exit = random.shared_integer("first_exit", self.first_few_steps)
         return rollout(
             self.past(batch["text"]),
             random.normal("noise", self.clip_shape),

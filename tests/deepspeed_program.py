@@ -47,6 +47,7 @@ DMD = {
 }  # fmt: skip
 CD = {
     "intervals": 8, "guidance": 2.0, "decay": 0.9, "terminal_pair": True, "solver": "euler",
+    "steps_per_link": 2, "schedule": "cosine", "warmup_steps": 2,
 }  # fmt: skip
 STAGES = {
     "TeacherForcing": (TeacherForcing, FLOW, ()),

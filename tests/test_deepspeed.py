@@ -77,7 +77,7 @@ def in_group(world: int, cases: list[dict], shards: Path, folder: Path) -> None:
                 )
             )  # fmt: skip
     try:
-        codes = [process.wait(timeout=300) for process in processes]
+        codes = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:

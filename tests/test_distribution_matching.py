@@ -20,6 +20,7 @@ from minimal import (
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import Past
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
 DMD = {
@@ -37,6 +38,18 @@ KINDS = [AsymmetricDMD, CausalDMD]
 def made(kind, blocks="framewise", seed=1, **own):
     networks = {"teacher": network(2), "critic": network(3)} | own
     return stage(kind, blocks, seed, **DMD | networks)
+
+
+class Counted(Past):
+    """Notes the first frame of every denoising step's block."""
+
+    def __init__(self, net, text, seen):
+        super().__init__(net, text)
+        self.seen = seen
+
+    def velocity(self, x, t, block):
+        self.seen.append(block.start)
+        return super().velocity(x, t, block)
 
 
 def self_rollout(module, row, random, text, sizes, exits):
@@ -83,7 +96,9 @@ def clips(module, data, sizes) -> torch.Tensor:
     made = []
     for row, text in enumerate(data["text"]):
         if isinstance(module, AsymmetricDMD):
-            first = random.shared_integer("first_exit", module.first_few_steps)
+            first = exit_step
+            if module.first_few_steps != module.few_steps:
+                first = random.shared_integer("first_exit", module.first_few_steps)
             exits = [first] + [exit_step] * (len(sizes) - 1)
             made.append(self_rollout(module, row, random, text, sizes, exits))
         else:
@@ -137,6 +152,20 @@ def test_student_turn(kind, blocks):
         assert not any(p.grad is not None for p in module.critic.parameters())
         assert not any(p.grad is not None for p in module.teacher.parameters())
     assert exits == {0, 1}
+
+
+def test_one_exit_for_all_blocks_that_have_the_same_steps():
+    """In 100 seeds each pair of exits of first and later blocks appears, or only equal ones."""
+    for first_few_steps, pairs in ((2, 2), (3, 6)):
+        found = set()
+        for seed in range(100):
+            module = made(AsymmetricDMD, seed=seed, first_few_steps=first_few_steps)
+            left = []
+            module.past = lambda text, module=module, left=left: Counted(module.student, text, left)
+            with torch.no_grad():
+                module.generate(batch(1), module.randomness(batch(1)))
+            found.add((left.count(0), left.count(1)))
+        assert len(found) == pairs, found
 
 
 @pytest.mark.parametrize("blocks", PARTITIONS, ids=str)

@@ -32,6 +32,20 @@ def test_every_solver_is_exact_on_a_straight_path(seed, t, t_next, solver):
     torch.testing.assert_close(stepped, flow.add_noise(x0, eps, t_next))
 
 
+def test_heun_does_not_ask_the_velocity_at_time_zero():
+    """It calls it there for samples that end above 0 in the same batch, and drops the answer."""
+
+    def v(x, t):
+        return torch.where(flow.per_frame(t) == 0, torch.nan, x - flow.per_frame(t))
+
+    x, t = torch.ones(2, 3, 1, 1, 1), torch.full((2, 3), 0.4)
+    t_next = torch.tensor([[0.0], [0.2]]).expand(2, 3)
+    stepped = flow.heun(v, x, t, t_next)
+    assert torch.equal(stepped[0], flow.euler(v, x, t, t_next)[0])
+    middle = 1 - 0.2 * 0.6  # x at t = 0.2 by Euler; v there is x - t
+    assert torch.allclose(stepped[1], torch.tensor(1 - 0.2 * (0.6 + middle - 0.2) / 2))
+
+
 def test_no_noise_at_time_zero():
     x0, eps, t = draw(0, 0.0, torch.float32)
     assert torch.equal(flow.add_noise(x0, eps, t), x0)

@@ -12,10 +12,11 @@ from videos import picture
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
 from experiments.generation.conditioning import encoded_images, first_frames_of_clips, read_image
+from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs import sample as verb
-from experiments.verbs.sample import Sampling, check, generate_clips
+from experiments.verbs.sample import check, generate_clips
 from lightning_modules.networks.encoders import PatchTransform, WanVAE
 
 COUNT = 3

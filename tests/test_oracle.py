@@ -88,10 +88,10 @@ def oracle(kind, student=None, **own):
     return stage(kind, student=student or FlowMap(), **shape, **own)
 
 
-def consistency(intervals: int, student: nn.Module) -> float:
+def consistency(intervals: int, student: nn.Module, steps: int = 1) -> float:
     module = oracle(
         CausalCD, student, teacher=Velocity(), intervals=intervals, solver="euler", guidance=1.0,
-        decay=0.99, terminal_pair=True,
+        decay=0.99, terminal_pair=True, steps_per_link=steps,
     )  # fmt: skip
     return module.training_step(real(), 0).item()
 
@@ -105,6 +105,38 @@ def test_consistency_loss_of_the_exact_flow_map_vanishes():
     for coarse, fine in zip(naive, naive[1:], strict=False):
         assert 2.5 < coarse / fine < 6, f"order 2 halves to a quarter: {naive}"
     assert exact[-1] < 1e-6 < naive[-1]
+
+
+def test_steps_within_a_link_are_as_exact_as_the_solver():
+    """Over 4 links of n steps the end point of a link is off by 1 / n, so the loss by 1 / n^2."""
+    losses = [consistency(4 * n, FlowMap(), steps=n) for n in (8, 16, 32)]
+    for coarse, fine in zip(losses, losses[1:], strict=False):
+        assert 3 < coarse / fine < 5, losses
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_links_join_grid_points_of_the_teacher(terminal):
+    module = oracle(CausalCD, teacher=Velocity(), intervals=8, solver="euler", guidance=1.0,
+                    decay=0.9, terminal_pair=terminal, steps_per_link=4)  # fmt: skip
+    asked = {"student": [], "target": [], "teacher": []}
+    for role, network in module.networks().items():
+        network.register_forward_pre_hook(lambda _, args, role=role: asked[role].append(args[1]))
+    module.training_step(real(64), 0)
+    grid, links = time_grid(8, 2.0).float(), [(0, 4), (4, 8)] if terminal else [(0, 4)]
+    firsts = {grid[first].item() for first, _ in links}
+    for clip in range(64):
+        first = asked["student"][0][clip, -1].item()
+        k = grid.tolist().index(first)
+        assert first in firsts
+        assert [t[clip, -1].item() for t in asked["teacher"]] == grid[k : k + 4].tolist()
+        assert asked["target"][0][clip, -1].item() == grid[k + 4].item()
+    assert {t.item() for t in asked["student"][0][:, -1]} == firsts
+
+
+def test_links_that_do_not_fit_the_grid_are_refused():
+    with pytest.raises(ValueError, match="steps_per_link: 3 does not divide the 8"):
+        oracle(CausalCD, teacher=Velocity(), intervals=8, solver="euler", guidance=1.0,
+               decay=0.9, terminal_pair=True, steps_per_link=3)  # fmt: skip
 
 
 def ode_pairs(intervals: int, keep: int) -> dict:

@@ -20,19 +20,26 @@ NAMES = {
 }
 CALIBRATION = "2d1521d4533a2d6f"  # of the constants that were a file of the product then
 
+NEW = [("schedule", "constant"), ("warmup_steps", 0), ("steps_per_link", 1)]
+
 
 def old_name(run: Run) -> str:
     """The name that 8879c7c gave a run.
 
-    One thing has changed. The constants of the tiny world's scores were a file, and the hash of its
-    content a setting of each score; now a run measures them, and each score needs that run.
+    Two things have changed. The constants of the tiny world's scores were a file, and the hash of
+    its content a setting of each score; now a run measures them, and each score needs that run.
+    Stages have new settings, at values that mean what was done without them.
     """
-    recipe = run.recipe
-    if "calibration" not in recipe["needs"]:
-        return run.name
-    needs = {role: name for role, name in recipe["needs"].items() if role != "calibration"}
-    score = recipe["score"] | {"calibration": CALIBRATION}
-    return run_name(recipe | {"needs": needs, "score": score})
+    recipe = dict(run.recipe)
+    old = {role: old_name(need) for role, need in run.needs.items() if role != "calibration"}
+    given = {role: name for role, name in recipe["needs"].items() if role not in run.needs}
+    recipe["needs"] = {**given, **old}
+    if "calibration" in run.needs:
+        recipe["score"] = recipe["score"] | {"calibration": CALIBRATION}
+    if "stage" in recipe:
+        stage = recipe["stage"].items()
+        recipe["stage"] = {key: value for key, value in stage if (key, value) not in NEW}
+    return run_name(recipe)
 
 
 @pytest.mark.parametrize("words", NAMES)

@@ -6,9 +6,10 @@ import torch
 from minimal import SHAPE, SHIFT, TEXT, draw, network
 
 from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
-from experiments.verbs.sample import Sampling, check, generate_clips
+from experiments.verbs.sample import check, generate_clips
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 

@@ -227,7 +227,7 @@ def test_a_value_out_of_its_range_is_refused_by_the_check(recipe, word, message)
 def test_consistency_needs_a_pair():
     words = ["stage.intervals=1", "stage.terminal_pair=false"]
     run = resolve("stage2_causal_cd", "tiny", parse_settings(words))
-    with pytest.raises(ValueError, match="stage.intervals: 1 has only the terminal pair"):
+    with pytest.raises(ValueError, match="stage.intervals: one link is only the terminal pair"):
         verb_module("fit").check(run.recipe)
 
 

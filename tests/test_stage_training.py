@@ -5,8 +5,11 @@ distillation by its error to the end point of the teacher's ODE, distribution ma
 distribution of its clips. The teachers of the last two are analytic.
 """
 
+import math
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 from minimal import SHAPE, SaveAndStop, batch, draw, network, stage, train
 from torch import nn
 
@@ -24,6 +27,7 @@ from lightning_modules.teacher_forcing import TeacherForcing
 FLOW = {"text_dropout": 0.0, "intervals": 4, "guidance": 1.0}
 ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
 CD = {"intervals": 8, "solver": "euler", "guidance": 1.0, "decay": 0.9, "terminal_pair": True}
+COSINE = {"schedule": "cosine", "warmup_steps": 3}
 DMD = {
     "few_steps": 1,
     "first_few_steps": 1,
@@ -150,19 +154,49 @@ def tensors(tree) -> list[torch.Tensor]:
     )
 
 
-def test_target_of_consistency_survives_a_resume(tmp_path):
-    data = batch(3)
-    whole = stage(CausalCD, teacher=network(2), **CD)
+class Rates(Callback):
+    """The learning rates of every step."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        ("constant", lambda u: 1.0),
+        ("linear", lambda u: 1 - u),
+        ("cosine", lambda u: (1 + math.cos(math.pi * u)) / 2),
+    ],
+)
+def test_learning_rates_follow_their_schedule(schedule, after):
+    own = {**DMD, "critic": network(3), "schedule": schedule, "warmup_steps": 2}
+    module = stage(AsymmetricDMD, teacher=network(2), **own)
+    rates = Rates()
+    train(module, batch(2), 8, callbacks=[rates])
+    factors = [0, 1 / 2, *(after(step / 6) for step in range(6))]
+    both = [(f * module.learning_rate, f * module.critic_learning_rate) for f in factors]
+    for seen, expected in zip(rates.seen, both, strict=True):
+        assert seen == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", [{}, COSINE], ids=["constant", "cosine"])
+def test_target_of_consistency_survives_a_resume(tmp_path, schedule):
+    data, own = batch(3), CD | schedule
+    whole = stage(CausalCD, teacher=network(2), **own)
     train(whole, data, 9)
 
-    first = stage(CausalCD, teacher=network(2), **CD)
+    first = stage(CausalCD, teacher=network(2), **own)
     train(first, data, 9, callbacks=[SaveAndStop(tmp_path / "last.ckpt", 4)])
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for name, value in first.target.module.state_dict().items():
         assert torch.equal(saved["target"][name], value)
         assert not torch.equal(value, first.student.state_dict()[name]), "an average, not a copy"
 
-    second = stage(CausalCD, teacher=network(2), **CD)
+    second = stage(CausalCD, teacher=network(2), **own)
     train(second, data, 9, resume=tmp_path / "last.ckpt")
     for one, other in (
         (second.target.module, whole.target.module),

@@ -253,7 +253,7 @@ def test_ours_and_the_paper_share_no_table(tmp_path, capsys):
     command.show(command.write(sweep, tmp_path, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     text = (tmp_path / "table.md").read_text()
-    assert text.count("### ") == 4 and "### paper, Wan2.1-1.3B, A800; other metrics" in text
+    assert text.count("### ") == 5 and "### paper, Wan2.1-1.3B, A800; other metrics" in text
     assert "proxies" in text and "### Ours" in printed
     assert "VBench Total" not in (tmp_path / "table.csv").read_text()
     headers = [line for line in text.splitlines() if line.startswith("| steps")]

@@ -59,10 +59,15 @@ def euler(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
 
 
 def heun(v: Velocity, x_t: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """A second-order step: the mean of the slopes at both ends, two calls of v."""
+    """A second-order step: the mean of the slopes at both ends, two calls of v.
+
+    An Euler step where it ends at t = 0 (Karras et al. 2022, Algorithm 1): networks are not trained
+    there. The order of the whole solution stays two.
+    """
     slope = v(x_t, t)
     ahead = v(x_t + per_frame(t_next - t) * slope, t_next)
-    return x_t + per_frame(t_next - t) * (slope + ahead) / 2
+    mean = torch.where(per_frame(t_next) == 0, slope, (slope + ahead) / 2)
+    return x_t + per_frame(t_next - t) * mean
 
 
 Solver = Literal["euler", "heun"]

@@ -89,7 +89,7 @@ def dry_run(stage: Stage, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         ValueError: a field of its batches of which no example can be made, or the stage's own.
     """
     networks = stage.networks()
-    optimizer = stage.configure_optimizers()
+    optimizer = stage.optimizer()
     trainer = _trainer(optimizer)
     stage.trainer = trainer
     stage.log = lambda *_, **__: None

@@ -7,10 +7,12 @@ except for prompts alone, ``latents`` ``[B, F, C, H, W]``.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from diffusers.optimization import get_scheduler
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_modules.diffusion.flow import shift
@@ -18,9 +20,19 @@ from lightning_modules.diffusion.losses import grad_norm
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
-from lightning_modules.ranges import Betas, Blocks, ClipShape, NonNegative, Positive, Seed
+from lightning_modules.ranges import (
+    Betas,
+    Blocks,
+    ClipShape,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Seed,
+)
 from lightning_modules.training.gated_adamw import GatedAdamW
 from lightning_modules.training.sharding import move_to_device
+
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Stage(LightningModule):
@@ -36,6 +48,9 @@ class Stage(LightningModule):
         learning_rate: of AdamW, for the student.
         betas: of AdamW, for every network.
         weight_decay: of AdamW, decoupled, for every network.
+        schedule: of all learning rates over the steps of the fit: ``constant`` (published), or from
+            their value to 0 by a line (``linear``) or half a period of a cosine (``cosine``).
+        warmup_steps: in which the rates rise from 0 first.
     """
 
     fields: tuple[str, ...] = ("latents", "text")
@@ -60,6 +75,8 @@ class Stage(LightningModule):
         learning_rate: NonNegative,
         betas: Betas,
         weight_decay: NonNegative,
+        schedule: Schedule = "constant",
+        warmup_steps: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.student = student.train().requires_grad_(True)
@@ -69,6 +86,7 @@ class Stage(LightningModule):
         self.sizes = partition(blocks, clip_shape[0])
         self.register_buffer("block_of_frame", block_of(self.sizes), persistent=False)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.schedule, self.warmup_steps = schedule, warmup_steps
         self.student_updated = True  # by the current step; see gated_adamw.py
 
     # -- what a training step needs ----------------------------------------------------------
@@ -139,7 +157,26 @@ class Stage(LightningModule):
         """AdamW's parameter groups, one per trained network (protocol: ``gated_adamw.py``)."""
         return [{"params": list(self.student.parameters()), "lr": self.learning_rate}]
 
-    def configure_optimizers(self) -> GatedAdamW:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and the schedule of its learning rates, over ``trainer.max_steps``."""
+        optimizer = self.optimizer()
+        name = self.schedule
+        if name == "constant":
+            if not self.warmup_steps:
+                return optimizer
+            name = "constant_with_warmup"
+        schedule = get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.trainer.max_steps,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def optimizer(self) -> GatedAdamW:
         """One AdamW for every stage, whatever the number of networks."""
         return GatedAdamW(
             self.parameter_groups(),

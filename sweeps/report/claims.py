@@ -1,4 +1,5 @@
-"""Claims, answered from numbers: holds, does not hold, not distinguishable, not run.
+"""Claims, answered from numbers: holds, does not hold, not distinguishable, not run, or not
+answerable here.
 
 A table's `claims.yaml` has groups of claims; a claim is one or more comparisons, each evaluated
 for every combination of the values of `each`, which replace {name}::
@@ -12,8 +13,13 @@ for every combination of the values of `each`, which replace {name}::
             where: "Table 2, Total"
             each: {steps: [1, 2, 4]}
             by_construction: true      # no result could contradict it: it checks the code
+            requires: [teacher_on_top] # preconditions, by their ids
             comparisons:
               - {better: "causal_cd-{steps}/stage3/total", than: "causal_dmd-{steps}/stage3/total"}
+
+`preconditions.yaml` is written the same way: what must be true of a world before its answers mean
+anything about the paper. Its `scales` are those at which it is asked. A claim is not answerable
+where a precondition that it requires is not seen to hold.
 
 A comparison says `greater` (>) or `at_least` (>=) of the numbers as they are, or `better` or
 `no_worse` in the direction of the column; the other side is `than`, which may be taken `times`
@@ -32,13 +38,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.runs.config import nearest
 from sweeps.report.intervals import NOT_RUN, Estimate, Numbers, Term, number, shown
 from sweeps.report.layout import Layout
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not distinguishable"
+NOT_ANSWERABLE = "not answerable here"
 VERBS = {"greater": ">", "at_least": "≥", "better": ">", "no_worse": "≥"}
 TURNED = {">": "<", "≥": "≤"}
 
@@ -54,13 +62,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its answer."""
+    """A claim and its answer; `unmet` are the required preconditions that do not hold."""
 
     id: str
     sentence: str
     where: str
     verdict: str
     answers: Sequence[Answer]
+    unmet: Sequence[Verdict] = ()
 
     @property
     def seeds(self) -> int:
@@ -84,6 +93,7 @@ class Group:
     title: str
     verdicts: Sequence[Verdict]
     constructed: int = 0
+    preconditions: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,29 +140,56 @@ def filled(value: Any, names: Mapping[str, Any]) -> Any:
     return value.format(**names) if isinstance(value, str) else value
 
 
-def judge(claims: Mapping[str, Any], numbers: Numbers) -> list[Group]:
-    """Every claim answered from `numbers`.
+def judge(
+    claims: Mapping[str, Any], numbers: Numbers, preconditions: Mapping[str, Any] | None = None
+) -> list[Group]:
+    """The preconditions and every claim, answered from `numbers`.
 
     Raises:
-        ValueError: a comparison is not written as it should be, or asks a cell that is not there.
+        ValueError: a comparison is not written as it should be, or asks a cell that is not there; a
+            claim requires a precondition that is not there.
     """
+    first = [
+        replace(group, preconditions=True) for group in _groups(preconditions or {}, numbers, {})
+    ]
+    asked = {verdict.id: verdict for group in first for verdict in group.verdicts}
+    return [*first, *_groups(claims, numbers, asked)]
+
+
+def _groups(said: Mapping[str, Any], numbers: Numbers, asked: Mapping[str, Verdict]) -> list[Group]:
     return [
         Group(
             group.get("title", ""),
-            [_verdict(claim, numbers) for claim in group["claims"]],
+            [_verdict(claim, numbers, asked) for claim in group["claims"]],
             sum(bool(claim.get("by_construction")) for claim in group["claims"]),
         )
-        for group in claims.get("groups", ())
+        for group in said.get("groups", ())
     ]
 
 
-def _verdict(claim: Mapping[str, Any], numbers: Numbers) -> Verdict:
+def _verdict(claim: Mapping[str, Any], numbers: Numbers, asked: Mapping[str, Verdict]) -> Verdict:
     answers = [_answer(said, claim["id"], numbers) for said in comparisons(claim)]
     where = claim["where"]
     if claim.get("by_construction"):
         where += "; true by construction: a check of the code"
     verdict = combine([answer.verdict for answer in answers])
-    return Verdict(claim["id"], claim["sentence"], where, verdict, answers)
+    unmet = _unmet(claim, asked)
+    if unmet and verdict != NOT_RUN:
+        known = any(precondition.verdict != NOT_RUN for precondition in unmet)
+        verdict = NOT_ANSWERABLE if known else NOT_RUN
+    return Verdict(claim["id"], claim["sentence"], where, verdict, answers, unmet)
+
+
+def _unmet(claim: Mapping[str, Any], asked: Mapping[str, Verdict]) -> list[Verdict]:
+    """What the claim requires and is not seen to hold; nothing where no preconditions are asked."""
+    required = claim.get("requires", ()) if asked else ()
+    for id in required:
+        if id not in asked:
+            raise ValueError(
+                f"claims.yaml, {claim['id']}: requires {id!r}, which preconditions.yaml does not"
+                f" have{nearest(id, asked)}"
+            )
+    return [asked[id] for id in required if asked[id].verdict != HOLDS]
 
 
 def _answer(said: Mapping[str, Any], claim: str, numbers: Numbers) -> Answer:

@@ -38,8 +38,9 @@ class Report:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The answers to all claims."""
-        return [verdict for group in self.groups for verdict in group.verdicts]
+        """The answers to all claims, without the preconditions."""
+        claimed = (group for group in self.groups if not group.preconditions)
+        return [verdict for group in claimed for verdict in group.verdicts]
 
     @cached_property
     def summary(self) -> str:
@@ -69,7 +70,7 @@ def report_on(sweep: Sweep, runs_dir: Path) -> Report:
         numbers,
         our_table(numbers),
         paper_table(layout),
-        judge(layout.claims, numbers),
+        judge(layout.claims, numbers, layout.preconditions),
         text_tables(numbers),
         provenance(sweep, runs_dir),
     )

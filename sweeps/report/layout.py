@@ -1,7 +1,8 @@
 """How a sweep's results are shown: the settings of its `table`, all with defaults.
 
 A sweep names a folder of `sweeps/tables/` (`table: ablation`), or holds the keys itself. A folder
-has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `paper.yaml`::
+has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `preconditions.yaml`
+(see claims.py), and `paper.yaml`::
 
     intro: a sentence under the page's title
     run: stage3               # which of a cell's runs the table shows; left out: all of them
@@ -32,7 +33,7 @@ from experiments.runs.yaml_reader import read_table
 from sweeps.plan.graph import FOLDER, Sweep
 
 TABLES = FOLDER / "tables"
-FILES = ("claims", "paper")
+FILES = ("claims", "preconditions", "paper")
 SPARE_COLOURS = ("#009e73", "#d55e00", "#3b8fd6", "#c763a5", "#b5890d", "#7a6fd0", "#5f9ea0")
 
 
@@ -88,6 +89,7 @@ class Layout:
     figures: Sequence[Mapping[str, Any]] = ()
     tables: Sequence[Mapping[str, Any]] = ()
     claims: Mapping[str, Any] = field(default_factory=dict)
+    preconditions: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def name(self, label: str, value: Any) -> str:
@@ -136,6 +138,8 @@ def load_layout(sweep: Sweep) -> Layout:
     for key in said:
         if key not in known:
             raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
+    if sweep.scale not in said.get("preconditions", {}).get("scales", [sweep.scale]):
+        del said["preconditions"]
     return _with_judge(said, judge_of(sweep))
 
 

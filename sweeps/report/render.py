@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeps.report.claims import Group, Verdict
+from sweeps.report.claims import NOT_ANSWERABLE, Group, Verdict
 from sweeps.report.frame import Frame
 from sweeps.report.layout import Column, label_text
 from sweeps.report.table import Entry, Row, Table
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
     from sweeps.report.command import Report
 
-MARK = {"holds": "✓", "does not hold": "✗", "not distinguishable": "≈", "not run": "·"}
+MARK = {
+    "holds": "✓",
+    "does not hold": "✗",
+    "not distinguishable": "≈",
+    "not run": "·",
+    "not answerable here": "?",
+}
 PLURAL = {
     "holds": "hold",
     "does not hold": "do not",
     "not distinguishable": "are not distinguishable",
     "not run": "were not run",
+    "not answerable here": "are not answerable here",
 }
 DECIDING = "deciding margin (positive: for it)"
 
@@ -48,16 +55,19 @@ def markdown(report: Report) -> str:
 
 
 def summary(groups: Sequence[Group], frame: Frame) -> str:
-    """How many claims have which answer, and from how much."""
+    """How many preconditions hold, how many claims have which answer, and from how much."""
+    before = [v.verdict for group in groups if group.preconditions for v in group.verdicts]
+    groups = [group for group in groups if not group.preconditions]
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     found = [verdict.verdict for verdict in verdicts]
     counted = [f"{found.count(name)} {PLURAL[name]}" for name in MARK if name in found]
+    held = f"{before.count('holds')} of {len(before)} preconditions hold. " if before else ""
     constructed = sum(group.constructed for group in groups)
     checks = f" {constructed} of them are true by construction: they check the code."
     done, planned = frame.counts
     most = max(len(verdict.answers) for verdict in verdicts)
     return (
-        f"{len(found)} statements: {', '.join(counted)}.{checks if constructed else ''} "
+        f"{held}{len(found)} statements: {', '.join(counted)}.{checks if constructed else ''} "
         f'"Does not hold" needs one comparison of a statement (of up to {most}) with its whole '
         f"interval on the wrong side, uncorrected for their number. Score runs: {done} of "
         f"{planned}; seeds {', '.join(map(str, frame.seeds))}."
@@ -114,9 +124,13 @@ def signed(value: float) -> str:
 
 def margin_text(verdict: Verdict) -> str:
     """The comparison that decides a claim, with its margin: positive speaks for the claim."""
+    if verdict.verdict == NOT_ANSWERABLE:
+        unmet = "; ".join(f"{v.sentence.rstrip('.')} ({v.verdict})" for v in verdict.unmet)
+        return f"its preconditions: {unmet}"
     answer = verdict.hardest
     if answer is None:
-        missing = next((a.label for a in verdict.answers if a.margin is None), "")
+        asked = [a for v in (verdict, *verdict.unmet) for a in v.answers]
+        missing = next((a.label for a in asked if a.margin is None), "")
         return f"no numbers for: {missing}" if missing else ""
     margin = answer.margin
     text = f"{answer.label}: {signed(margin.value)}"
@@ -130,7 +144,7 @@ def margin_text(verdict: Verdict) -> str:
 def badge(verdict: Verdict) -> str:
     """The answer as printed, with the number of seeds that it rests on."""
     seeds = f" ({verdict.seeds} seed{'s' if verdict.seeds > 1 else ''})"
-    known = verdict.seeds and verdict.verdict != "not run"
+    known = verdict.seeds and verdict.verdict not in ("not run", NOT_ANSWERABLE)
     return f"{MARK[verdict.verdict]} {verdict.verdict}{seeds if known else ''}"
 
 
