@@ -179,6 +179,10 @@ def test_a_job_is_one_task_a_node_with_the_gpus_of_its_ranks():
     assert found["mem"] == "819200M" and "--cpus-per-task=96" in found["srun_args"]
     one = asked.parameters(RECIPE_OF_16 | {"verb": "sample"})
     assert (one["nodes"], one["gpus_per_node"]) == (1, 1), "only training takes several"
+    numbers = Resources.of({"timeout_min": 60, "cpus_per_task": 2, "signal_s": 30}).parameters(
+        RECIPE_OF_16
+    )
+    assert {type(numbers[key]) for key in ("time", "cpus_per_task", "signal_delay_s")} == {int}
     cpu = Resources.of({}).parameters({"verb": "sample", "launch": {"accelerator": "cpu"}})
     assert "gpus_per_node" not in cpu and "partition" not in cpu
 
@@ -228,7 +232,7 @@ def test_resources_are_the_defaults_under_the_recipes_own(tmp_path):
     library = Library(here / "recipes", here / "scale")
     runs = load_sweep(here / "sweep.yaml", "cluster", [0], library).runs.values()
     asks = {run.recipe["recipe"]: run.slurm for run in runs}
-    assert asks["base"] == {"partition": "low", "timeout_min": 5, "signal_s": 30}
+    assert asks["base"] == {"partition": "low", "mem_gb": 1, "timeout_min": 5, "signal_s": 30}
     assert asks["join"] == asks["base"] | {"cpus_per_task": 2}
     assert all("slurm" not in run.recipe["launch"] for run in runs)
 

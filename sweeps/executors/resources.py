@@ -99,7 +99,9 @@ class Resources:
                 )
             if value is None:
                 raise ValueError(f"{SECTION}.{key} is empty: give it a value, or leave it out")
-        return cls(**bind(cls, settings, section=SECTION))
+        bound = bind(cls, settings, section=SECTION)
+        # Plain numbers: a job cannot unpickle those of a restricted type.
+        return cls(**{key: type(getattr(cls(), key))(value) for key, value in bound.items()})
 
     def parameters(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of submitit's ``SlurmExecutor.update_parameters`` for a run of this recipe."""
