@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.launch.execute import execute
+from experiments.runs.environment import settle
 from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, runs_dir
 from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
@@ -139,9 +141,9 @@ def _missing(folder: RunFolder) -> str:
     lines = []
     for role, need in folder.needs.items():
         if not need.done:
-            verb = need.recipe["verb"]
+            again = f"{need.recipe['verb']} {shlex.quote(str(_shown(need.path)))}"
             lines.append(f"  {role}: {need.name} ({need.state()})")
-            lines.append(f"    python -m experiments {verb} {_shown(need.path)} --with-needs")
+            lines.append(f"    python -m experiments {again} --with-needs")
     if not lines:
         return ""
     lines.insert(0, f"error: {folder.name} needs runs that are not done:")
@@ -197,4 +199,5 @@ def _execute(folders: Sequence[RunFolder]) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     sys.exit(main())

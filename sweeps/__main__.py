@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.runs.environment import settle
 from experiments.runs.folder import runs_dir
 from experiments.runs.recipe import Library
 from sweeps.executors import CLUSTERS, executor
@@ -72,7 +74,8 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
 def _choice(chosen: argparse.Namespace, runs: Path) -> str:
     """The command-line arguments that select this sweep."""
     seeds = ",".join(map(str, chosen.seeds))
-    return f"{chosen.sweep} --scale {chosen.scale} --seeds {seeds} --runs {runs}"
+    words = [chosen.sweep, "--scale", chosen.scale, "--seeds", seeds, "--runs", str(runs)]
+    return shlex.join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,4 +172,5 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     sys.exit(main())

@@ -142,11 +142,7 @@ def saved(folder: RunFolder) -> str:
         kept = f"{shards} finished shards are kept"
     else:
         kept = "no checkpoint yet, it will start again"
-    verb = folder.recipe["verb"]
-    return (
-        f"{folder.name} interrupted: {kept}."
-        f" Resume with the same command, or: python -m experiments {verb} {folder.path}"
-    )
+    return f"{folder.name} interrupted: {kept}. Resume with the same command, or: {folder.command}"
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def join(folder: RunFolder, parent: int | None = None) -> None:
     if plan is None:
         raise ValueError(
             f"{folder.path}: a {folder.recipe['verb']} makes no shards and cannot be joined;"
-            f" python -m experiments {folder.recipe['verb']} {folder.path} resumes it"
+            f" {folder.command} resumes it"
         )
     made = ShardMaker(plan(folder.recipe, folder), folder).help()
     log.info("%s: made %d shards; none is left to begin", folder.name, made)

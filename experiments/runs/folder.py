@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -126,6 +127,12 @@ class RunFolder:
                 )
             found |= {folder.name: folder for folder in need.closure()}
         return list((found | {self.name: self}).values())
+
+    @property
+    def command(self) -> str:
+        """The command line that executes this run alone."""
+        path = shlex.quote(str(self.path))
+        return f"python -m experiments {self.recipe['verb']} {path}"
 
     @property
     def done(self) -> bool:

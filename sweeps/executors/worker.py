@@ -25,6 +25,7 @@ from typing import Any
 from experiments.launch.execute import execute, verb_module
 from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.environment import settle
 from experiments.runs.folder import Busy, RunFolder
 
 PROGRESS_EVERY_S = 0.25
@@ -149,4 +150,5 @@ def _listen(commands: queue.Queue[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    settle()
     main()

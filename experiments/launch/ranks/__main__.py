@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from experiments.launch.execute import execute
 from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import BUSY, INTERRUPTED, LOST, lost_peer
+from experiments.runs.environment import settle
 from experiments.runs.folder import RunFolder
 from experiments.runs.lock import Busy
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

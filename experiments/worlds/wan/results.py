@@ -84,7 +84,7 @@ def _scored(path: Path) -> RunFolder:
     if folder.recipe["verb"] != "score" or "benchmark" not in folder.recipe["needs"]:
         raise ValueError(f"{path}: not a score run for VBench (its recipe needs no benchmark)")
     if not folder.done:
-        raise ValueError(f"{path}: {folder.state()}, not done: python -m experiments score {path}")
+        raise ValueError(f"{path}: {folder.state()}, not done: {folder.command}")
     return folder
 
 
