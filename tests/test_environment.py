@@ -1,5 +1,6 @@
 """A real sweep with its page, in processes, under environments that must decide nothing."""
 
+import ast
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from import_graph import files
 
 from experiments.runs.environment import slurms, workers
 
@@ -100,6 +102,61 @@ def expected(tmp_path_factory):
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_no_variable_decides(tmp_path, expected, environment):
     assert sweep(tmp_path, environment) == expected
+
+
+OPENING = ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile")
+NOT_PYTHONS = ("av.", "Image.", "lmdb.", "tarfile.", "zipfile.", "os.open", "webbrowser.")
+
+
+def leaves_open(call):
+    """Whether text is read or written in an encoding that the locale decides."""
+    called = ast.unparse(call.func)
+    keywords = {keyword.arg for keyword in call.keywords}
+    given = [*call.args, *(each.value for each in call.keywords if each.arg == "mode")]
+    words = [each.value for each in given if isinstance(each, ast.Constant)]
+    modes = [word for word in words if isinstance(word, str) and re.fullmatch("[rwabx+t]+", word)]
+    name = called.rpartition(".")[2]
+    if "encoding" in keywords or called.startswith(NOT_PYTHONS):
+        return False
+    if name in ("run", "Popen", "check_output", "check_call"):
+        return bool({"text", "universal_newlines"} & keywords)
+    if name in OPENING:
+        binary = name.endswith("File") and not modes
+        return not binary and not any("b" in mode for mode in modes)
+    return name == "FileHandler" or (name in ("read_text", "write_text") and "." in called)
+
+
+@pytest.mark.parametrize("file", files(ROOT))
+def test_text_has_an_encoding(file):
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found = [f"{file}:{call.lineno}: {ast.unparse(call)}" for call in calls if leaves_open(call)]
+    assert not found, "say encoding='utf-8'"
+
+
+@pytest.mark.parametrize(
+    ("code", "open"),
+    [
+        ("open(path)", True),
+        ("open(path, 'w')", True),
+        ("open(path, 'ab')", False),
+        ("path.open('rb', buffering=0)", False),
+        ("path.open()", True),
+        ("open(folder / 'b')", True),
+        ("av.open(path, 'w')", False),
+        ("path.read_text()", True),
+        ("path.write_text(text, encoding='utf-8')", False),
+        ("atomic.write_text(path, text)", True),
+        ("write_text(path, text)", False),  # datamodules.atomic's
+        ("subprocess.run(command, text=True)", True),
+        ("subprocess.run(command, encoding='utf-8')", False),
+        ("tempfile.TemporaryFile()", False),
+        ("tempfile.NamedTemporaryFile('w')", True),
+        ("logging.FileHandler(path)", True),
+    ],
+)
+def test_the_test_of_encodings_can_fail(code, open):
+    assert leaves_open(ast.parse(code, mode="eval").body) == open
 
 
 def settled(code, **environment):

@@ -157,7 +157,7 @@ class RunFolder:
         if self.running():
             return str(Lease(self.path).holder() or "another process")
         try:
-            job = json.loads((self.path / "slurm" / "job.json").read_text())["job"]
+            job = json.loads((self.path / "slurm" / "job.json").read_text(encoding="utf-8"))["job"]
         except (OSError, ValueError, KeyError):
             return ""
         gone = job_is_gone(job, unknown=shutil.which("squeue") is None)
@@ -181,7 +181,7 @@ class RunFolder:
     def read_record(self) -> dict[str, Any]:
         """The content of record.json, empty when there is none."""
         try:
-            return json.loads((self.path / "record.json").read_text())
+            return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
 
@@ -210,7 +210,7 @@ class RunFolder:
     def failure(self) -> str:
         """Why the run failed, or ""."""
         path = self.path / "failed.txt"
-        return path.read_text() if path.is_file() else ""
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def mark_failed(self, why: str) -> None:
         write_text(self.path / "failed.txt", f"{why.rstrip()}\n")

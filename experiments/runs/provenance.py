@@ -17,7 +17,9 @@ def revision() -> str:
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace"
+        )
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
     except OSError:
         return "unknown"

@@ -40,7 +40,7 @@ def main() -> None:
     package = parser.parse_args().package
     die_with_parent()
     stop = _Stop()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     logging.getLogger().addHandler(logging.NullHandler())  # Lightning then adds no handler itself
     commands: queue.Queue[dict[str, Any]] = queue.Queue()

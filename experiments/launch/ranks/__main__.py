@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         console = logging.StreamHandler()
         console.addFilter(lambda record: not record.exc_info)  # that is in the log
         logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
-    with open(int(descriptor), "w", buffering=1) as report:
+    with open(int(descriptor), "w", buffering=1, encoding="utf-8") as report:
 
         def tell(**message: object) -> None:
             report.write(json.dumps(message) + "\n")
