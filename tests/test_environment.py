@@ -20,6 +20,7 @@ settings:
   data: {clips: 32, prompts: 32, heldout: 64, reference: 32}
   sampling: {count: 16, batch: 16}
   stages: {base: {steps: 2}, stage1: {steps: 2}}
+  launch: {workers: 1}
 cells:
   - axes: {few_steps: [1, 2]}
     runs:
@@ -36,7 +37,6 @@ ENVIRONMENTS = {
     "a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "no locale": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    "another locale": {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
     "no home": {
         "HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache",
         "XDG_CONFIG_HOME": "/nonexistent/config", "MPLCONFIGDIR": "/proc/none",
@@ -51,15 +51,14 @@ ENVIRONMENTS = {
         "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_STEP_NODELIST": "n1",
     },
-    "a dumb terminal": {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "20"},
-    "colours": {"FORCE_COLOR": "1"},
+    "an odd terminal": {"TERM": "dumb", "COLUMNS": "20", "FORCE_COLOR": "1"},
     "warnings are errors": {"PYTHONWARNINGS": "error"},
     "threads": {"OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": "3"},
-    "no GPU": {"CUDA_VISIBLE_DEVICES": ""},
-    "a proxy": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"},
-    "another time zone": {"TZ": "Mars/Phobos"},
-    "a hook of git": {"GIT_DIR": "/nonexistent"},
-    "a file for interactive shells": {"PYTHONSTARTUP": "/nonexistent.py"},
+    "others": {
+        "CUDA_VISIBLE_DEVICES": "", "http_proxy": "http://192.0.2.1:9", "TZ": "Mars/Phobos",
+        "https_proxy": "http://192.0.2.1:9", "GIT_DIR": "/nonexistent", "NO_COLOR": "1",
+        "PYTHONSTARTUP": "/nonexistent.py", "PYTHONOPTIMIZE": "2",
+    },
 }  # fmt: skip
 
 
@@ -67,12 +66,13 @@ def sweep(folder, environment):
     """The hashes of all weights and shards, the scores and the table of the sweep."""
     folder = folder / "my 'runs' [v1]"
     folder.mkdir(parents=True)
+    (folder / "my project").symlink_to(ROOT)
     (folder / "small.yaml").write_text(SWEEP, encoding="utf-8")
     plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     if "TMPDIR" in environment:
         environment = environment | {"TMPDIR": str(folder / environment["TMPDIR"])}
         os.makedirs(environment["TMPDIR"])
-    environment = plain | {"PYTHONPATH": f"{folder}:{ROOT}"} | environment
+    environment = plain | {"PYTHONPATH": f"{folder}:{folder / 'my project'}"} | environment
     for verb, more in (("run", ["--workers", "1"]), ("table", [])):
         command = ["-m", "sweeps", verb, "small.yaml", "--scale", "gaussian", *more]
         done = subprocess.run(
@@ -180,6 +180,18 @@ def test_a_user_without_an_entry_has_a_name_and_a_home(tmp_path):
     name, home, there = settled(unknown + asked, TMPDIR=str(tmp_path)).split()
     assert name == str(os.getuid()) and Path(home).parent == tmp_path and there == "True"
     assert settled(unknown + asked, HOME="/h", USER="me") == "me /h False"
+
+
+def test_sockets_fit_into_the_folder_of_temporary_files(tmp_path):
+    long = tmp_path / LONG
+    long.mkdir(parents=True)
+    asked = "import tempfile; settle(); print(tempfile.gettempdir())"
+    link = Path(settled(asked, TMPDIR=str(long)))
+    assert len(str(link)) < 60 and link.samefile(long)
+    assert settled(asked, TMPDIR=str(long)) == str(link)
+    link.unlink()
+    short = Path(settled(asked))
+    assert not short.is_symlink()
 
 
 def test_every_locale_speaks_utf8():

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from zlib import crc32
 
 _OF_RANKS = {
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE",
@@ -23,6 +24,7 @@ _OF_RANKS = {
 _OF_LAUNCHERS = ("TORCHELASTIC_", "OMPI_", "PMI_", "PMIX_", "SLURM_")
 _OF_SLURM = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SRUN_")
 _WHERE_SLURM_IS = ("SLURM_CONF", "SLURM_CLUSTERS")
+_LONGEST = 60  # bytes of a folder's name that leave enough for sockets in it
 _JOB = "SLURM_JOB_ID"  # the lease of a run names it
 _OF_PYTHON = {"PYTHONOPTIMIZE", "PYTHONWARNINGS"}  # read when the interpreter starts
 _NOT_OURS = {"PYTHONIOENCODING", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"}
@@ -44,6 +46,7 @@ def settle() -> None:
     # A notebook's backend of matplotlib exists in its own environment only.
     os.environ |= {"MPLBACKEND": "svg", "TOKENIZERS_PARALLELISM": "false"}
     _have_a_home()
+    _have_room_for_sockets()
 
 
 def workers(environment: Mapping[str, str]) -> dict[str, str]:
@@ -96,3 +99,22 @@ def _have_a_home() -> None:
     except RuntimeError:
         os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"home-{name}")
         os.makedirs(os.environ["HOME"], mode=0o700, exist_ok=True)
+
+
+def _have_room_for_sockets() -> None:
+    """Another name, a link, for a folder of temporary files with a long one.
+
+    The loaders' processes meet at sockets in it, and a socket's name has at most a hundred letters.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _LONGEST:
+        return
+    link = Path("/tmp", f"{os.getuid()}-{crc32(os.fsencode(folder)):08x}")
+    try:
+        if not link.is_symlink():
+            link.symlink_to(folder)
+        same = os.readlink(link) == folder
+    except OSError:
+        return  # loaders without processes (launch.workers=0) work all the same
+    if same:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(link)
