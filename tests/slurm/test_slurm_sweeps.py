@@ -55,7 +55,7 @@ def jobs(cluster, runs):
     return {line.split("|")[0]: line.split("|")[1] for line in lines if str(runs) in line}
 
 
-def wait(condition, limit_s=40.0):
+def wait(condition, limit_s=120.0):
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "it did not happen"
