@@ -17,6 +17,7 @@ from datamodules.signals import end_at_second_stop, interrupt_on_stop
 from experiments.launch.checks import problem
 from experiments.launch.execute import execute
 from experiments.launch.run_log import log_to_console
+from experiments.runs.environment import settle
 from experiments.runs.errors import INTERRUPTED, answered, fail
 from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, runs_dir
@@ -140,10 +141,9 @@ def _missing(folder: RunFolder) -> str:
     lines = []
     for role, need in folder.needs.items():
         if not need.done:
-            verb = need.recipe["verb"]
+            again = f"{need.recipe['verb']} {shlex.quote(str(_shown(need.path)))}"
             lines.append(f"  {role}: {need.name} ({need.state()})")
-            path = shlex.quote(str(_shown(need.path)))
-            lines.append(f"    python -m experiments {verb} {path} --with-needs")
+            lines.append(f"    python -m experiments {again} --with-needs")
     if not lines:
         return ""
     lines.insert(0, f"error: {folder.name} needs runs that are not done:")
@@ -208,6 +208,7 @@ def _execute(folders: Sequence[RunFolder]) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     again = "ended by a second signal; the same command goes on from what was saved"
     end_at_second_stop(again, INTERRUPTED)
     sys.exit(main())

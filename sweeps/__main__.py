@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.signals import interrupt_on_stop
+from experiments.runs.environment import settle
 from experiments.runs.errors import INTERRUPTED, answered
 from experiments.runs.folder import runs_dir
 from experiments.runs.recipe import Library
@@ -165,4 +166,5 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     sys.exit(main())

@@ -172,4 +172,4 @@ def autoencoder_id(where: str | Path) -> str | None:
     manifest = data / "shards" / "manifest.json"
     if not manifest.is_file():
         return None
-    return (json.loads(manifest.read_text()).get("autoencoder") or {}).get("id")
+    return (json.loads(manifest.read_text(encoding="utf-8")).get("autoencoder") or {}).get("id")

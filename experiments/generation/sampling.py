@@ -1,4 +1,4 @@
-"""How clips are sampled: the section ``sample`` of a recipe, and the function that makes a batch."""
+"""How clips are sampled: the section ``sample`` of a recipe, and a function for each batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """
         with replaced(Path(filepath), self.is_global_zero, self.barrier) as folder:
             if self.is_global_zero:
-                (folder / SHAPE).write_text(json.dumps(self._shape()))
+                (folder / SHAPE).write_text(json.dumps(self._shape()), encoding="utf-8")
             super().save_checkpoint(checkpoint, folder, storage_options)
 
     def load_checkpoint(
@@ -184,7 +184,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         Raises:
             ValueError: it was sharded over another number of processes or in another way.
         """
-        saved, own = json.loads(Path(checkpoint_path, SHAPE).read_text()), self._shape()
+        shape = Path(checkpoint_path, SHAPE).read_text(encoding="utf-8")
+        saved, own = json.loads(shape), self._shape()
         if saved != own:
             found, wanted = (" and ".join(f"{k}={v}" for k, v in s.items()) for s in (saved, own))
             raise ValueError(

@@ -34,7 +34,7 @@ from experiments.launch.ranks.topology import Topology, ranks_here, topology_of
 from experiments.launch.run_log import logged
 from experiments.launch.run_record import recorded
 from experiments.runs.errors import report, told
-from experiments.runs.folder import RunFolder, resume_command
+from experiments.runs.folder import RunFolder
 from experiments.runs.unchanged import check_contents
 
 log = logging.getLogger(__name__)
@@ -145,10 +145,7 @@ def saved(folder: RunFolder) -> str:
         kept = f"{shards} finished shards are kept"
     else:
         kept = "no checkpoint yet, it will start again"
-    return (
-        f"{folder.name} interrupted: {kept}."
-        f" Resume with the same command, or: {resume_command(folder)}"
-    )
+    return f"{folder.name} interrupted: {kept}. Resume with the same command, or: {folder.command}"
 
 
 @contextmanager

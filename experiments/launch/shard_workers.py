@@ -18,7 +18,7 @@ from datamodules.shards.work import ShardMaker, Work
 from experiments.launch.execute import verb_module
 from experiments.launch.hardware import Launch, launch_of
 from experiments.launch.ranks.die_with_parent import die_with_parent
-from experiments.runs.folder import RunFolder, resume_command
+from experiments.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 END_WITHIN_S = 30.0  # to abandon a shard; another process makes it again
@@ -52,7 +52,7 @@ def join(folder: RunFolder, parent: int | None = None) -> None:
     if plan is None:
         raise ValueError(
             f"{folder.path}: a {folder.recipe['verb']} makes no shards and cannot be joined;"
-            f" {resume_command(folder)} resumes it"
+            f" {folder.command} resumes it"
         )
     made = ShardMaker(plan(folder.recipe, folder), folder).help()
     log.info("%s: made %d shards; none is left to begin", folder.name, made)

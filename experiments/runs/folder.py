@@ -160,6 +160,12 @@ class RunFolder:
         return list((found | {self.name: self}).values())
 
     @property
+    def command(self) -> str:
+        """The command line that executes this run alone."""
+        path = shlex.quote(str(self.path))
+        return f"python -m experiments {self.recipe['verb']} {path}"
+
+    @property
     def done(self) -> bool:
         return (self.path / "done.json").is_file()
 
@@ -182,7 +188,7 @@ class RunFolder:
         if self.running():
             return str(Lease(self.path).holder() or "another process")
         try:
-            job = json.loads((self.path / "slurm" / "job.json").read_text())["job"]
+            job = json.loads((self.path / "slurm" / "job.json").read_text(encoding="utf-8"))["job"]
         except (OSError, ValueError, KeyError):
             return ""
         gone = job_is_gone(job, unknown=shutil.which("squeue") is None)
@@ -206,7 +212,7 @@ class RunFolder:
     def read_record(self) -> dict[str, Any]:
         """The content of record.json, empty when there is none."""
         try:
-            return json.loads((self.path / "record.json").read_text())
+            return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
 
@@ -235,7 +241,7 @@ class RunFolder:
     def failure(self) -> str:
         """Why the run failed, or ""."""
         path = self.path / "failed.txt"
-        return path.read_text() if path.is_file() else ""
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def mark_failed(self, why: str) -> None:
         write_text(self.path / "failed.txt", f"{why.rstrip()}\n")
@@ -246,13 +252,6 @@ class RunFolder:
     def mark_done(self) -> None:
         self.clear_failure()
         write_text(self.path / "done.json", json.dumps({"run": self.name, "ended": time.ctime()}))
-
-
-def resume_command(folder: RunFolder) -> str:
-    """The command that executes or resumes a run, for a shell."""
-    return shlex.join(
-        ["python", "-m", "experiments", folder.recipe["verb"], str(folder.path)],
-    )
 
 
 def read_resolved(file: Path) -> dict[str, Any]:

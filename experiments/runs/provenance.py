@@ -19,7 +19,11 @@ def revision() -> str:
     try:
         git = ["git", "-C", str(here)]
         head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=TIMEOUT_S
+            [*git, "rev-parse", "HEAD"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
         )
         changes = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, timeout=TIMEOUT_S

@@ -213,7 +213,7 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
 def _mapping(path: Path) -> dict[str, Any]:
     """The content of a JSON file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}): {_CURE}") from error
     if not isinstance(content, dict):
@@ -233,7 +233,7 @@ def _refuse_pointer(file: Path) -> None:
 def _promised(index: Path) -> dict[str, set[str]]:
     """Tensor names by file name, from the index."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index}: not readable as an index: {_CURE}") from error
     promised: dict[str, set[str]] = {}

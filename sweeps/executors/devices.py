@@ -31,8 +31,13 @@ def visible_gpus() -> list[str]:
         ids = [word.strip() for word in chosen.split(",") if word.strip()]
         return ids[: ids.index("-1")] if "-1" in ids else ids  # CUDA ignores what follows a -1
     if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "-L"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
         return re.findall(r"^GPU (\d+):", listed.stdout, re.M)
     return [str(number) for number in range(len(list(_DRIVER.glob("*"))))]
 

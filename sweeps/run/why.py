@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from experiments.runs.config import nearest
-from experiments.runs.folder import RunFolder, resume_command
+from experiments.runs.folder import RunFolder
 from experiments.runs.lock import Lease
 from sweeps.executors.squeue import ended_as, last_job, last_words
 from sweeps.run.state import jobs_of, state_of
@@ -68,5 +68,5 @@ def _resume(folder: RunFolder, rerun: str) -> list[str]:
         f"to {start}{', when the cause is mended' if folder.failure() else ''}:",
         f"  {again}",
         "or this run alone:",
-        f"  {resume_command(folder)}",
+        f"  {folder.command}",
     ]

@@ -14,6 +14,7 @@ from experiments.launch.execute import execute
 from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import BUSY, INTERRUPTED, LOST, lost_peer
 from experiments.launch.run_log import log_to_console
+from experiments.runs.environment import settle
 from experiments.runs.errors import report
 from experiments.runs.folder import RunFolder
 from experiments.runs.lock import Busy
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning; the launcher handles it
     if os.environ.get("RANK", "0") == "0":  # other ranks' output goes to their log file
         log_to_console()
-    with open(int(descriptor), "w", buffering=1) as pipe:
+    with open(int(descriptor), "w", buffering=1, encoding="utf-8") as pipe:
 
         def tell(**message: object) -> None:
             pipe.write(json.dumps(message) + "\n")
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -201,7 +201,7 @@ class _Rank:
         self._listener.join(1.0)
 
     def _listen(self, pipe: int, progress: Callable[[int, int, str], None] | None) -> None:
-        with os.fdopen(pipe) as lines:
+        with os.fdopen(pipe, encoding="utf-8") as lines:
             for line in lines:
                 message: dict[str, Any] = json.loads(line)
                 if "end" in message:

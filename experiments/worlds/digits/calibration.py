@@ -72,7 +72,7 @@ def measure_constants(
     beside = Reference(real[:half], network, world_of(manifest), manifest["fps"])
     found = calibrate(real[half:], attributes[half:], beside)
     _require_sound(found, f"{clips} clips of {reference.name} through {probe.name}")
-    meta = json.loads((probe / "probe" / "meta.json").read_text())
+    meta = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))
     found["made_from"] = {
         "probe": probe.name,
         "probe_sha256": meta["sha256"],
@@ -108,7 +108,7 @@ def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
             f"{path} is missing, which a score goes by: needs.calibration must be a run of the"
             " recipe calibration"
         )
-    constants = json.loads(path.read_text())
+    constants = json.loads(path.read_text(encoding="utf-8"))
     _require_sound(constants, str(path))
     for role, needed in (("probe", probe), ("reference", reference)):
         made_from = constants["made_from"][role]

@@ -108,7 +108,7 @@ def score_clips(
     judged, beside = (open_shards(run / "shards") for run in (samples, reference))
     videos, attributes, _ = read_clips(samples / "shards", first, clips)
     videos, attributes = corrupted(corrupt, videos, attributes, seed)
-    probe_hash = json.loads((probe / "probe" / "meta.json").read_text())["sha256"]
+    probe_hash = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))["sha256"]
     real = _reference(reference, beside.fingerprint, reference_clips, probe, probe_hash)
     view = View(videos, attributes, real, constants, seed)
     found = measure(view, selected(metrics, OFFERS))

@@ -19,7 +19,7 @@ from datamodules.curation.text_lists import read_lines
 from experiments.metrics.records import record
 from experiments.metrics.registry import METRICS, Measurement
 from experiments.metrics.statistics import LEVEL
-from experiments.runs.folder import RunFolder, resume_command
+from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import RUN_NAME
 from experiments.worlds.wan import (
     vbench_results,
@@ -85,7 +85,7 @@ def _scored(path: Path) -> RunFolder:
     if folder.recipe["verb"] != "score" or "benchmark" not in folder.recipe["needs"]:
         raise ValueError(f"{path}: not a score run for VBench (its recipe needs no benchmark)")
     if not folder.done:
-        raise ValueError(f"{path}: {folder.state()}, not done: {resume_command(folder)}")
+        raise ValueError(f"{path}: {folder.state()}, not done: {folder.command}")
     return folder
 
 
