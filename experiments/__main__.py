@@ -20,7 +20,7 @@ from experiments.launch.run_log import log_to_console
 from experiments.runs.environment import settle
 from experiments.runs.errors import INTERRUPTED, answered, fail
 from experiments.runs.files import load_recipe
-from experiments.runs.folder import Busy, RunFolder, runs_dir
+from experiments.runs.folder import Busy, RunFolder, home_path, runs_dir
 from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
 from experiments.verbs.tools import TOOLS
 
@@ -103,7 +103,7 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     """The run folder that the command line names, created with those of its needs if missing."""
     runs = runs_dir(chosen.runs)
     settings = parse_settings(chosen.settings)
-    path = Path(chosen.what)
+    path = home_path(chosen.what)
     if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
         resolver = Resolver(chosen.scale, library, runs)
         run = resolver.resolve(chosen.what, settings)

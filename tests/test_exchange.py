@@ -219,7 +219,7 @@ def test_cut_files_other_sizes_and_taken_places_are_refused(use, tmp_path, capsy
     assert "2 layers of width 24 are of no published size" in capsys.readouterr().err
     assert use("import", file, "--as", tmp_path)[1].count("is there already") == 1
     file.write_bytes(file.read_bytes()[:-2000])
-    assert "damaged or cut off" in use("import", file, "--as", tmp_path / "new")[1]
+    assert "damaged, cut off" in use("import", file, "--as", tmp_path / "new")[1]
 
 
 # -- export ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ FLOORS = {
     "lightning_modules": [["ranges"], ["diffusion", "networks"], ["training"]],  # then: stages
     "datamodules": [
         ["signals"],
-        ["atomic", "order", "values"],
+        ["atomic", "json_files", "order", "values"],
         ["curation"],
         ["shards"],
         ["loader"],
@@ -33,7 +33,11 @@ BELOW = {
     "lightning_modules": [],
     "datamodules": ["lightning_modules.ranges"],
     "callbacks": ["lightning_modules.training", "datamodules.atomic", "datamodules.signals"],
-    "experiments/runs": ["datamodules.atomic", "lightning_modules.ranges"],
+    "experiments/runs": [
+        "datamodules.atomic",
+        "datamodules.json_files",
+        "lightning_modules.ranges",
+    ],
     "experiments": ["lightning_modules", "datamodules", "callbacks"],
     "sweeps/executors/worker.py": ["experiments.launch", "experiments.runs", "datamodules.signals"],
     "sweeps/executors/slurm_job.py": ["experiments.launch", "experiments.runs"],
@@ -46,7 +50,7 @@ BELOW = {
     ],
 }
 LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py",
-         "datamodules/signals.py", "experiments/__init__.py", "experiments/__main__.py",
+         "datamodules/json_files.py", "datamodules/signals.py", "experiments/__init__.py", "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
          "experiments/launch/__init__.py", "experiments/launch/checks.py",
          "experiments/launch/execute.py", "experiments/launch/run_log.py",

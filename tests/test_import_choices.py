@@ -1,5 +1,6 @@
 """Which of a checkpoint's networks is imported, and that it is one that can generate."""
 
+import json
 import logging
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from test_exchange import published_weights, same, weights_in
 
+from experiments.checkpoints.networks import load_network
 from experiments.checkpoints.wan_keys import to_diffusers, to_published
 
 
@@ -68,3 +70,54 @@ def test_weights_that_cannot_be_are_neither_imported_nor_exported(use, wan_folde
     status, said = use("export", tmp_path / "copy", "--to", tmp_path / "new")
     assert status == 1 and "blocks.0.ffn.net.0.proj.weight is" in said
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn, torch.bool, torch.complex64])
+def test_quantised_weights_are_neither_imported_nor_loaded(use, wan_folder, tmp_path, kind):
+    weights = published_weights()
+    weights["blocks.0.ffn.0.weight"] = weights["blocks.0.ffn.0.weight"].to(kind)
+    torch.save(weights, tmp_path / "small.pt")
+    status, said = use("import", tmp_path / "small.pt", "--as", tmp_path / "new")
+    assert status == 1 and f"proj.weight is stored as {kind}: quantised" in said
+    if kind is not torch.complex64:  # safetensors' reader of headers does not know it
+        shutil.copytree(wan_folder / "transformer", tmp_path / "copy")
+        (file,) = (tmp_path / "copy").glob("*.safetensors")
+        save_file(to_diffusers(weights), file)
+        with pytest.raises(ValueError, match="proj.weight is stored as .*: quantised"):
+            load_network(tmp_path / "copy")
+
+
+def test_weights_beyond_the_config_are_refused(wan_folder, tmp_path):
+    shutil.copytree(wan_folder / "transformer", tmp_path / "copy")
+    file = tmp_path / "copy" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"num_layers": config["num_layers"] - 1}))
+    with pytest.raises(ValueError, match=r"its config\.json knows nothing of \(blocks\.\d"):
+        load_network(tmp_path / "copy")
+
+
+def test_weights_that_are_all_zero_are_not_imported(use, tmp_path):
+    torch.save({k: v * 0 for k, v in published_weights().items()}, tmp_path / "zero.pt")
+    status, said = use("import", tmp_path / "zero.pt", "--as", tmp_path / "new")
+    assert status == 1 and "zero.pt: every matrix is constant" in said
+
+
+@pytest.mark.parametrize("content", [b"hello, I am a text", b"<html>", b"PK\x03\x04 no zip", b""])
+def test_a_file_of_another_kind_is_no_checkpoint(use, tmp_path, content):
+    (tmp_path / "odd.pt").write_bytes(content)
+    status, said = use("import", tmp_path / "odd.pt", "--as", tmp_path / "new")
+    assert status == 1 and f"{tmp_path / 'odd.pt'}: " in said and "bug of the program" not in said
+
+
+def test_keys_that_are_numbers_are_no_weights(use, tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "odd.pt")
+    status, said = use("import", tmp_path / "odd.pt", "--as", tmp_path / "new")
+    assert status == 1 and "no network under any known key (top level: 0)" in said
+
+
+def test_a_home_folder_is_found_by_the_tools(use, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(published_weights(), tmp_path / "new.pt")
+    assert use("import", "~/new.pt", "--as", "~/new")[0] == 0
+    assert use("export", "~/new", "--to", "~/again")[0] == 0
+    assert (tmp_path / "again" / "config.json").is_file()

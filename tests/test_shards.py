@@ -153,7 +153,7 @@ def test_a_damaged_manifest_or_index_is_named(tmp_path):
         open_shards(tmp_path)
     write(tmp_path)
     rewrite_manifest(tmp_path, lambda manifest: manifest.pop("shards"))
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged.*'shards'"):
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged: it has no shards; write"):
         open_shards(tmp_path)
     (tmp_path / "manifest.json").write_text('{"version": 1,')
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.shards.manifest import read_manifest
 from datamodules.shards.npy_tar import (
     Index,
     decode_array,
@@ -42,7 +43,7 @@ from datamodules.shards.npy_tar import (
     local_folder,
     sha256,
 )
-from datamodules.shards.shard_set import KINDS, VERSION
+from datamodules.shards.shard_set import KINDS
 from datamodules.shards.writer import ShardWriter
 
 __all__ = ["KINDS", "ShardReader", "ShardWriter", "open_shards", "require"]
@@ -68,7 +69,7 @@ class ShardReader(Sequence[dict[str, Any]]):
             ValueError: another version, a truncated shard, a damaged manifest or index.
         """
         self.folder = local_folder(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         index = _read_index(self.folder, self.manifest["index_sha256"])
         for shard in self.manifest["shards"]:
             self._check_file(shard)
@@ -212,26 +213,6 @@ def require(shards: ShardReader, **expected: Any) -> None:
             raise ValueError(
                 f"{shards.folder / 'manifest.json'} has no {name!r} (it has {has}): {cure}"
             )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: not a shard set, or its writer was stopped; "
-            "run the verb that writes it again"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["version"]
-        _ = [manifest[name] for name in ("kind", "count", "fields", "shards", "index_sha256")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): write the set again") from error
-    if version != VERSION:
-        raise ValueError(
-            f"{path} has version {version}, this code reads {VERSION}: write the set again"
-        )
-    return manifest
 
 
 def _read_index(folder: Path, digest: str) -> Index:

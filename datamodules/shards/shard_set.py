@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.atomic import write_bytes
+from datamodules.shards.manifest import OWN, VERSION, read_manifest
 from datamodules.shards.npy_tar import (
     Index,
     decode_fields,
@@ -30,9 +31,7 @@ from datamodules.shards.shard_file import (
     write_note,
 )
 
-VERSION = 1
 KINDS = tuple(REQUIRED_FIELDS)
-OWN = ("version", "kind", "count", "shards", "fields", "index_sha256")
 _SCAFFOLD = re.compile(r"\d{6}\.(json|claim|tar\..*\.part)")
 _OURS = re.compile(
     r"\d{6}\.(tar|json|claim)|manifest\.json|index\.json|negative\.npy|.*\.part|\..*\.tmp"
@@ -168,7 +167,7 @@ class ShardSet:
         path = self.folder / "manifest.json"
         if not path.is_file():
             return None
-        manifest = json.loads(path.read_bytes())
+        manifest = read_manifest(self.folder)
         expected = without_places(json.loads(json.dumps({"kind": self.kind, **self.about})))
         found = without_places(manifest)
         if other := [name for name in expected if found.get(name) != expected[name]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.atomic import write_text
+from experiments.runs.folder import home_path
 from experiments.runs.recipe import Library, Resolver, parse_settings
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--few-steps", type=int, nargs="+", default=[1, 2, 4], help="of the rollouts (1 2 4)"
     )
-    parser.add_argument("--out", type=Path, help="where the JSON goes (bench-SCALE-PART.json)")
+    parser.add_argument("--out", type=home_path, help="where the JSON goes (bench-SCALE-PART.json)")
 
 
 def run(chosen: argparse.Namespace, library: Library | None = None) -> None:

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datamodules.values import fault
 from experiments.checkpoints import sampling_config
 from experiments.checkpoints.networks import (
     autoencoder_id,
@@ -71,8 +71,8 @@ def import_checkpoint(
     Raises:
         FileNotFoundError, FileExistsError: nothing to read, or the target exists.
         ValueError: a damaged file, one with more than tensors, no weights of that kind or several,
-            weights that are not finite, or names or shapes other than those of a Wan 2.1
-            text-to-video network.
+            weights that are not finite or all constant, or names or shapes other than those of a
+            Wan 2.1 text-to-video network.
     """
     _require_free(folder)
     found = _read(file)
@@ -81,7 +81,7 @@ def import_checkpoint(
         named = to_diffusers(unwrapped(weights))
         settings = network_config(config) if config else config_of(named)
         check_fits(named, settings)
-        _require_finite(named)
+        _require_sound(named)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     source = {"source": {"file": file.name, "weights": chosen}}
@@ -109,7 +109,7 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
         check_fits(weights, config)
-        _require_finite(weights)
+        _require_sound(weights)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     settings = sampling_config.settings_of(where, source)
@@ -141,9 +141,13 @@ def _read(file: Path) -> Any:
             f"{file}: holds more than tensors, or is no checkpoint; such a file could run code and"
             " is not read. If you trust it, save its tensors alone, as safetensors"
         ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # unpickling a file of another kind may raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file}: damaged or cut off ({first}); download it again") from error
+        raise ValueError(
+            f"{file}: damaged, cut off, or no checkpoint ({first}); download it again"
+        ) from error
 
 
 def _choose(
@@ -198,15 +202,18 @@ def _top(found: Any) -> str:
     return ", ".join(map(str, list(found)[:5]))
 
 
-def _require_finite(weights: Weights) -> None:
-    if unfit := unfit_weight(weights.items()):
+def _require_sound(weights: Weights) -> None:
+    unfit = unfit_weight(weights.items())
+    if not unfit and all(fault(each, varied=True) for each in weights.values() if each.ndim > 1):
+        unfit = "every matrix is constant"  # one is zero in a network that was never trained
+    if unfit:
         raise ValueError(f"{unfit}; such a network generates nothing: take another checkpoint")
 
 
 def _all_tensors(found: Any) -> bool:
     if not isinstance(found, Mapping) or not found:
         return False
-    return all(isinstance(value, Tensor) for value in found.values())
+    return all(isinstance(k, str) and isinstance(value, Tensor) for k, value in found.items())
 
 
 def _save(weights: Weights, config: Mapping[str, Any], folder: Path) -> None:

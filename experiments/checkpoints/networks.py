@@ -1,6 +1,5 @@
 """Networks for the verbs: randomly initialised from a config, or loaded from a run or a folder."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.shards.manifest import read_manifest
 from datamodules.values import fault
 from experiments.checkpoints import sampling_config
 from experiments.runs.config import nearest
@@ -126,7 +126,7 @@ def network_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
 def class_of(folder: Path) -> type[nn.Module]:
     """The class of a network, by its config.json; ValueError if none answers to that name."""
     name, known = read_config(folder).get("_class_name"), networks.classes()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
             f"{folder / 'config.json'}: _class_name is {name!r}, none of {', '.join(known)}"
         )
@@ -169,7 +169,7 @@ def autoencoder_id(where: str | Path) -> str | None:
     if "data" in run.recipe["needs"]:
         made = run.needs.get("data")
         data = made.path if made else run.need("data")
-    manifest = data / "shards" / "manifest.json"
-    if not manifest.is_file():
+    shards = data / "shards"
+    if not (shards / "manifest.json").is_file():
         return None
-    return (json.loads(manifest.read_text(encoding="utf-8")).get("autoencoder") or {}).get("id")
+    return (read_manifest(shards).get("autoencoder") or {}).get("id")

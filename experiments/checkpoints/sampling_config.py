@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.json_files import read_object
 from experiments.runs.folder import RunFolder
 from lightning_modules import stage as stage_named
 from lightning_modules.bidirectional import Bidirectional
@@ -25,9 +26,9 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of ``folder/causal.json``; empty if there is none."""
+    """The content of ``folder/causal.json``; empty if there is none. ValueError if damaged."""
     path = folder / NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path, "export the network again") if path.is_file() else {}
 
 
 def settings_of(where: Path, network: Path) -> dict[str, Any]:

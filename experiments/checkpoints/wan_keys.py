@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from experiments.checkpoints.networks import meta_network
@@ -32,6 +33,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Configs of Wan2.1-T2V (Wan 2025, arXiv 2503.20314; config.json of the published folders)."""
 
+_STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _HOLDERS = re.compile(r"^((model|module|diffusion_model)\.)+")
 # diffusers converts in one direction only; this is the other.
@@ -111,7 +113,8 @@ def check_fits(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None
     """Refuse weights that are not exactly those of a network, naming the first few that differ.
 
     Raises:
-        ValueError: unknown or missing names, or another shape.
+        ValueError: unknown or missing names, another shape, or no floating-point numbers of 16 bits
+            or more.
     """
     network = meta_network(config)
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -124,6 +127,11 @@ def check_fits(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None
     for name, shape in expected.items():
         if (found := list(weights[name].shape)) != shape:
             raise ValueError(f"{name} is {found}, its config says {shape}")
+        if (kind := weights[name].dtype) not in _STORED:
+            raise ValueError(
+                f"{name} is stored as {kind}: quantised weights are not read, take those in one of"
+                f" {', '.join(map(str, _STORED))}"
+            )
 
 
 def _some(what: str, names: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from datamodules.atomic import write_text
+from datamodules.json_files import read_object
 
 MEMORY = "contents.json"
 SUFFIXES = (
@@ -65,15 +66,18 @@ def hub_revision(where: str | Path) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     ref = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else None
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 
 
 def remembered(runs: Path) -> dict[str, str]:
-    """Fingerprints by absolute path, as they were when the runs of this folder were made."""
-    try:
-        return json.loads((runs / MEMORY).read_text())
-    except (OSError, ValueError):
-        return {}
+    """Fingerprints by absolute path, as they were when the runs of this folder were made.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = runs / MEMORY
+    cure = "remove it: only runs of paths that are not there any more change their names"
+    return read_object(path, cure) if path.is_file() else {}
 
 
 def remember(runs: Path, found: Mapping[str, str]) -> None:

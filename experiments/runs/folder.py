@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.atomic import write_text
+from datamodules.json_files import read_object
 from experiments.runs.contents import remember
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
@@ -41,7 +42,12 @@ STATES = ("done", "running", "failed", "interrupted", "new")
 
 def runs_dir(chosen: str | Path | None = None) -> Path:
     """Where runs live: what was chosen, else the environment's RUNS_DIR, else ``runs``."""
-    return Path(chosen or os.environ.get("RUNS_DIR") or "runs").resolve()
+    return home_path(str(chosen or os.environ.get("RUNS_DIR") or "runs")).resolve()
+
+
+def home_path(text: str) -> Path:
+    """A path as the user writes it; shells leave the ``~`` of ``--runs=~/runs`` as it is."""
+    return Path(text).expanduser()
 
 
 class RunFolder:
@@ -210,11 +216,14 @@ class RunFolder:
             self.on_progress(done, total, note)
 
     def read_record(self) -> dict[str, Any]:
-        """The content of record.json, empty when there is none."""
-        try:
-            return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        """The content of record.json, empty when there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = self.path / "record.json"
+        cure = "remove it: the run's times and versions are lost with it, its results are not"
+        return read_object(path, cure) if path.is_file() else {}
 
     def record(self, update: Mapping[str, Any]) -> None:
         """Merge into record.json; mappings such as ``counters`` are merged key by key."""

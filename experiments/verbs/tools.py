@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from experiments.bench import command as bench
+from experiments.runs.folder import home_path as path
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Tool:
 def _declare_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
-        type=Path,
+        type=path,
         help=".pt, .pth or .safetensors of CausVid, Self Forcing, Causal Forcing, Causal"
         " Forcing++ or Wan itself; or a folder of Wan's own safetensors",
     )
-    parser.add_argument("--as", dest="folder", type=Path, required=True, help="the new folder")
+    parser.add_argument("--as", dest="folder", type=path, required=True, help="the new folder")
     kept = parser.add_mutually_exclusive_group()
     for kind, what in (
         ("ema", "the average, such as generator_ema (the default, where there is one)"),
@@ -39,7 +39,9 @@ def _declare_import(parser: argparse.ArgumentParser) -> None:
         kept.add_argument(f"--{kind}", dest="kept", action="store_const", const=kind, help=what)
     kept.add_argument("--key", help="the key of the weights in the file, where these do not tell")
     parser.add_argument(
-        "--config", type=Path, help="a folder with config.json; 1.3B and 14B are told by shapes"
+        "--config",
+        type=path,
+        help="a folder with config.json; 1.3B and 14B are told by shapes",
     )
 
 
@@ -50,8 +52,8 @@ def _import(chosen: argparse.Namespace) -> None:
 
 
 def _declare_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", type=Path, help="a run that trained a network, or a folder of one")
-    parser.add_argument("--to", dest="folder", type=Path, required=True, help="the new folder")
+    parser.add_argument("what", type=path, help="a run that trained a network, or a folder of one")
+    parser.add_argument("--to", dest="folder", type=path, required=True, help="the new folder")
     parser.add_argument(
         "--original", action="store_true", help="also write Wan's own names, into FOLDER/original"
     )
@@ -64,10 +66,10 @@ def _export(chosen: argparse.Namespace) -> None:
 
 
 def _declare_results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="a finished score run whose videos VBench judged")
+    parser.add_argument("run", type=path, help="a finished score run whose videos VBench judged")
     parser.add_argument(
         "--motion",
-        type=Path,
+        type=path,
         metavar="RUN",
         help="a score run of the same student on other prompts (the paper: 100 of actions):"
         " Dynamic Degree and VisionReward are of these",
@@ -81,7 +83,7 @@ def _results(chosen: argparse.Namespace) -> None:
 
 
 def _declare_join(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run that makes shards")
+    parser.add_argument("run", type=path, help="the folder of a run that makes shards")
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)  # shall not outlive this process
 
 

@@ -27,6 +27,7 @@ __all__ = [
 EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INDEX = ".safetensors.index.json"
+_STORED = ("F64", "F32", "F16", "BF16")
 _LFS_POINTER = b"version https://git-lfs"
 _PIPELINE = "model_index.json"
 _OTHER = f"give a Wan 2.1 text-to-video pipeline, such as {EXAMPLE}"
@@ -114,7 +115,8 @@ def weight_files(part: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are none, or shards of the index are missing.
-        ValueError: a file is a git-lfs pointer, truncated, or lacks tensors of the index.
+        ValueError: a file is a git-lfs pointer, truncated, quantised, or lacks tensors of the
+            index.
     """
     index = next(iter(sorted(part.glob(f"*{_INDEX}"))), None)
     promised = _promised(index) if index else {}
@@ -183,7 +185,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
-    """`kind.from_pretrained(part, **options)`, refusing missing weights.
+    """`kind.from_pretrained(part, **options)`, refusing missing weights and superfluous ones.
 
     Args:
         kind: a model class of diffusers or transformers, or ours.
@@ -192,7 +194,8 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
 
     Raises:
         FileNotFoundError, ValueError: the folder is incomplete, damaged, or does not fit its
-            config.json; the libraries would initialise missing weights at random.
+            config.json; the libraries would initialise missing weights at random, and leave out
+            the layers that the config does not count.
     """
     read_config(part)
     weight_files(part)
@@ -207,6 +210,12 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
     if found["missing_keys"]:
         name = min(found["missing_keys"])
         raise ValueError(f"{part}: has no weights for {name}: {_CURE}")
+    if found["unexpected_keys"]:
+        name = min(found["unexpected_keys"])
+        raise ValueError(
+            f"{part}: has weights that its config.json knows nothing of ({name}), so it is not of"
+            f" this network: {_CURE}"
+        )
     return model
 
 
@@ -243,16 +252,23 @@ def _promised(index: Path) -> dict[str, set[str]]:
 
 
 def _names(file: Path) -> set[str]:
-    """Names of the tensors of a safetensors file; refuses an incomplete file."""
+    """Names of the tensors of a safetensors file; refuses an incomplete or a quantised file."""
     _refuse_pointer(file)
     try:
         with safe_open(file, "pt") as opened:
-            return set(opened.keys())
+            names = opened.keys()
+            kinds = {name: opened.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file.parent}: {file.name} is truncated or damaged ({_first_line(error)};"
             f" {file.stat().st_size} bytes): {_CURE}"
         ) from error
+    if name := next((name for name, kind in kinds.items() if kind not in _STORED), None):
+        raise ValueError(
+            f"{file}: {name} is stored as {kinds[name]}: quantised weights are not read, take those"
+            f" in one of {', '.join(_STORED)}"
+        )
+    return set(kinds)
 
 
 def _first_line(error: BaseException) -> str:

@@ -105,7 +105,7 @@ def load_sweep(
     FileNotFoundError and ValueError with file, cell and cure.
     """
     resolver_of = partial(Resolver, library=library, runs=runs)
-    return _load(Path(sweep), scale, seeds, settings or {}, (), resolver_of)
+    return _load(Path(sweep).expanduser(), scale, seeds, settings or {}, (), resolver_of)
 
 
 def _load(

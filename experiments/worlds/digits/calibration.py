@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 
 from datamodules.atomic import write_text
+from datamodules.json_files import read_object
 from datamodules.shards.reader import open_shards
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.digits import adherence, distribution, quality  # noqa: F401  distribution registers its metrics
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import PIXELS, corrupt
-from experiments.worlds.digits.probe_network import ProbeNetwork
+from experiments.worlds.digits.probe_network import ProbeNetwork, read_probe_meta
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
 from lightning_modules.ranges import PositiveInt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
+_PARTS = ("quality", "bounds", "made_from")
 SHARE = 0.95  # share of real clips within a bound
 GIVEN = {"reference", "probe", "folder"}
 
@@ -72,7 +74,7 @@ def measure_constants(
     beside = Reference(real[:half], network, world_of(manifest), manifest["fps"])
     found = calibrate(real[half:], attributes[half:], beside)
     _require_sound(found, f"{clips} clips of {reference.name} through {probe.name}")
-    meta = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))
+    meta = read_probe_meta(probe / "probe")
     found["made_from"] = {
         "probe": probe.name,
         "probe_sha256": meta["sha256"],
@@ -108,7 +110,7 @@ def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
             f"{path} is missing, which a score goes by: needs.calibration must be a run of the"
             " recipe calibration"
         )
-    constants = json.loads(path.read_text(encoding="utf-8"))
+    constants = read_object(path, f"remove {run} to measure again", _PARTS)
     _require_sound(constants, str(path))
     for role, needed in (("probe", probe), ("reference", reference)):
         made_from = constants["made_from"][role]

@@ -9,9 +9,9 @@ Arrays: videos uint8 [N, T, 32, 32, 1]; frames float [M, 1, 32, 32] in [0, 1]; p
 of the sprite's centre in px, x to the right, y down.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from datamodules.json_files import read_object
+
 SIDE = 32  # px, of a frame
 SPRITE = 16  # px, of the digit's square
 MARGIN = (SIDE - SPRITE) // 2  # px, around a sprite in the middle
 CLASSES = 10
+_META = ("width", "sha256", "gate")
 
 
 @dataclass
@@ -94,16 +97,27 @@ class ProbeNetwork(nn.Module):
         """The network that `WorldProbe.hand_off` left in `folder` (weights.safetensors, meta.json).
 
         Raises:
-            FileNotFoundError: there is no probe in the folder.
+            FileNotFoundError, ValueError: as `read_probe_meta` raises them.
         """
-        weights, meta = folder / "weights.safetensors", folder / "meta.json"
-        if not weights.is_file() or not meta.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no probe (weights.safetensors, meta.json); fit `probe` first"
-            )
-        network = cls(width=json.loads(meta.read_text(encoding="utf-8"))["width"])
+        weights = folder / "weights.safetensors"
+        if not weights.is_file():
+            raise FileNotFoundError(f"{weights} is missing; fit `probe` first")
+        network = cls(width=read_probe_meta(folder)["width"])
         network.load_state_dict(load_file(weights))
         return network.eval()
+
+
+def read_probe_meta(folder: Path) -> dict[str, Any]:
+    """What `WorldProbe.hand_off` noted beside the weights: width, hash of the weights and gate.
+
+    Raises:
+        FileNotFoundError: there is no probe in the folder.
+        ValueError: its meta.json is damaged.
+    """
+    meta = folder / "meta.json"
+    if not meta.is_file():
+        raise FileNotFoundError(f"{meta} is missing; fit `probe` first")
+    return read_object(meta, f"remove {folder.parent} to fit the probe again", _META)
 
 
 def centred(frames: Tensor, centre: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ or under one known corruption.
 A recipe with neither samples nor calibration is the calibration itself (`calibration.py`).
 """
 
-import json
 import logging
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from experiments.worlds.digits.calibration import constants_of
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import NAMES
 from experiments.worlds.digits.corruption import corrupt as corrupted
-from experiments.worlds.digits.probe_network import ProbeNetwork
+from experiments.worlds.digits.probe_network import ProbeNetwork, read_probe_meta
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
 from lightning_modules.ranges import NonNegativeInt, PositiveInt
 
@@ -108,7 +107,7 @@ def score_clips(
     judged, beside = (open_shards(run / "shards") for run in (samples, reference))
     videos, attributes, _ = read_clips(samples / "shards", first, clips)
     videos, attributes = corrupted(corrupt, videos, attributes, seed)
-    probe_hash = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))["sha256"]
+    probe_hash = read_probe_meta(probe / "probe")["sha256"]
     real = _reference(reference, beside.fingerprint, reference_clips, probe, probe_hash)
     view = View(videos, attributes, real, constants, seed)
     found = measure(view, selected(metrics, OFFERS))

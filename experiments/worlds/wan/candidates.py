@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.atomic import write_text
+from datamodules.json_files import read_list
 
 
 class Candidates:
@@ -25,6 +26,6 @@ class Candidates:
     def names(self, now: Sequence[str]) -> list[str]:
         """The stored names, or those of `now` if no shard was begun yet."""
         if any(self._shards.glob("*")) and self.path.is_file():
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            return read_list(self.path, self.cure)
         write_text(self.path, json.dumps(list(now)))
         return list(now)
