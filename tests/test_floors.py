@@ -50,7 +50,8 @@ BELOW = {
     ],
 }
 LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamodules/atomic.py",
-         "datamodules/json_files.py", "datamodules/signals.py", "experiments/__init__.py", "experiments/__main__.py",
+         "datamodules/json_files.py", "datamodules/signals.py", "experiments/__init__.py",
+         "experiments/__main__.py",
          "experiments/runs", "experiments/verbs/__init__.py", "experiments/verbs/tools.py",
          "experiments/launch/__init__.py", "experiments/launch/checks.py",
          "experiments/launch/execute.py", "experiments/launch/run_log.py",
