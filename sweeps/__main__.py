@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             sub.add_argument("--cluster", default="local", help=f"{', '.join(CLUSTERS)} (local)")
             sub.add_argument(
-                "--workers", type=int, help="runs at once on CPUs (one a core), or in Slurm's queue"
+                "--workers",
+                type=_count,
+                help="runs at once on CPUs (one a core), or in Slurm's queue",
             )
             sub.add_argument("--gpus", type=_words, help="local: GPUs to use, such as 0,1 (all)")
             sub.add_argument("--retry", action="store_true", help="try failed runs again")
@@ -106,6 +108,12 @@ def _add_runs(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         "--seeds", type=_seeds, default=seeds, help=f"such as 0 or 0,1,2 ({default})"
     )
     parser.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 1, 2, 8")
+    return int(text)
 
 
 def _words(text: str) -> list[str]:

@@ -350,3 +350,13 @@ def test_every_tool_hears_every_signal_to_stop(capsys, monkeypatch, tool, number
     monkeypatch.setitem(TOOLS, tool, heard)
     assert verbs.main([tool]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, said", [((), "interrupted"), (("saved it",), "saved it")])
+def test_an_interruption_is_always_said(capsys, words, said):
+    @answered
+    def interrupted():
+        raise KeyboardInterrupt(*words)
+
+    assert interrupted() == 130
+    assert capsys.readouterr().err == f"\n{said}\n"

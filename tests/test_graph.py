@@ -87,6 +87,7 @@ def test_dependants_are_all_that_come_after():
         ("init: [left, right]", "init: left", "axes.init: must be a list"),
         ("init: [left, right]", "init: []", "axes.init: must be a list of one value or more"),
         ("init: [left, right]", "init: [left, left]", "the value .left. is repeated"),
+        ("few_steps: [1, 2]", "few_steps: [1, 2], foo: [3, 4]", r"axes.foo: no run uses \$\{foo\}"),
         ("axes:", "scales: tiny\n    axes:", r"cells\[0\].scales must be a list"),
         ("axes:", "scales: [tinny]\n    axes:", "no scale 'tinny'; did you mean 'tiny'"),
         ("title:", "settings: 3\ntitle:", "settings: 3 is no section of settings"),

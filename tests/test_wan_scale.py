@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
@@ -151,11 +152,13 @@ def test_a_scale_says_only_what_differs(tmp_path):
     [
         ("extends: base\nwna: x\n", "unknown key 'wna'.*base.yaml.*did you mean 'wan'"),
         ("extends: mine\n", "extend each other in a circle"),
-        ("extends: bse\n", "there is no 'bse'; did you mean 'base'"),
+        ("extends: bse\n", "extends: bse: .*there is no 'bse'; did you mean 'base'"),
+        ("extends: [base]\n", "extends: .'base'. is not the name of a file"),
+        ("extends: base\nstages: 3\n", "stages: 3 is no section .*, such as stages.one="),
     ],
 )
 def test_a_scale_that_extends_wrongly(tmp_path, text, message):
-    folder = scales(tmp_path / "s", base="wan: a/b\n", mine=text)
+    folder = scales(tmp_path / "s", base="wan: a/b\nstages: {one: {steps: 1}}\n", mine=text)
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         resolve("stage1_teacher_forcing", "mine", library=Library(scales=folder))
 
@@ -213,9 +216,9 @@ def test_a_run_whose_data_is_gone_knows_no_autoencoder(tmp_path):
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     network(1).save_pretrained(run / "student")
     assert autoencoder_id(run) is None
-    shards = tmp_path / "pairs-00000002" / "shards"
-    shards.mkdir(parents=True)
-    (shards / "manifest.json").write_text('{"autoencoder": null}')
+    pairs = tmp_path / "pairs-00000002"
+    shard_set(pairs, autoencoder=None)
     assert autoencoder_id(run) is None
-    (shards / "manifest.json").write_text('{"autoencoder": {"id": "vae1"}}')
+    rmtree(pairs)
+    shard_set(pairs, autoencoder={"id": "vae1"})
     assert autoencoder_id(run) == "vae1"

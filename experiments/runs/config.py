@@ -135,7 +135,8 @@ def _check_kept(path: str, before: Any, value: Any) -> None:
     """A section of settings is not replaced by a value; the description of a need may be."""
     section = isinstance(before, Mapping) and before and not {"recipe", "folder"} & set(before)
     if section and not isinstance(value, Mapping) and not _REFERENCE.fullmatch(str(value)):
-        raise ValueError(f"{_no_section(path, value)}, such as {path}.{next(iter(before))}=...")
+        key = path.rpartition(": ")[2]  # without the file
+        raise ValueError(f"{_no_section(path, value)}, such as {key}.{next(iter(before))}=...")
 
 
 def _no_section(path: str, value: Any) -> str:

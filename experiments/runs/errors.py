@@ -119,7 +119,7 @@ def answered(main: Callable[..., int]) -> Callable[..., int]:
             finally:
                 sys.stdout.flush()
         except KeyboardInterrupt as stop:
-            print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+            print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
             return INTERRUPTED
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _reader_is_gone():

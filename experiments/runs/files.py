@@ -83,7 +83,12 @@ def _on_top(folder: Path, name: str, join: _Join, above: tuple[str, ...] = ()) -
         return tree
     if under in (*above, name):
         raise ValueError(f"{file}: files extend each other in a circle: {under}, {name}")
-    below = _on_top(folder, under, join, (*above, name))
+    if not isinstance(under, str):
+        raise ValueError(f"{file}: extends: {under!r} is not the name of a file, such as tiny")
+    try:
+        below = _on_top(folder, under, join, (*above, name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file}: extends: {under}: {error}") from None
     return join(below, tree, file, folder / f"{under}.yaml")
 
 

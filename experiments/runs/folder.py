@@ -58,7 +58,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()
+        given = Path(os.path.abspath(path))
+        self.path = given.parent.resolve() / given.name  # a run that is a link has its own name
         self.on_progress: Callable[[int, int, str], None] | None = None
         self.reached: dict[str, Any] = {}
         self._recording = threading.Lock()

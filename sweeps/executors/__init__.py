@@ -133,5 +133,8 @@ def executor(
     from sweeps.executors.devices import cores, visible_gpus
     from sweeps.executors.local import LocalPool
 
-    found = visible_gpus() if gpus is None else list(gpus)
-    return LocalPool(workers or cores(), package, found)
+    found = visible_gpus()
+    if unknown := [gpu for gpu in gpus or () if gpu not in found and gpu.isdecimal()]:
+        there = ", ".join(found) or "none; leave --gpus out to run on the cores"
+        raise ValueError(f"--gpus: there is no GPU {unknown[0]} to use (there are: {there})")
+    return LocalPool(workers or cores(), package, found if gpus is None else gpus)

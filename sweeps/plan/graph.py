@@ -29,6 +29,7 @@ seed (data, base model) are shared by all seeds.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ from experiments.runs.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parent.parent
 KEYS = ("title", "settings", "cells", "table", "sweeps")
+_REFERENCES = re.compile(r"\$\{\s*([A-Za-z_]\w*)")
 PART_KEYS = ("sweep", "scale", "labels")
 
 
@@ -212,8 +214,12 @@ def _check_cells(path: Path, groups: Any) -> None:
             raise ValueError(f"{path}: cells[{number}].scales must be a list, such as [tiny]")
         axes = group.get("axes") or {}
         check_sections({"axes": axes}, ["axes"], path, f"cells[{number}]")
+        used = set(_REFERENCES.findall(canonical(group["runs"])))
         for axis, values in axes.items():
-            if problem := _wrong_axis(axis, values):
+            problem = _wrong_axis(axis, values)
+            if not problem and len(values) > 1 and axis not in used and used <= {*axes, "seed"}:
+                problem = f"no run uses ${{{axis}}}, so all its cells would be the same"
+            if problem:
                 raise ValueError(f"{path}: cells[{number}].axes.{axis}: {problem}")
 
 
