@@ -62,9 +62,12 @@ class AtomicCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"{path}: no such checkpoint; start without one")
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, EOFError) as error:  # a broken archive
+        except OSError:
+            raise
+        except Exception as error:  # unpickling a file of another kind may raise anything
+            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{path}: damaged, not readable as a checkpoint ({str(error).splitlines()[0]});"
+                f"{path}: damaged, not readable as a checkpoint ({first});"
                 " restore a copy, or delete it to start this run again"
             ) from error
 

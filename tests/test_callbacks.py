@@ -14,6 +14,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_training import Toy, fit
 
+from callbacks.checkpointing import AtomicCheckpointIO
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
 from callbacks.sample_clips import Panel, SampleClips
@@ -145,3 +146,10 @@ def test_panel_samples_the_average(tmp_path):
     assert not torch.equal(seen[0], module.student.weight)
     with pytest.raises(ValueError, match="every"):
         SampleClips(panel, Gray(), tmp_path, every=0, fps=8)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text", b"PK\x03\x04 no zip", b"\0" * 99])
+def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt: damaged, .*; restore a copy, or delete it"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")

@@ -8,6 +8,7 @@ A fingerprint reads little, also of a network of 14 billion parameters:
 
     *.safetensors           its header, and a few bytes of every tensor
     a shard set             its manifest, which has the hashes of its shards
+    config.json             its settings, but not the path that it was loaded from
     tables, texts, images,  all of it up to 16 MiB, else its size and evenly spaced blocks
     configs, LMDBs
     videos, archives        nothing: a folder of videos is a supply from which a curation chooses,
@@ -132,12 +133,25 @@ def _of_file(path: Path) -> str:
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            hashed.update(f"{size}\0".encode())
-            for start, length in _places(path, file, size):
+            config = _config(file.read()) if path.name == "config.json" else None
+            hashed.update(config or f"{size}\0".encode())
+            for start, length in _places(path, file, size) if config is None else ():
                 hashed.update(os.pread(file.fileno(), length, start))
     except OSError:
         hashed.update(path.name.encode())
     return hashed.hexdigest()
+
+
+def _config(text: bytes) -> bytes | None:
+    """A network's config.json without the path that its library notes; None if it is another."""
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(settings, dict):
+        return None
+    kept = {key: value for key, value in settings.items() if key != "_name_or_path"}
+    return json.dumps(kept, sort_keys=True).encode()
 
 
 def _places(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
