@@ -39,7 +39,11 @@ class Claims:
     def holders(self, numbers: Iterable[int]) -> list[str]:
         """Who claimed which of these shards last."""
         claims = [(number, self._file(number)) for number in numbers]
-        return [f"shard {n} of {claim.read_text()}" for n, claim in claims if claim.is_file()]
+        return [
+            f"shard {n} of {claim.read_text(encoding='utf-8')}"
+            for n, claim in claims
+            if claim.is_file()
+        ]
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06d}.claim"

@@ -85,7 +85,7 @@ def _only_warning() -> Iterator[None]:
 def _reset_peak_memory() -> None:
     """Reset the peak of a worker's earlier runs (Linux only)."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         log.debug("peak memory cannot be reset on this system")
 
@@ -96,7 +96,7 @@ def _peak_memory() -> int:
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         import resource

@@ -65,13 +65,13 @@ def hub_revision(where: str | Path) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     ref = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else None
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 
 
 def remembered(runs: Path) -> dict[str, str]:
     """Fingerprints by absolute path, as they were when the runs of this folder were made."""
     try:
-        return json.loads((runs / MEMORY).read_text())
+        return json.loads((runs / MEMORY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
