@@ -19,7 +19,7 @@ FOLDER  = $(call quoted,$(RUNS))
 CHOICE  = $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation theory test test-all plan table status tensorboard benchmark lint clean
+.PHONY: help ablation theory test test-numeric test-all plan table status tensorboard benchmark lint clean
 
 help:  ## this list
 	@echo $(call quoted,Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS))
@@ -38,6 +38,9 @@ theory: $(READY)  ## the paper's theory in worlds whose law is known (three seed
 
 test: $(READY)  ## run the test suite
 	@$(PYTEST) -m "not slow and not gpu"
+
+test-numeric: $(READY)  ## the tests that ask for numbers, in the plainest arithmetic that the libraries offer
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(PYTEST) -m "numeric and not slow and not gpu"
 
 test-all: $(READY)  ## run the slow tests too
 	@$(PYTEST)

@@ -18,6 +18,8 @@ from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.teacher_forcing import TeacherForcing
 
+pytestmark = pytest.mark.numeric
+
 BATCH, STEPS = 4, 7  # Stage 3: the student's turn, five of the critic's, the student's
 KINDS = {
     TeacherForcing: {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0},

@@ -19,6 +19,8 @@ from lightning_modules.diffusion.flow import add_noise
 from lightning_modules.diffusion.visibility import teacher_forcing_mask
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
+pytestmark = pytest.mark.numeric
+
 F = 4
 
 

@@ -13,6 +13,8 @@ from experiments.runs.recipe import Resolver
 from experiments.verbs import curate
 from lightning_modules.networks import ClosedForm
 
+pytestmark = pytest.mark.numeric
+
 LAW = {
     "means": [[1.2, 0.0], [-0.6, 1.04]], "weights": [0.75, 0.25], "spread": 0.2, "decay": 1.0,
     "noise": 0.15, "angle": 0.8, "frames": 4,

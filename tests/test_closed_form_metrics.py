@@ -18,6 +18,8 @@ from experiments.worlds.closed_form.distances import conditional_energy, energy_
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.closed_form.network import ClosedForm
 
+pytestmark = pytest.mark.numeric
+
 COUNT = 512
 SWITCHING = GaussianWorld(
     means=((1.2, 0.0), (-0.6, 1.04), (-0.6, -1.04)), weights=(0.5, 0.3, 0.2), spread=0.2,

@@ -13,6 +13,8 @@ from experiments.verbs import score
 from experiments.worlds.closed_form import score as closed_form
 from lightning_modules.networks.closed_form.network import ClosedForm
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -17,7 +17,10 @@ from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.ode_regression import CausalODE
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference"),
+]
 LAWS = pytest.mark.parametrize("law", [SWITCHING, AR1], ids=["switching", "ar1"])
 F = 4
 DMD = {

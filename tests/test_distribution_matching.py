@@ -22,7 +22,10 @@ from lightning_modules.causal_dmd import CausalDMD
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference"),
+]
 DMD = {
     "few_steps": 2,
     "first_few_steps": 4,

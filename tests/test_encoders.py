@@ -11,6 +11,8 @@ from lightning_modules.networks.encoders import (
     measure_patches,
 )
 
+pytestmark = pytest.mark.numeric
+
 WORDS = [
     *("a", "zero", "one", "seven", "moving", "standing", "still", "left", "right", "up", "down"),
     *("fast", "slowly", ","),

@@ -20,6 +20,8 @@ from lightning_modules.diffusion.rollout import (
 )
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 
+pytestmark = pytest.mark.numeric
+
 PARTITIONS = [(1,) * 6, (3, 3), (1, 2, 3)]
 FUSED = {"rtol": 1e-5, "atol": 1e-6}  # rounding of sums that are split differently
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from lightning_modules.diffusion import flow
 
+pytestmark = pytest.mark.numeric
+
 times = st.floats(0.0, 1.0)
 
 

@@ -19,6 +19,8 @@ from experiments.verbs import sample as verb
 from experiments.verbs.sample import check, generate_clips
 from lightning_modules.networks.encoders import PatchTransform, WanVAE
 
+pytestmark = pytest.mark.numeric
+
 COUNT = 3
 CPU = torch.device("cpu")
 SIDES = (8 * SHAPE[2], 8 * SHAPE[3])  # of the tiny world's clips, in pixels

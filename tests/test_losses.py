@@ -12,6 +12,8 @@ from lightning_modules.diffusion.losses import (
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.training.ema import EMA
 
+pytestmark = pytest.mark.numeric
+
 SHAPE = (3, 2, 4, 2, 2)
 
 

@@ -23,6 +23,8 @@ from experiments.worlds.digits.corruption import corrupt
 from experiments.worlds.digits.reference import Reference
 from experiments.worlds.digits.score import OFFERS
 
+pytestmark = pytest.mark.numeric
+
 SUITE = [metric for metric in METRICS.values() if metric.id.startswith("world.")]
 
 

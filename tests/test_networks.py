@@ -16,6 +16,8 @@ from tiny_networks import (
 from experiments.checkpoints.networks import load_network
 from lightning_modules.networks import KVCache, Network
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def net(request) -> torch.nn.Module:

@@ -23,7 +23,10 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.ode_regression import CausalODE
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference"),
+]
 A = 0.8
 SHAPE = (4, 1, 2, 2)
 CLIPS = 256

@@ -12,6 +12,8 @@ from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import apply_rope, rope_table
 from lightning_modules.teacher_forcing import TeacherForcing
 
+pytestmark = pytest.mark.numeric
+
 RATE = 2e-6  # the published one: three bits below the resolution of a bfloat16 weight of 0.02
 CD = {"intervals": 4, "guidance": 2.0, "decay": 0.9, "solver": "euler", "terminal_pair": True}
 DMD = {

@@ -8,6 +8,8 @@ from tiny_probe import clips, probe, samples, train
 from experiments.worlds.digits.probe import handwriting, not_a_digit, worn
 from experiments.worlds.digits.probe_network import SIDE, ProbeNetwork, centred
 
+pytestmark = pytest.mark.numeric
+
 
 def test_reads_unseen_handwriting_after_seconds_of_training():
     gate = probe().gate

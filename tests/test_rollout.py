@@ -18,6 +18,8 @@ from lightning_modules.diffusion.rollout import (
     stream,
 )
 
+pytestmark = pytest.mark.numeric
+
 PARTITIONS = [(1,) * 6, (3, 3), (1, 2, 3)]
 
 

@@ -33,7 +33,7 @@ import sweeps.__main__ as cli
 fixtures = Path(sys.argv.pop(1))
 library = Library(fixtures / "recipes", fixtures / "scale")
 settings = {"step_s": float(sys.argv.pop(1)), "steps": 4}
-cli.load_sweep = lambda *asked: load_sweep(*asked, settings)
+cli.load_sweep = lambda *asked, **runs: load_sweep(*asked, settings, **runs)
 sys.exit(cli.main(["run", str(fixtures / "diamond.yaml"), "--package", "fixture_verbs",
                    *sys.argv[1:]], library))
 """
@@ -274,9 +274,9 @@ def test_killed_at_random_points_the_results_are_the_same(tmp_path, expected, vi
 
 def test_workers_end_with_a_killed_runner(tmp_path):
     runner = start(tmp_path, step_s=0.5)
-    while len(children(runner.pid)) < 2:
+    while len(workers := children(runner.pid)) < 2:
+        assert runner.poll() is None, "it ended before it had started two workers"
         time.sleep(0.02)
-    workers = children(runner.pid)
     time.sleep(0.5)
     runner.kill()
     runner.wait()

@@ -24,6 +24,8 @@ from lightning_modules.diffusion_forcing import DiffusionForcing
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
 from lightning_modules.teacher_forcing import TeacherForcing
 
+pytestmark = pytest.mark.numeric
+
 FLOW = {"text_dropout": 0.0, "intervals": 4, "guidance": 1.0}
 ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
 CD = {"intervals": 8, "solver": "euler", "guidance": 1.0, "decay": 0.9, "terminal_pair": True}

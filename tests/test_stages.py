@@ -34,7 +34,10 @@ from lightning_modules.diffusion_forcing import DiffusionForcing
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
 from lightning_modules.teacher_forcing import TeacherForcing
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:.*self.log.*trainer. reference"),
+]
 
 FLOW = {"text_dropout": 0.5, "intervals": 4, "guidance": 1.0}
 TIMES = [1.0, 0.9, 0.75, 0.4]

@@ -11,6 +11,8 @@ from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, 
 from lightning_modules.networks import KVCache
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 
+pytestmark = pytest.mark.numeric
+
 FRAMES = 9
 PARTITIONS = {"framewise": (1,) * 9, "chunkwise": (3, 3, 3), "ragged": (1, 2, 3, 1, 2)}
 

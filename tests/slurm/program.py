@@ -26,5 +26,5 @@ if __name__ == "__main__":
     slurm.LOOK_EVERY_S, slurm.SETTLE_S, slurm.TRY_AGAIN_S = 0.3, 1.0, 1.0
     sbatch.WITHIN_S = 3
     step_s, *words = sys.argv[1:]
-    command_line.load_sweep = lambda *_: sweep(step_s=float(step_s))
+    command_line.load_sweep = lambda *_, **__: sweep(step_s=float(step_s))
     sys.exit(command_line.main(["run", "--package", "fixture_verbs", *words], LIBRARY))
