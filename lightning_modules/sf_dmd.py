@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
