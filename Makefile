@@ -13,13 +13,16 @@ PY     := $(VENV)/bin/python
 PYTEST  = $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 READY  := $(VENV)/.installed
 SWEEPS  = $(PY) -m sweeps
-CHOICE  = $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $(RUNS)
+# A word of a command, whatever letters it has.
+quoted  = '$(subst ','\'',$(1))'
+FOLDER  = $(call quoted,$(RUNS))
+CHOICE  = $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 .DEFAULT_GOAL := help
 .PHONY: help ablation theory test test-all plan table status tensorboard benchmark lint clean
 
 help:  ## this list
-	@echo "Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS)"
+	@echo $(call quoted,Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS))
 	@echo "  SEEDS takes several, separated by commas: make ablation SEEDS=0,1,2; RETRY=1 tries failed runs again"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
@@ -29,9 +32,9 @@ ablation: $(READY)  ## run the whole sweep (SWEEP, SCALE, SEEDS), then print its
 
 theory: SEEDS = 0,1,2
 theory: $(READY)  ## the paper's theory in worlds whose law is known (three seeds): both sweeps, then the report
-	@$(SWEEPS) run theory_switching --scale switching --seeds $(SEEDS) --runs $(RUNS) --cluster $(CLUSTER) $(if $(RETRY),--retry)
-	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(SEEDS) --runs $(RUNS) --cluster $(CLUSTER) $(if $(RETRY),--retry)
-	@$(SWEEPS) theory --seeds $(SEEDS) --runs $(RUNS)
+	@$(SWEEPS) run theory_switching --scale switching --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) theory --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 test: $(READY)  ## run the test suite
 	@$(PYTEST) -m "not slow and not gpu"
@@ -49,12 +52,12 @@ table: $(READY)  ## the table from what has been run so far; blanks say "not run
 	@$(SWEEPS) table $(CHOICE)
 
 tensorboard: $(READY)  ## TensorBoard over all runs
-	@$(VENV)/bin/tensorboard --logdir $(RUNS)
+	@$(VENV)/bin/tensorboard --logdir $(FOLDER)
 
 benchmark: $(READY)  ## run the sweep into a fresh folder; report wall time, peak memory and disk
-	@mkdir -p $(RUNS); folder=$$(mktemp -d $(RUNS)/benchmark-$$(date +%Y%m%d-%H%M%S)-XXXX); \
+	@mkdir -p $(FOLDER); folder=$$(mktemp -d $(FOLDER)/benchmark-$$(date +%Y%m%d-%H%M%S)-XXXX); \
 	echo "measuring in $$folder"; \
-	$(SWEEPS) run $(SWEEP) --scale $(SCALE) --seeds $(SEEDS) --runs $$folder --measure
+	$(SWEEPS) run $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs "$$folder" --measure
 
 lint: $(READY)  ## check style
 	@$(PY) -m ruff check .

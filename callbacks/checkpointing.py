@@ -6,6 +6,7 @@ nothing is unpickled.
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -17,9 +18,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import CheckpointIO
-from torch import Tensor
 
 from datamodules.atomic import growing, replacing
+from datamodules.signals import heard, insists
 
 log = logging.getLogger(__name__)
 LAST_S = 5.0  # skip the final checkpoint if it would save less training time than this
@@ -73,12 +74,13 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(Callback):
-    """Saves `path` periodically, after the last step, and on SIGINT or SIGTERM.
+    """Saves `path` periodically, after the last step, and on a signal to stop.
 
     On a signal the running step finishes, a checkpoint is saved and `fit` returns with
     `interrupted` set; a resumed run continues exactly there. Nothing is saved before the first
-    step, and after the last one a signal has no effect. A second SIGINT stops at once (resume from
-    the last periodic checkpoint); further SIGTERMs, which clusters send, are ignored.
+    step, and after the last one a signal has no effect. A second signal stops at once (resume from
+    the last periodic checkpoint), unless it is one of several that come together
+    (`signals.insists`).
 
     Args:
         path: of the one checkpoint that is kept.
@@ -94,19 +96,19 @@ class Checkpoint(Callback):
         self.interrupted = False
         self.saved_step: int | None = None
         self._previous: dict[int, Any] = {}
-        self._signalled = False
+        self._signal, self._signalled_at = 0, 0.0  # the first one and its time
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install signal handlers. Move behind all other callbacks, so that the checkpoint has
         their state after this step.
         """
         trainer.callbacks = [c for c in trainer.callbacks if c is not self] + [self]
-        self.interrupted = self._signalled = False
+        self.interrupted, self._signal = False, 0
         # Lightning's own SIGTERM handler broadcasts, which can collide with a collective of the
         # running step.
         trainer._signal_connector.register_signal_handlers = lambda: None
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heard():
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,16 +157,19 @@ class Checkpoint(Callback):
         late |= trainer.global_step == trainer.max_steps and age >= LAST_S
         far = self.every_steps is not None and trainer.global_step - self._step >= self.every_steps
         votes = torch.tensor(
-            [self._signalled, trainer.is_global_zero and (late or far)],
+            [bool(self._signal), trainer.is_global_zero and (late or far)],
             dtype=torch.int32, device=trainer.strategy.root_device,
         )  # fmt: skip
         stop, due = trainer.strategy.reduce(votes, reduce_op="max").tolist()
         return bool(stop), bool(due)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._signalled = True
-        if number == signal.SIGINT:
-            signal.signal(number, self._previous.pop(number))
+        if not self._signal:
+            self._signal, self._signalled_at = number, time.monotonic()
+            os.write(2, b"saving after this step, then stopping; a second signal stops at once\n")
+        elif insists(number, self._signal, time.monotonic() - self._signalled_at):
+            self._restore_signals()
+            raise KeyboardInterrupt
 
     def _restore_signals(self) -> None:
         for number, handler in self._previous.items():
@@ -172,53 +177,7 @@ class Checkpoint(Callback):
         self._previous.clear()
 
 
-class StopOnNaN(Callback):
-    """Ends training at the first non-finite loss or gradient, before any weight is touched."""
-
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
-        """Refuse a loss that is not finite.
-
-        Raises:
-            ValueError: says the step, the last good checkpoint and what to try.
-        """
-        if not torch.isfinite(loss).all():
-            raise ValueError(diverged(trainer, f"the loss is {loss.detach().mean().item()}"))
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Refuse gradients that are not finite.
-
-        Raises:
-            ValueError: says the step, the last good checkpoint and what to try.
-        """
-        grads = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        if grads:
-            norm = torch.stack(torch._foreach_norm(grads)).norm()
-            if not torch.isfinite(norm):
-                raise ValueError(diverged(trainer, f"the gradient's norm is {norm.item()}"))
-
-
 def stopped(trainer: Trainer) -> bool:
     """Whether training was interrupted, so that nothing is handed on."""
     signalled = (c.interrupted for c in trainer.callbacks if isinstance(c, Checkpoint))
     return trainer.interrupted or any(signalled)
-
-
-def diverged(trainer: Trainer, what: str) -> str:
-    """The error message of a diverged run: the last good checkpoint and what to try."""
-    good = "there is no checkpoint yet"
-    for callback in trainer.callbacks:
-        if isinstance(callback, Checkpoint) and callback.saved_step is not None:
-            good = f"the last good checkpoint is {callback.path} (step {callback.saved_step})"
-    return (
-        f"step {trainer.global_step}: {what}; {good}. Lower the learning rate or "
-        "fit.clip_gradient, or train in 32-true, and start again"
-    )

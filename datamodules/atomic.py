@@ -3,11 +3,15 @@
 import errno
 import fcntl
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_BY_RUST = re.compile(r"\(os error (\d+)\)")
+_NO_ROOM = 2**16  # bytes: with less, a write that failed for no stated reason failed for that
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -28,11 +32,41 @@ def replacing(path: Path, many: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp") if many else growing(path)
     try:
-        yield part
-        sync(part)
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            sync(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of writing ``path`` its name.
+
+    The system names a file only where it is opened, and torch and safetensors tell of a full disk
+    in exceptions of their own.
+
+    Raises:
+        OSError: with number and file name, for any error that is the disk's.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _of_disk(error, path)
+        if not number or (isinstance(error, OSError) and error.filename):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _of_disk(error: Exception, path: Path) -> int:
+    """The error number of a failed write, 0 if it was no such error."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    if found := _BY_RUST.search(str(error)):
+        return int(found[1])
+    full = isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < _NO_ROOM
+    return errno.ENOSPC if full else 0
 
 
 def write_bytes(path: Path, data: bytes, many: bool = False) -> None:

@@ -20,98 +20,23 @@ which cannot resume; `train_dataloader` raises an error in that case.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from datamodules.loader import (
+    Batch,
+    ShardDataset,
+    StartedLoader,
+    as_it_is,
+    leave_signals_to_the_parent,
+    to_tensor,
+)
 from datamodules.order import StepBatches
-from datamodules.shards.reader import ShardReader, open_shards, require
-
-Batch = dict[str, Any]
-
-
-class ShardDataset(Dataset[Batch]):
-    """Batches of a shard set by sample numbers.
-
-    A set that takes at most `cache_bytes` as stored is decoded and hashed once, into memory;
-    a larger one is read by seeking, sample by sample.
-    """
-
-    def __init__(self, shards: ShardReader, fields: Sequence[str], cache_bytes: int) -> None:
-        self.shards, self.fields = shards, tuple(fields)
-        self._infos: list[dict[str, Any]] = []
-        self._arrays: dict[str, np.ndarray] = {}
-        if self._decoded_bytes() <= cache_bytes:
-            self._fill_cache()
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """The collated batch of `indices` (torch's loader calls this with a whole batch)."""
-        if self._infos:
-            samples = [self._infos[index] for index in indices]
-            arrays = {name: self._arrays[name][indices] for name in self.fields}
-        else:
-            samples = [self.shards.read(index, self.fields) for index in indices]
-            arrays = {name: np.stack([s[name] for s in samples]) for name in self.fields}
-        batch: Batch = {name: [s[name] for s in samples] for name in ("key", "caption", "info")}
-        return batch | {name: _tensor(array) for name, array in arrays.items()}
-
-    def _decoded_bytes(self) -> int:
-        per_sample = 0
-        for name in self.fields:
-            entry = self.shards.manifest["fields"][name]
-            per_sample += int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
-        return per_sample * len(self.shards)
-
-    def _fill_cache(self) -> None:
-        for name in self.fields:
-            entry = self.shards.manifest["fields"][name]
-            self._arrays[name] = np.empty((len(self.shards), *entry["shape"]), entry["dtype"])
-        for index, sample in enumerate(self.shards.read_all(self.fields)):
-            for name in self.fields:
-                self._arrays[name][index] = sample.pop(name)
-            self._infos.append(sample)
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Floats as float32 (half precision is for storage only), anything else as it is."""
-    tensor = torch.from_numpy(array)
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore signals in loader processes: one that ends would fail the step being saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _StartedLoader(DataLoader[Batch]):
-    """A loader that starts at the right batch and declares itself resumable to Lightning.
-
-    Without these two methods Lightning warns at every resume; the actual state is the
-    DataModule's, which counts trained batches and not prefetched ones.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        assert not state_dict
+from datamodules.shards.reader import open_shards, require
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -127,6 +52,7 @@ class VideoDataModule(L.LightningDataModule):
         workers: int = 0,
         fields: list[str] | None = None,
         cache_bytes: int = 2**29,
+        timeout_s: float = 600.0,
     ) -> None:
         """Open and check the set; reads no sample yet.
 
@@ -139,6 +65,7 @@ class VideoDataModule(L.LightningDataModule):
             workers: loader processes; 0 reads in the training process. Never changes a batch.
             fields: arrays to load; None for all.
             cache_bytes: a set up to this size is kept in memory, per process.
+            timeout_s: seconds to wait for a batch of loader processes; 0: no limit.
 
         Raises:
             FileNotFoundError, ValueError: as `ShardReader`; or a field the set lacks; or an
@@ -163,7 +90,7 @@ class VideoDataModule(L.LightningDataModule):
         self.micro_batches = micro_batches
         self.fields = tuple(fields or self.shards.fields)
         self.batch, self.steps, self.seed, self.workers = batch, steps, seed, workers
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self.timeout_s = cache_bytes, timeout_s
         self._consumed = 0  # full batches over all processes; set when a checkpoint is loaded
         self._counted_in = micro_batches  # of the run that wrote the checkpoint
         self._dataset: ShardDataset | None = None
@@ -172,7 +99,7 @@ class VideoDataModule(L.LightningDataModule):
     def negative(self) -> torch.Tensor | None:
         """[L, D] float32 text embedding of the negative prompt, where the set has one."""
         stored = self.shards.negative
-        return None if stored is None else _tensor(stored)
+        return None if stored is None else to_tensor(stored)
 
     def require(self, **expected: Any) -> None:
         """Check the set early, e.g. `require(kind="clips", latents=(None, 16, 4, 4))`."""
@@ -211,12 +138,13 @@ class VideoDataModule(L.LightningDataModule):
             world=world,
             start=self._consumed * self.micro_batches,
         )
-        return _StartedLoader(
+        return StartedLoader(
             self._dataset,
             batch_sampler=order,  # type: ignore[arg-type]
             num_workers=self.workers,
-            worker_init_fn=_leave_signals_to_the_parent,
-            collate_fn=_as_it_is,
+            timeout=self.timeout_s if self.workers else 0,
+            worker_init_fn=leave_signals_to_the_parent,
+            collate_fn=as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -8,13 +8,17 @@ once.
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.signals import end_at_second_stop, interrupt_on_stop
+from experiments.launch.checks import problem
 from experiments.launch.execute import execute
+from experiments.launch.run_log import log_to_console
+from experiments.runs.environment import settle
+from experiments.runs.errors import INTERRUPTED, answered, fail
 from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, runs_dir
 from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
@@ -29,6 +33,7 @@ WHAT = {
 }
 
 
+@answered
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
     """Run one verb; returns the exit status (0 done, 1 failed, 2 usage error, 130 interrupted)."""
     library = library or Library()
@@ -41,15 +46,12 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
     if not settable:
         return _use(chosen)
     chosen.settings += late  # argparse drops positional settings that follow an option
-    try:
-        folder = _folder(chosen, library)
-        missing = "" if chosen.with_needs or folder.done else _missing(folder)
-        if missing:
-            print(missing, file=sys.stderr)
-            return 2
-        folders = folder.closure() if chosen.with_needs and not folder.done else [folder]
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    folder = _folder(chosen, library)
+    folders = folder.closure() if chosen.with_needs and not folder.done else [folder]
+    refused = "" if chosen.with_needs or folder.done else _missing(folder)
+    refused = refused or _refused([each for each in folders if not each.done])
+    if refused:
+        print(refused, file=sys.stderr)
         return 2
     return _execute(folders)
 
@@ -103,7 +105,7 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     settings = parse_settings(chosen.settings)
     path = Path(chosen.what)
     if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
-        resolver = Resolver(chosen.scale, library)
+        resolver = Resolver(chosen.scale, library, runs)
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
@@ -139,13 +141,28 @@ def _missing(folder: RunFolder) -> str:
     lines = []
     for role, need in folder.needs.items():
         if not need.done:
-            verb = need.recipe["verb"]
+            again = f"{need.recipe['verb']} {shlex.quote(str(_shown(need.path)))}"
             lines.append(f"  {role}: {need.name} ({need.state()})")
-            lines.append(f"    python -m experiments {verb} {_shown(need.path)} --with-needs")
+            lines.append(f"    python -m experiments {again} --with-needs")
     if not lines:
         return ""
     lines.insert(0, f"error: {folder.name} needs runs that are not done:")
     return "\n".join([*lines, "or run all of them by adding --with-needs to your command"])
+
+
+def _refused(folders: Sequence[RunFolder]) -> str:
+    """What is wrong with the recipes of several runs, before the first one starts.
+
+    A single run is checked when it starts.
+    """
+    if len(folders) < 2:
+        return ""
+    found = {folder.name: problem(folder.recipe) for folder in folders}
+    wrong = {name: text for name, text in found.items() if text}
+    if not wrong:
+        return ""
+    lines = [f"error: nothing was started, {len(wrong)} of {len(folders)} recipes cannot run:"]
+    return "\n".join([*lines, *(f"  {name}: {text}" for name, text in wrong.items())])
 
 
 def _shown(path: Path) -> Path:
@@ -154,24 +171,19 @@ def _shown(path: Path) -> Path:
 
 
 def _use(chosen: argparse.Namespace) -> int:
-    """Run a tool; an error it raises for bad input is printed in one line."""
+    """Run a tool."""
     _speak()
     try:
         TOOLS[chosen.verb].run(chosen)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return fail(error, 1)
     return 0
 
 
 def _speak() -> None:
-    """Log to the console, and handle SIGTERM like Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = logging.StreamHandler()
-    console.addFilter(lambda record: not record.exc_info)  # the traceback is in the log
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
+    """Log to the console, and handle every signal to stop like Ctrl-C."""
+    interrupt_on_stop()
+    log_to_console()
 
 
 def _execute(folders: Sequence[RunFolder]) -> int:
@@ -185,16 +197,18 @@ def _execute(folders: Sequence[RunFolder]) -> int:
             execute(folder)
         except KeyboardInterrupt as stop:
             print(f"\n{stop}", file=sys.stderr)
-            return 130
+            return INTERRUPTED
         except Busy as busy:
             print(f"error: {busy}; wait for it, or stop that process", file=sys.stderr)
             return 1
-        except (ValueError, OSError) as error:
-            print(f"error: {error}\nthe log: {_shown(folder.path / 'log.txt')}", file=sys.stderr)
-            return 1
+        except Exception as error:
+            return fail(error, 1, _shown(folder.path / "log.txt"))
         print(f"{folder.name} is done")
     return 0
 
 
 if __name__ == "__main__":
+    settle()
+    again = "ended by a second signal; the same command goes on from what was saved"
+    end_at_second_stop(again, INTERRUPTED)
     sys.exit(main())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.flow import SOLVERS, Solver, add_noise, time_grid, to_x0
 from lightning_modules.diffusion.losses import per_frame_regression, regression
+from lightning_modules.ranges import Decay, NonNegative, PositiveInt, SolverSteps
 from lightning_modules.training.ema import EMA
 from lightning_modules.training.stage import Stage
 
@@ -42,12 +43,12 @@ class CausalCD(Stage):
         self,
         *,
         teacher: nn.Module,
-        intervals: int,
+        intervals: SolverSteps,
         solver: Solver,
-        guidance: float,
-        decay: float,
+        guidance: NonNegative,
+        decay: Decay,
         terminal_pair: bool,
-        steps_per_link: int = 1,
+        steps_per_link: PositiveInt = 1,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
@@ -62,6 +63,8 @@ class CausalCD(Stage):
         self.steps_per_link = steps_per_link
         links = intervals // steps_per_link
         self.pairs = links if terminal_pair else links - 1
+        if self.pairs < 1:
+            raise ValueError("stage.intervals: one link is only the terminal pair; use two or more")
         grid = time_grid(intervals, self.shift).float()
         self.register_buffer("grid", grid, persistent=False)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.signals import interrupt_on_stop
+from experiments.runs.environment import settle
+from experiments.runs.errors import INTERRUPTED, answered
 from experiments.runs.folder import runs_dir
 from experiments.runs.recipe import Library
 from sweeps.executors import CLUSTERS, executor
@@ -24,26 +26,21 @@ WHAT = {
 THEORY = "the report on the closed-form worlds: the table of the sweep theory, for three seeds"
 
 
+@answered
 def main(arguments: Sequence[str] | None = None, library: Library | None = None) -> int:
     """Returns the exit status: 0 success, 1 a run failed or stdout was closed (``| head``), 2 usage
     error, 130 interrupted.
     """
     chosen = _parser().parse_args(arguments)
     runs = runs_dir(chosen.runs)
-    try:
-        if chosen.what == "run":
-            return _run(load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library), runs, chosen)
-        _print(chosen, runs, library)
-        sys.stdout.flush()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        if chosen.what == "run":
-            raise  # not the pipe of stdout, but one to a worker
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-        return 1
+    if chosen.what == "run":
+        return _run(_planned(chosen, runs, library), runs, chosen)
+    _print(chosen, runs, library)
     return 0
+
+
+def _planned(chosen: argparse.Namespace, runs: Path, library: Library | None) -> Sweep:
+    return load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library, runs=runs)
 
 
 def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> None:
@@ -60,7 +57,7 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
         return
     from sweeps.run import status
 
-    sweep = load_sweep(chosen.sweep, chosen.scale, chosen.seeds, library)
+    sweep = _planned(chosen, runs, library)
     if chosen.what == "plan":
         status.print_plan(sweep, runs)
     elif chosen.watch:
@@ -72,7 +69,8 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
 def _choice(chosen: argparse.Namespace, runs: Path) -> str:
     """The command-line arguments that select this sweep."""
     seeds = ",".join(map(str, chosen.seeds))
-    return f"{chosen.sweep} --scale {chosen.scale} --seeds {seeds} --runs {runs}"
+    words = [chosen.sweep, "--scale", chosen.scale, "--seeds", seeds, "--runs", str(runs)]
+    return shlex.join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,8 +128,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
     from sweeps.run.runner import Interrupted, Outcome, Runner
 
     pool = executor(chosen.cluster, chosen.workers, chosen.package, chosen.gpus)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started in the background
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_stop()
     runs.mkdir(parents=True, exist_ok=True)
 
     def execute() -> Outcome:
@@ -156,7 +153,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
         return 2
     except Interrupted as stop:
         print("\n".join(["", *stop.messages, "To go on, give the same command again."]))
-        return 130
+        return INTERRUPTED
     executed, before = len(outcome.executed), len(outcome.found_done)
     print(f"{sweep.name}: {executed} runs executed, {before} done before")
     if not outcome.failed:
@@ -169,4 +166,5 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     sys.exit(main())

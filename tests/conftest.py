@@ -47,3 +47,16 @@ def wan_score_folder(tmp_path_factory):
     from tiny_wan import SCORE, save_pipeline
 
     return save_pipeline(tmp_path_factory.mktemp("wan") / "score", SCORE, seed=1)
+
+
+@pytest.fixture
+def use(tmp_path, wan_folder, capsys):
+    """The command line, importing with the tiny network's config; returns (status, stderr)."""
+
+    from experiments.__main__ import main
+
+    def call(*words):
+        config = ["--config", str(wan_folder / "transformer")] if words[0] == "import" else []
+        return main([*map(str, words), *config]), capsys.readouterr().err
+
+    return call

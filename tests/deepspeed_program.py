@@ -21,7 +21,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from minimal import batch, network, stage
 from safetensors.torch import save_file
 
-from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
+from callbacks.not_finite import StopOnNaN
 from callbacks.run_record import RunRecord
 from callbacks.student_ema import StudentEMA
 from datamodules.video import VideoDataModule

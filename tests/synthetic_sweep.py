@@ -8,10 +8,11 @@ import numpy as np
 
 from datamodules.shards.writer import ShardWriter
 from experiments.runs.recipe import Run
+from experiments.runs.yaml_reader import read_table
 from sweeps.plan.graph import Cell, Sweep
 from sweeps.report.frame import Frame
 from sweeps.report.intervals import FrameNumbers
-from sweeps.report.layout import TABLES, load_layout, read_yaml
+from sweeps.report.layout import TABLES, load_layout
 from sweeps.report.table import our_table
 
 PAPER_TO_OURS = {
@@ -19,7 +20,7 @@ PAPER_TO_OURS = {
     "dynamic": "world.dynamic_dis", "vision": "world.reward", "instruct": "world.instruct",
 }  # fmt: skip
 CLIPS, FRAMES, SIDE = 64, 8, 32
-PAPER = read_yaml(TABLES / "ablation" / "paper.yaml")
+PAPER = read_table(TABLES / "ablation" / "paper.yaml")
 SECONDS = {"self_forcing_ode": 120.0, "causal_ode": 90.0, "causal_dmd": 80.0, "causal_cd": 70.0}
 PAIRS_SECONDS = {"self_forcing_ode": 60.0, "causal_ode": 210.0}
 
@@ -138,7 +139,8 @@ def _shards(folder: Path, badness: float) -> None:
             noise = rng.normal(0, 6 * badness, video.shape)
             video = np.clip(video + noise, 0, 255).astype(np.uint8)
             caption = f"a {number} moving right, slowly"
-            arrays = {"video": video, "latents": np.zeros((FRAMES, 1, 1, 1), np.float16)}
+            latents = np.arange(FRAMES, dtype=np.float16).reshape(FRAMES, 1, 1, 1)
+            arrays = {"video": video, "latents": latents}
             arrays["text"] = np.zeros((1, 1), np.float16)
             writer.write(f"{number:06d}", arrays, {"caption": caption})
 

@@ -137,7 +137,10 @@ def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
         (["rollout", "network.num_layer=1"], "did you mean 'network.num_layers'"),
         (["rollout", "--scale", "tinny"], "did you mean 'tiny'"),
         (["rollout", "--scale", "switching"], "has no section 'bench'"),
-        (["rollout", "--repeats", "0"], "--repeats at least 1"),
+        (["rollout", "--repeats", "0"], "--repeats and --few-steps at least 1"),
+        (["rollout", "--few-steps", "0"], "--repeats and --few-steps at least 1"),
+        (["rollout", "shift=${nope}"], "tiny.yaml: shift: '${nope}': Interpolation key 'nope'"),
+        (["rollout", "network.num_layers=0"], "network.num_layers: 0 must be at least 1"),
         pytest.param(
             ["rollout", "--device", "cuda"],
             "torch sees no GPU here",

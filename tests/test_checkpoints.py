@@ -11,7 +11,8 @@ import torch
 from toy_training import Do, Toy, fit, same
 
 from callbacks import checkpointing
-from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
+from callbacks.not_finite import StopOnNaN
 from callbacks.run_record import RunRecord
 from callbacks.student_ema import StudentEMA
 
@@ -118,7 +119,7 @@ def test_infinite_gradient_is_divergence_too(tmp_path):
         def training_step(self, batch, batch_idx):
             return (self.student(batch["x"]) * 0).abs().sqrt().sum()  # finite loss, nan gradient
 
-    with pytest.raises(ValueError, match=r"step 0: the gradient's norm is nan; there is no check"):
+    with pytest.raises(ValueError, match=r"step 0: the gradient's norm is nan.*there is no check"):
         fit(tmp_path, [StopOnNaN(), Checkpoint(tmp_path / "last.ckpt", every_steps=1)], Steep())
     assert not (tmp_path / "last.ckpt").exists()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as verbs
+from experiments.launch.checks import problem
 from experiments.launch.execute import execute
 from experiments.runs.folder import STATES, RunFolder
 from experiments.runs.recipe import VERBS, Library, resolve
@@ -62,6 +63,7 @@ def fit(tmp_path, monkeypatch, capsys):
     """The command line with the fixture library and verbs; returns (status, stdout, stderr)."""
     monkeypatch.syspath_prepend(str(FIXTURES))
     monkeypatch.setattr(verbs, "execute", lambda folder: execute(folder, None, "fixture_verbs"))
+    monkeypatch.setattr(verbs, "problem", lambda recipe: problem(recipe, "fixture_verbs"))
 
     def call(*words):
         status = verbs.main([*words, "--runs", str(tmp_path)], LIBRARY)
@@ -125,6 +127,39 @@ def test_a_settings_that_a_recipe_fixes_is_pointed_out(fit):
 def test_mistakes_are_answered_in_one_line(fit, words, message):
     status, _, err = fit(*words)
     assert status == 2 and message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_the_whole_closure_is_checked_before_the_first_run(fit, tmp_path, monkeypatch):
+    """All that is wrong at once, each with its run."""
+    wrong = {"base": "fit.act: no", "join": "fit.few_steps: no"}
+    monkeypatch.setattr(verbs, "problem", lambda recipe: wrong.get(recipe["recipe"], ""))
+    monkeypatch.setattr(verbs, "execute", None)
+    status, out, err = fit("fit", "join", "--with-needs")
+    assert status == 2 and not out and "nothing was started, 2 of 3 recipes cannot run" in err
+    for recipe, text in wrong.items():
+        (folder,) = tmp_path.glob(f"{recipe}-*")
+        assert f"{folder.name}: {text}" in err
+
+
+def test_a_need_that_may_come_from_the_hub_is_not_looked_for_here(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FIXTURES))
+    monkeypatch.chdir(tmp_path)
+    recipe = resolve("base", "tiny", {}, LIBRARY).recipe
+    about = {where: problem(recipe | {"needs": {"student": where}}, "fixture_verbs")
+             for where in ("Wan-AI/Wan2.1", "./nothing", "base-01234567")}  # fmt: skip
+    assert [where for where, text in about.items() if text] == ["./nothing"]
+
+
+def test_commands_that_are_printed_can_be_typed(tmp_path, capsys):
+    """A blank and brackets in the path."""
+    runs = tmp_path / "my runs [v1]"
+    assert verbs.main(["fit", "join", "--runs", str(runs)], LIBRARY) == 2
+    assert f"fit '{runs}/" in capsys.readouterr().err
+    RunFolder.create(resolve("base", "tiny", {}, LIBRARY), runs).mark_failed("ValueError: [red]no")
+    words = [str(FIXTURES / "diamond.yaml"), "--runs", str(runs)]
+    assert sweeping.main(["status", *words], LIBRARY) == 0
+    said = capsys.readouterr().out
+    assert f"--runs '{runs}' --why base-" in said and "ValueError: [red]no" in said
 
 
 def test_a_failure_ends_with_its_reason_and_log(fit):

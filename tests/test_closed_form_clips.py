@@ -86,7 +86,7 @@ def test_prompts_are_text_alone(tmp_path):
     ("change", "message"),
     [
         ({"count": 0}, "curate.count: 0"),
-        ({"kind": "videos"}, "curate.kind: 'videos' is not a valid"),
+        ({"kind": "videos"}, "curate.kind: 'videos' must be one of clips, prompts"),
         ({"law": LAW | {"angel": 1.0}}, "curate.law.angel: .*angle"),
         ({"law": LAW | {"weights": [1.0, 1.0]}}, "do not sum to 1"),
     ],

@@ -44,9 +44,9 @@ NEEDS = dict.fromkeys(("law", "samples", "reference"), "heldout-00000000")
 
 
 def test_scores_beside_a_law_go_through_the_ordinary_verb_and_repeat(runs):
-    for name in ("score-00000001", "score-00000002"):
+    for name in ("score-1", "score-2"):
         score.run(*recipe(runs, name, NEEDS, metrics="all"))
-    first, second = (runs / f"score-0000000{n}" for n in (1, 2))
+    first, second = (runs / f"score-{n}" for n in (1, 2))
     for file in ("scores.jsonl", "curves.json", "per_clip.npz"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     records = [json.loads(line) for line in (first / "scores.jsonl").read_text().splitlines()]
@@ -69,13 +69,13 @@ def test_scores_beside_a_law_go_through_the_ordinary_verb_and_repeat(runs):
     ],
 )
 def test_mistakes_are_refused_before_anything_is_loaded(runs, needs, changes, message):
-    tree, _ = recipe(runs, "score-00000003", needs, **changes)
+    tree, _ = recipe(runs, "score-3", needs, **changes)
     with pytest.raises(ValueError, match=message):
         score.check(tree)
 
 
 def test_too_few_clips_and_a_run_without_a_law_are_refused_with_the_cure(runs):
     with pytest.raises(ValueError, match=r"clips 256\.\.755 wanted.*lower score\.clips"):
-        score.run(*recipe(runs, "score-00000004", NEEDS, clips=500))
+        score.run(*recipe(runs, "score-4", NEEDS, clips=500))
     with pytest.raises(ValueError, match=r"has no law/config\.json"):
         closed_form.read_law(runs)

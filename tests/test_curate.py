@@ -126,7 +126,7 @@ def test_more_clips_extend_fewer_and_equal_recipes_give_equal_bytes(tmp_path, cl
         ({"kind": "pairs"}, "curate.kind: 'pairs' is none of"),
         ({"source": "opnevid"}, "curate.source: 'opnevid' is none of"),
         ({"count": 0}, "curate.count: 0"),
-        ({"count": "many"}, "curate.count: 'many' is not a valid int"),
+        ({"count": "many"}, "curate.count: 'many' must be a whole number"),
         ({"cuont": 3}, "curate.cuont: .*count"),
         ({"world": LAW | {"trun": 0.5}}, "curate.world.trun: .*turn"),
         ({"world": LAW | {"fast": 30.0}}, "world: speeds"),

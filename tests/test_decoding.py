@@ -1,18 +1,22 @@
 """Decoding: frame selection, cropping, colours, and every rejection."""
 
 import importlib.util
+import io
 import random
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from videos import encode, moving, number_in
 
-from datamodules.curation.decoding import ClipSpec, _picture, choose, decode, fit
+from datamodules.curation.decoding import ClipSpec, _decode, _picture, choose, decode, fit
 from datamodules.curation.refusal import Refused
 
 
@@ -144,7 +148,7 @@ def test_high_definition_without_a_tag_is_bt_709():
     ("video", "wanted", "reason", "detail"),
     [
         ((77, 16), spec(frames=81), "too short", "77 frames in 4.75 s give 77 of 81 at 16 fps"),
-        ((20, 12), spec(), "too slow", "12.00 fps is below 16"),
+        ((20, 12), spec(), "too slow", "12.00 fps; at least 16 fps are wanted"),
         ((9, 16), spec(height=140, width=240), "too small", "96 x 56 would be enlarged 2.50 times"),
         ((9, 16), spec(width=47, aspect=(1.6, 1.7)), "aspect", "1.714 is not in 1.600..1.700"),
     ],
@@ -157,6 +161,95 @@ def test_what_will_not_do_is_refused_with_its_numbers(video, wanted, reason, det
 
 def test_81_frames_are_enough_where_77_are_not():
     assert numbers(decode(moving(81), spec(frames=81))) == list(range(81))
+
+
+def with_cover(film):
+    """The film behind a picture of its cover, which is a video stream of one frame."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "JPEG")
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(film)) as source, av.open(buffer, "w", format="mp4") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packet = av.Packet(picture.getvalue())
+        packet.stream, packet.pts, packet.dts = cover, 0, 0
+        packet.time_base, packet.is_keyframe = Fraction(1, 90000), True
+        container.mux(packet)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return tags_first(buffer.getvalue())
+
+
+def boxes(data):
+    """The boxes of an mp4 in a row: type and bytes."""
+    found = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found.append((data[4:8], data[:size]))
+        data = data[size:]
+    return found
+
+
+def tags_first(film):
+    """The box of the tags, where the cover is, before the tracks, so that it becomes stream 0."""
+    ordered = []
+    for name, box in boxes(film):
+        if name == b"moov":
+            inner = sorted(boxes(box[8:]), key=lambda each: each[0] == b"trak")
+            box = box[:8] + b"".join(each for _, each in inner)
+        ordered.append(box)
+    return b"".join(ordered)
+
+
+def test_a_picture_of_the_cover_is_not_the_film():
+    film = moving(9)
+    covered = with_cover(film)
+    with av.open(io.BytesIO(covered)) as container:
+        assert [stream.codec.name for stream in container.streams.video] == ["mjpeg", "h264"]
+    np.testing.assert_array_equal(decode(covered, spec()), decode(film, spec()))
+
+
+def frame_of(**properties):
+    frame = av.VideoFrame.from_ndarray(np.full((84, 96), 128, np.uint8), format="yuv420p")
+    for name, value in properties.items():
+        setattr(frame, name, value)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason", "detail"),
+    [
+        ({"color_trc": 16}, "transfer", "HDR, PQ"),
+        ({"color_trc": 18}, "transfer", "HDR, HLG"),
+        ({"color_trc": 8}, "transfer", "linear light"),
+        ({"colorspace": 14}, "colour matrix", "number 14"),
+    ],
+)
+def test_colours_that_need_more_than_a_matrix_are_refused(properties, reason, detail):
+    with pytest.raises(Refused) as caught:
+        _picture(frame_of(**properties), Fraction(1), spec())
+    assert caught.value.reason == reason and detail in caught.value.detail
+    for ordinary in (1, 2, 6, 13, 14):
+        _picture(frame_of(color_trc=ordinary), Fraction(1), spec())
+
+
+def test_a_video_of_unknown_rate_is_refused():
+    """A limit asks for the rate, and without one the video might be of any."""
+    stream = SimpleNamespace(disposition=0, codec_context=SimpleNamespace(), average_rate=None)
+    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
+    with pytest.raises(Refused) as caught:
+        _decode(container, spec())
+    assert caught.value.reason == "too slow" and "its rate is unknown" in caught.value.detail
+
+
+def test_interlaced_videos_are_refused():
+    video = moving(9, options={"flags": "+ildct+ilme", "x264-params": "tff=1"})
+    assert refusal(video)[0] == "interlaced"
 
 
 def test_damaged_videos_are_refused():

@@ -75,17 +75,6 @@ def wrapped(weights, how):
     return {STUDENTS[how].format(name): tensor for name, tensor in weights.items()}
 
 
-@pytest.fixture
-def use(tmp_path, wan_folder, capsys):
-    """The command line, importing with the tiny network's config; returns (status, stderr)."""
-
-    def call(*words):
-        config = ["--config", str(wan_folder / "transformer")] if words[0] == "import" else []
-        return main([*map(str, words), *config]), capsys.readouterr().err
-
-    return call
-
-
 def same(one, other):
     assert one.keys() == other.keys()
     for name, tensor in one.items():

@@ -176,9 +176,13 @@ def test_a_job_is_one_task_a_node_with_the_gpus_of_its_ranks():
     asked = Resources.of({"cpus_per_task": 96, "mem_gb": 800, "partition": "h100"})
     found = asked.parameters(RECIPE_OF_16)
     assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (2, 1, 8)
-    assert found["mem"] == 800 and "--cpus-per-task=96" in found["srun_args"]
+    assert found["mem"] == "819200M" and "--cpus-per-task=96" in found["srun_args"]
     one = asked.parameters(RECIPE_OF_16 | {"verb": "sample"})
     assert (one["nodes"], one["gpus_per_node"]) == (1, 1), "only training takes several"
+    numbers = Resources.of({"timeout_min": 60, "cpus_per_task": 2, "signal_s": 30}).parameters(
+        RECIPE_OF_16
+    )
+    assert {type(numbers[key]) for key in ("time", "cpus_per_task", "signal_delay_s")} == {int}
     cpu = Resources.of({}).parameters({"verb": "sample", "launch": {"accelerator": "cpu"}})
     assert "gpus_per_node" not in cpu and "partition" not in cpu
 
@@ -187,9 +191,30 @@ def test_a_job_is_one_task_a_node_with_the_gpus_of_its_ranks():
     ("settings", "message"),
     [
         ({"partitoin": "h100"}, "launch.slurm.partitoin.*did you mean 'partition'"),
-        ({"timeout_min": "1:00"}, "launch.slurm.timeout_min: '1:00' is not of type int"),
-        ({"mem_gb": True}, "launch.slurm.mem_gb: True is not of type float"),
-        ({"setup": "module load cuda"}, "is not of type list"),
+        ({"partition": 83}, "launch.slurm.partition: 83"),  # 0123, read as an octal number
+        ({"account": None}, "launch.slurm.account is empty"),
+        ({"cpus_per_task": 0}, "launch.slurm.cpus_per_task: 0"),
+        ({"mem_gb": True}, "launch.slurm.mem_gb: True"),
+        ({"mem_gb": -1}, "launch.slurm.mem_gb: -1"),
+        ({"mem_gb": float("inf")}, "launch.slurm.mem_gb: inf"),
+        ({"mem_gb": 921600}, "launch.slurm.mem_gb: 921600"),  # megabytes
+        ({"timeout_min": 0}, "launch.slurm.timeout_min: 0"),
+        ({"timeout_min": "24:00:00"}, "launch.slurm.timeout_min: '24:00:00'"),
+        ({"timeout_min": "1-00:00:00"}, "launch.slurm.timeout_min: '1-00:00:00'"),
+        ({"timeout_min": 86400}, "launch.slurm.timeout_min: 86400"),  # the same in seconds
+        ({"signal_s": 0}, "launch.slurm.signal_s: 0"),
+        ({"signal_s": 3600}, "launch.slurm.signal_s: 3600 s .* 60 minutes"),
+        ({"restarts": -1}, "launch.slurm.restarts: -1"),
+        ({"gpus_per_node": -2}, "launch.slurm.gpus_per_node: -2"),
+        ({"setup": "module load cuda"}, "launch.slurm.setup: 'module load cuda'"),
+        ({"more": {"time": 43200}}, "launch.slurm.more.time: set timeout_min instead"),
+        ({"more": {"--mem": "900G"}}, "launch.slurm.more.--mem: set mem_gb instead"),
+        ({"more": {"cpus-per-task": 2}}, "more.cpus-per-task: set cpus_per_task instead"),
+        ({"more": {"nodes": 2}}, "more.nodes: set launch.nodes instead"),
+        ({"more": {"comment": "mine"}}, "more.comment: this program sets it itself"),
+        ({"more": {"depend": "afterok:1"}}, "more.depend: this program sets it itself"),
+        ({"more": {"exclusive": False}}, "more.exclusive: False is no value"),
+        ({"more": {"nodelist": ["n1", "n2"]}}, "more.nodelist: .* is no value"),
     ],
 )
 def test_a_mistaken_request_names_the_key(settings, message):
@@ -197,12 +222,17 @@ def test_a_mistaken_request_names_the_key(settings, message):
         Resources.of(settings)
 
 
+def test_further_options_are_those_that_no_setting_makes():
+    more = {"exclusive": True, "nodelist": "n[01-04]", "mem_per_cpu": "4G", "begin": "16:00"}
+    assert Resources.of({"more": more}).more == more
+
+
 def test_resources_are_the_defaults_under_the_recipes_own(tmp_path):
     here = Path(__file__).parent / "slurm" / "library"
     library = Library(here / "recipes", here / "scale")
     runs = load_sweep(here / "sweep.yaml", "cluster", [0], library).runs.values()
     asks = {run.recipe["recipe"]: run.slurm for run in runs}
-    assert asks["base"] == {"partition": "low", "timeout_min": 5, "signal_s": 30}
+    assert asks["base"] == {"partition": "low", "mem_gb": 1, "timeout_min": 5, "signal_s": 30}
     assert asks["join"] == asks["base"] | {"cpus_per_task": 2}
     assert all("slurm" not in run.recipe["launch"] for run in runs)
 

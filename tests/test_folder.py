@@ -15,7 +15,7 @@ import pytest
 
 from datamodules import atomic
 from datamodules.atomic import write_text
-from experiments.launch import execute as executing
+from experiments.launch import run_record
 from experiments.launch.execute import execute
 from experiments.runs.folder import Busy, RunFolder
 from experiments.runs.recipe import Library, resolve
@@ -220,7 +220,7 @@ def test_an_interrupted_run_says_what_is_saved_and_goes_on(tmp_path, stop):
 
 
 def test_time_is_recorded_even_of_a_killed_attempt(tmp_path, monkeypatch):
-    monkeypatch.setattr(executing, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(run_record, "HEARTBEAT_S", 0.02)
     folder, seen = make(tmp_path, step_s=0.1), []
     execute(folder, lambda *_: seen.append(folder.read_record()), "fixture_verbs")
     assert seen[1]["wall_s"] > 0.05 and seen[1]["wall_s"] < seen[2]["wall_s"]

@@ -84,12 +84,45 @@ def test_dependants_are_all_that_come_after():
         ("recipe: judge,", "recipe: jugde,", "runs.after.*did you mean 'judge'"),
         ('few_steps: "${', 'few_stpes: "${', "few_stpes.*did you mean 'few_steps'"),
         ("init: [left, right]", "seed: [1]", "seeds are given"),
+        ("init: [left, right]", "init: left", "axes.init: must be a list"),
+        ("init: [left, right]", "init: []", "axes.init: must be a list of one value or more"),
+        ("init: [left, right]", "init: [left, left]", "the value .left. is repeated"),
+        ("axes:", "scales: tiny\n    axes:", r"cells\[0\].scales must be a list"),
+        ("axes:", "scales: [tinny]\n    axes:", "no scale 'tinny'; did you mean 'tiny'"),
+        ("title:", "settings: 3\ntitle:", "settings: 3 is no section of settings"),
+        ("title:", "settings: {launch: 3}\ntitle:", "launch: 3 is no section of settings"),
+        ("recipe: judge,", "recipe: [judge],", "must name a recipe"),
+        ("recipe: judge,", "recipe: judge, recipe: judge,", "line .*'recipe' is repeated"),
     ],
 )
 def test_mistakes_in_a_sweep_name_file_and_place(tmp_path, old, new, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(DIAMOND.read_text().replace(old, new))
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s)wrong.yaml.*{message}"):
+        load_sweep(path, "tiny", [0], LIBRARY)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cells: [3]", r"cells\[0\]: 3 is no mapping"),
+        ("cells: [{axes: [a], runs: {x: {recipe: base}}}]", r"cells\[0\].axes: .* no section"),
+        ("sweeps: 3", "'sweeps' must be a list"),
+        ("sweeps: [3]", r"sweeps\[0\]: 3 is no mapping"),
+        (
+            "sweeps: [{sweep: smoke, scale: tiny, labels: 3}]",
+            r"sweeps\[0\].labels: 3 is no",
+        ),
+        ("sweeps: [{sweep: HERE, scale: tiny}]", "contain each other in a circle"),
+        ("- 3", "a sweep is a mapping"),
+        ("table: [a]\ncells: []", "table: .* neither a table's name nor its keys"),
+        ("title: 3\ncells: []", "title: 3 is no text; put it in quotes"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text.replace("HERE", str(path)))
+    with pytest.raises(ValueError, match=f"wrong.yaml.*{message}"):
         load_sweep(path, "tiny", [0], LIBRARY)
 
 

@@ -90,7 +90,8 @@ def test_a_hub_ids_vae_is_fetched_and_compared(other, wan_folder, tmp_path, monk
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     load_network(HUB_ID)
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"transformer"}
+    fetched = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert fetched == {"transformer", "model_index.json"}
     require_autoencoder("teacher", HUB_ID, shards_of(tmp_path / "a", other))
     with pytest.raises(ValueError, match=f"but the teacher {HUB_ID} was made with"):
         require_autoencoder("teacher", HUB_ID, shards_of(tmp_path / "b", wan_folder))

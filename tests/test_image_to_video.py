@@ -12,10 +12,11 @@ from videos import picture
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
 from experiments.generation.conditioning import encoded_images, first_frames_of_clips, read_image
+from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs import sample as verb
-from experiments.verbs.sample import Sampling, check, generate_clips
+from experiments.verbs.sample import check, generate_clips
 from lightning_modules.networks.encoders import PatchTransform, WanVAE
 
 COUNT = 3
@@ -61,7 +62,7 @@ def pictures_in(folder, *names) -> list[np.ndarray]:
 
 
 def sampled(prompts, tmp_path, where) -> ShardReader:
-    run = tmp_path / "sample-00000000"
+    run = tmp_path / "sample"
     run.mkdir(parents=True, exist_ok=True)
     (tmp_path / "base-00000000").mkdir(exist_ok=True)
     (tmp_path / "base-00000000" / "done.json").write_text("{}")
@@ -168,7 +169,7 @@ def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given
         told.append(pixels)
         raise MemoryError
 
-    for name in ("open_shards", "require_autoencoder"):
+    for name in ("open_shards", "require_usable", "follow_autoencoder"):
         monkeypatch.setattr(verb, name, lambda *_: None)
     monkeypatch.setattr(verb, "before_generation", count)
     recipe = resolve(
@@ -178,3 +179,68 @@ def test_the_autoencoder_that_reads_them_is_counted(tmp_path, monkeypatch, given
     with pytest.raises(MemoryError):
         verb.run(recipe, SimpleNamespace(need=lambda _: tmp_path))
     assert told == [given]
+
+
+def saved(path, values, **options):
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+def test_grey_of_16_bits_is_scaled(tmp_path):
+    ramp = np.linspace(0, 2**16 - 1, 40 * 20).reshape(20, 40).astype(np.uint16)
+    found = read_image(saved(tmp_path / "grey.png", ramp), 20, 40, 3)
+    assert np.abs(found.astype(int) - np.round(ramp / 257)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "P", "LA"])
+def test_what_is_transparent_is_white(tmp_path, kind):
+    """Pillow would show the colour that is hidden below."""
+    image = Image.new("RGBA", (40, 20), (10, 10, 10, 255))
+    image.paste((200, 0, 0, 0), (0, 0, 20, 20))
+    image.convert(kind).save(tmp_path / "in.png")
+    found = read_image(tmp_path / "in.png", 20, 40, 3)
+    assert (found[:, :20] == 255).all() and (found[:, 20:] == 10).all()
+    image.putalpha(51)
+    image.save(tmp_path / "in.png")
+    assert (read_image(tmp_path / "in.png", 20, 40, 3)[:, 20:] == 206).all()  # 0.8 x 255 + 0.2 x 10
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "message"),
+    [("CMYK", "jpg", "its colours .CMYK. are not RGB"), ("F", "tiff", "its colours .F. are not")],
+)
+def test_other_colours_are_refused(tmp_path, mode, suffix, message):
+    Image.new(mode, (40, 20)).save(tmp_path / f"in.{suffix}")
+    with pytest.raises(ValueError, match=f"in.{suffix}: {message}.*convert it to RGB"):
+        read_image(tmp_path / f"in.{suffix}", 20, 40, 3)
+
+
+def test_grey_of_32_bits_is_refused(tmp_path):
+    path = saved(tmp_path / "deep.tiff", np.full((20, 40), 2**20, np.int32))
+    with pytest.raises(ValueError, match="deep.tiff: grey values beyond 16 bits"):
+        read_image(path, 20, 40, 1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_an_animation_is_refused(tmp_path, suffix):
+    first, second = (Image.new("RGB", (40, 20), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / f"in.{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match=f"in.{suffix}: an animation; give one of its"):
+        read_image(tmp_path / f"in.{suffix}", 20, 40, 3)
+
+
+@pytest.mark.parametrize("names", [("line-1.png", "line-1.jpg"), ("key-0.png", "line-1.png")])
+def test_two_pictures_for_one_prompt_are_refused(prompts, tmp_path, names):
+    pictures_in(tmp_path / "in", *names, "line-2.png", "line-3.png")
+    first, second = sorted(names)
+    with pytest.raises(
+        ValueError, match=f"(?s)({first}|{second}) and .*({second}|{first}) are for"
+    ):
+        sampled(prompts, tmp_path, tmp_path / "in")
+
+
+def test_a_folder_named_as_a_picture_is_none(prompts, tmp_path):
+    pictures_in(tmp_path / "in", "line-2.png", "line-3.png")
+    (tmp_path / "in" / "line-1.png").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image for 1 of 3 prompts; name them key-0 or"):
+        sampled(prompts, tmp_path, tmp_path / "in")

@@ -68,7 +68,7 @@ def group(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(what: str, devices: int = 2, **fit) -> RunFolder:
-        folder = tmp_path / "runs" / "made-00000000"
+        folder = tmp_path / "runs" / "made"
         folder.mkdir(parents=True, exist_ok=True)
         recipe = {
             "recipe": "made", "verb": "fit", "seed": 0, "needs": {}, "launch": {"devices": devices},

@@ -29,6 +29,7 @@ def write(path, rows, prompts=None, **changes):
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         values[f"latents_{i}_data"] = row.astype(np.float16).tobytes()
         values[f"prompts_{i}_data"] = prompt.encode()
+    path.mkdir(parents=True, exist_ok=True)
     with lmdb.open(str(path), map_size=2**24) as environment, environment.begin(write=True) as to:
         for key, value in (values | changes).items():
             if value is not None:
@@ -136,6 +137,7 @@ def test_it_is_the_clean_end_that_must_be_normalised(tmp_path, wan_folder):
         ({"latents_3_data": None}, "no latents_3_data; .* cut off"),
         ({"latents_3_data": b"12"}, r"latents_3_data has 2 bytes, \[1, 3, 16, 2, 4\] of float16"),
         ({"prompts_3_data": None}, "no prompts_3_data"),
+        ({"prompts_shape": b"5"}, r"6 latents, but prompts_shape is \[5\]; convert or fetch"),
         ({"latents_shape": b"6 3 16 4 2"}, r"its rows are \[1, 3, 16, 4, 2\].*curate.clip_shape"),
     ],
 )
@@ -153,12 +155,71 @@ def test_what_is_no_lmdb_is_refused(tmp_path):
         LatentRows(tmp_path)
 
 
+def test_rows_that_nothing_can_be_trained_on_are_refused_one_by_one(tmp_path, wan_folder):
+    """Row 0 is among those by which a set is checked to be normalised."""
+    data = rows(8)
+    data[0] = np.nan
+    data[3, 0, 0, 0, 0] = np.inf
+    data[5] = 0.5
+    source = write(tmp_path / "set", data, prompts_6_data="草地上".encode("gbk"))
+    folder = run_folder(tmp_path / "run", source, wan_folder, "clips", {})
+    curate.run(folder.recipe, folder)
+    shards = open_shards(folder.path / "shards")
+    assert shards.keys == ["000001", "000002", "000004", "000007"]
+    assert shards.manifest["refused"] == {"constant": 1, "not finite": 2, "prompt": 1}
+    lines = (folder.path / "refused.csv").read_text().splitlines()
+    assert "000003,not finite,1 of 384 latents are NaN or infinite" in lines
+
+
+def test_a_state_of_a_trajectory_that_is_not_finite_refuses_its_row(tmp_path, wan_folder):
+    data = rows(3, 6)
+    data[1, 2, 0, 0, 0, 0] = np.nan
+    source = write(tmp_path / "set", data)
+    shards = made(tmp_path / "run", source, wan_folder, "causal_pairs", TRAJECTORY)
+    assert shards.keys == ["000000", "000002"] and shards.manifest["refused"] == {"not finite": 1}
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_set_that_was_cut_off_is_refused_before_it_is_mapped(tmp_path, kept):
+    """Reading beyond the end of a mapped file kills the process with SIGBUS."""
+    file = write(tmp_path / "set", rows(40)) / "data.mdb"
+    LatentRows(tmp_path / "set").check(39)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * kept)])
+    said = rf"data.mdb: cut off: {file.stat().st_size} bytes, its pages are {len(whole)}; fetch"
+    with pytest.raises(ValueError, match=said):
+        LatentRows(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_what_was_fetched_in_place_of_an_lmdb_is_refused(tmp_path, content):
+    (tmp_path / "data.mdb").write_bytes(content)
+    with pytest.raises(ValueError, match="data.mdb: does not open as an LMDB"):
+        LatentRows(tmp_path)
+
+
+def test_a_set_in_parts_is_named(tmp_path):
+    for part in range(3):
+        write(tmp_path / "sets" / f"ODE6KCausal_chunkwise_{part}", rows(2))
+    with pytest.raises(ValueError, match="the set is in 3 parts, .*chunkwise_0 and so on: give"):
+        LatentRows(tmp_path / "sets")
+    pieces = tmp_path / "my pieces"
+    pieces.mkdir()
+    for end in ("aa", "ab"):
+        (pieces / f"data.mdb.part_{end}").write_bytes(b"half")
+    command = r"cat '.*my pieces/data.mdb.part_'\* > '.*my pieces/data.mdb'"
+    with pytest.raises(ValueError, match=f"join its pieces first: {command}"):
+        LatentRows(pieces)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"kind": "pairs"}, "curate.kind: 'pairs' is none of clips, causal_pairs"),
-        ({"trajectory": {"times": [0.5, 1.0]}}, "must fall, and leave out the clean end"),
-        ({"trajectory": {"times": [1.0, 0.0]}}, "must fall, and leave out the clean end"),
+        ({"trajectory": {"times": [0.5, 1.0], "blocks": 1}}, r"times: \[0.5, 1.0\] must fall"),
+        ({"trajectory": {"times": [1.0, 0.0], "blocks": 1}}, "each a number above 0 and at most 1"),
+        ({"trajectory": {"times": ["a"], "blocks": 1}}, "curate.trajectory.times: "),
+        ({"trajectory": {"times": [1.0], "blocks": 2}}, "cannot cover 21 frames"),
         ({"text_dtype": "fp16"}, "curate.text_dtype: 'fp16' is none of"),
     ],
 )

@@ -123,7 +123,7 @@ def test_everything_refused_is_listed_and_counted(clips):
     refused = table(clips)
     assert refused["ugly.mp4"] == ("table: aesthetic", "3.9 is below 4.5")
     assert refused["still.mp4"] == ("table: motion", "0.2 is not in 1..60")
-    assert refused["torn.mp4"] == ("table: aesthetic", "nan is below 4.5")
+    assert refused["torn.mp4"] == ("table: aesthetic: no score", "nan is no number")
     assert refused["silent.mp4"] == ("table: caption", "fewer than 3 words")
     assert refused["film1_1.v1.mp4"][0] == "table: repeated"
     assert refused["nowhere.mp4"][0] == "absent"
@@ -237,14 +237,14 @@ def test_missing_columns_tables_videos_and_numbers_are_named(tmp_path, source, w
     ("change", "message"),
     [
         ({"split": "test"}, "curate.split: 'test' is none of train, heldout"),
-        ({"count": 0}, "curate.count: 0 clips; at least 1"),
+        ({"count": 0}, "curate.count: 0 must be at least 1"),
         ({"heldout_percent": 200.0}, "curate.heldout_percent: 200"),
         ({"vae_dtype": "float16"}, "curate.vae_dtype: 'float16' is none of float32, bfloat16"),
         ({"limits": {"motoin": [1, 2]}}, "curate.limits.motoin: .*motion"),
         ({"limits": {"motion": [3, 2]}}, "is no range"),
         ({"video": {"aspect": [1, 2], "enlarge": 1.0}}, "curate.video.least_fps is missing"),
         ({"video": SECTION["video"] | {"fps": 2}}, "curate.video.fps: .*remove it"),
-        ({"video": SECTION["video"] | {"aspect": 2}}, "curate.video.aspect: 2 is not a valid"),
+        ({"video": SECTION["video"] | {"aspect": 2}}, "curate.video.aspect: 2 must be a list of 2"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_read(change, message):

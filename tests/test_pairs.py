@@ -37,7 +37,7 @@ def clips(tmp_path_factory):
 
 
 def made(clips, tmp_path, teacher, past, blocks="framewise", guidance=1.0):
-    run = tmp_path / "causal_pairs-00000000"
+    run = tmp_path / "causal_pairs"
     run.mkdir()
     (tmp_path / "base-00000000").mkdir()
     (tmp_path / "base-00000000" / "done.json").write_text("{}")
@@ -161,7 +161,7 @@ def run(clips, tmp_path):
     section |= {"shift": SHIFT, "guidance": 3.0, "stored": "float16", "precision": "32-true"}
     recipe = {"recipe": "causal_pairs", "verb": "pairs", "seed": 7, "needs": needs}
     recipe |= {"pairs": section, "launch": {"accelerator": "cpu", "cuda_graphs": True}}
-    folder = tmp_path / "causal_pairs-00000000"
+    folder = tmp_path / "causal_pairs"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)))
     return RunFolder(folder)

@@ -94,45 +94,6 @@ def _under(chosen):
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "word", "message"),
-    [
-        ("join", "few_stpes=2", "'few_stpes'.*join.yaml.*did you mean 'few_steps'"),
-        ("join", "fit.act.x=2", "unknown key 'fit.act.x'"),
-        ("left", "stpes=2", "did you mean 'steps'"),
-        ("join", "needs.studnet.x=2", "no need 'studnet'; did you mean 'student'"),
-        ("join", "needs.student.blocsk=2", "'blocsk'.*left.yaml.*blocks.*needs of 'join'"),
-        ("join", "needs.student={recpie: left}", "must name a recipe or a folder"),
-        ("join", "few_steps", "written key=value"),
-        ("join", "seed=abc", "join.yaml: seed: 'abc' is not a number"),
-        ("join", "seed=-1", "seed: -1 is not a number such as 0"),
-        ("join", "few_steps=[1", "not readable as YAML"),
-    ],
-)
-def test_bad_settings_are_refused_with_the_nearest_name(name, word, message):
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        fixture(name, word)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("verb: fit\nsed: 0\n", "nothing reads the key 'sed'; did you mean 'seed'"),
-        ("verb: fti\nseed: 0\n", "verb is 'fti'"),
-        ("verb: fit\n", "'seed' is missing"),
-        ("verb: fit\nseed: 0\nfit: {steps: '${stesp}'}\n", "fit:.*stesp.*did you mean 'steps'"),
-        ("verb: fit\nseed: 0\nfit: {steps: '???'}\n", "bad.yaml: fit"),
-        ("verb: fit\nseed: 0\nverb: fit\n", "not readable as YAML"),
-        ("- 1\n", "mapping"),
-        ("verb: fit\nseed: 0\nneeds: {x: {recipe: bad}}\n", "circle: bad -> bad"),
-        ("verb: fit\nseed: 0\nneeds: {x: {folder: a/b, y: 1}}\n", "takes no settings"),
-    ],
-)
-def test_bad_recipes_are_refused_with_their_file(tmp_path, text, message):
-    with pytest.raises(ValueError, match=f"(?s)bad.*{message}|{message}"):
-        fixture("bad", library=own(tmp_path, bad=text))
-
-
 def test_unknown_names_are_answered_with_those_that_exist():
     with pytest.raises(FileNotFoundError, match="did you mean 'join'.*base, join"):
         fixture("jion")
@@ -246,7 +207,7 @@ def test_a_recipe_on_top_of_another_says_only_what_differs(tmp_path):
         ("extends: undre\n", "undre.yaml: there is no 'undre'; did you mean 'under'"),
         ("extends: top\n", "top.yaml: files extend each other in a circle"),
         ("extends: under\nsed: 1\n", "top.yaml: nothing reads the key 'sed'; did you mean 'seed'"),
-        ("extends: under\nfrom: prat\n", "top.yaml: fit: .*prat.*did you mean 'part.steps'"),
+        ("extends: under\nfrom: prat\n", "top.yaml: fit.steps: .*prat.*did you mean 'part.steps'"),
         ("extends: under\nfrom: null\n", "top.yaml: from: None is no part of the scale"),
         ("verb: fit\nseed: 0\nfrom: part\n", "top.yaml: from: part: nothing in the recipe refers"),
     ],

@@ -6,9 +6,10 @@ import torch
 from minimal import SHAPE, SHIFT, TEXT, draw, network
 
 from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
-from experiments.verbs.sample import Sampling, check, generate_clips
+from experiments.verbs.sample import check, generate_clips
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 
@@ -39,7 +40,7 @@ def write(folder, kind):
 
 
 def sampled(prompts, tmp_path, student, **settings) -> torch.Tensor:
-    run = tmp_path / "sample-00000000"
+    run = tmp_path / "sample"
     run.mkdir(parents=True)
     (tmp_path / "base-00000000").mkdir()
     (tmp_path / "base-00000000" / "done.json").write_text("{}")
@@ -103,7 +104,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
         ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
-        ({"launch.attention": "sage"}, "launch.attention: 'sage' is not a valid"),
+        ({"launch.attention": "sage"}, "launch.attention: 'sage' must be one of auto, dense"),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
     ],
 )

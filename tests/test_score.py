@@ -47,8 +47,10 @@ def runs(tmp_path_factory):
     (folder / "probe-00000000").mkdir()
     probe().hand_off(folder / "probe-00000000")
     (folder / "probe-00000000" / "done.json").write_text("{}")
-    score.run(*prepare(folder, "calibration-00000000", needs=CALIBRATES, score={"clips": 384}))
-    (folder / "calibration-00000000" / "done.json").write_text("{}")
+    score.run(*prepare(folder, "calibration-0", needs=CALIBRATES, score={"clips": 384}))
+    calibrated = (folder / "calibration-0").rename(folder / "calibration-00000000")
+    (calibrated / "recipe.yaml").unlink()  # it has another hash
+    (calibrated / "done.json").write_text("{}")
     return folder
 
 
@@ -71,9 +73,9 @@ def prepare(runs, name, samples="heldout-00000000", needs=None, score=None, **ch
 
 
 def test_scores_are_written_as_the_schema_says_and_repeat_bit_for_bit(runs):
-    for name in ("score-00000001", "score-00000002"):
+    for name in ("score-1", "score-2"):
         score.run(*prepare(runs, name))
-    first, second = runs / "score-00000001", runs / "score-00000002"
+    first, second = runs / "score-1", runs / "score-2"
     for file in ("scores.jsonl", "curves.json", "per_clip.npz"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     records = [json.loads(line) for line in (first / "scores.jsonl").read_text().splitlines()]
@@ -100,31 +102,30 @@ def test_another_reference_at_the_same_place_is_read_again(runs, tmp_path):
         score.run(*prepare(here, name, samples="sample-00000000"))
         return (here / name / "scores.jsonl").read_bytes()
 
-    scored("score-0000000a")
+    scored("score-a")
     shutil.rmtree(here / "heldout-00000000")
     write_run(here / "heldout-00000000", "clips", clips("heldout", 448, 448), "latents")
-    found = scored("score-0000000b")
+    found = scored("score-b")
     world._reference.cache_clear()
-    assert scored("score-0000000c") == found
+    assert scored("score-c") == found
 
 
 def test_pixels_and_latents_of_the_same_clips_score_alike(runs):
     chosen = ["world.semantic", "world.fd_pairs"]
-    score.run(*prepare(runs, "score-00000003", metrics=chosen))
-    score.run(*prepare(runs, "score-00000004", samples="sample-00000000", metrics=chosen))
+    score.run(*prepare(runs, "score-3", metrics=chosen))
+    score.run(*prepare(runs, "score-4", samples="sample-00000000", metrics=chosen))
     values = [
         [json.loads(line)["value"] for line in (runs / name / "scores.jsonl").open()]
-        for name in ("score-00000003", "score-00000004")
+        for name in ("score-3", "score-4")
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-6) and len(values[0]) == 2
 
 
 def test_a_corrupted_row_scores_lower(runs):
-    for name, how in (("score-00000005", "none"), ("score-00000006", "shuffle_captions")):
+    for name, how in (("score-5", "none"), ("score-6", "shuffle_captions")):
         score.run(*prepare(runs, name, metrics=["world.semantic"], corrupt=how))
     good, bad = (
-        json.loads((runs / name / "scores.jsonl").read_text())
-        for name in ("score-00000005", "score-00000006")
+        json.loads((runs / name / "scores.jsonl").read_text()) for name in ("score-5", "score-6")
     )
     assert bad["value"] < 0.6 * good["value"] and bad["inputs"]["corrupt"] == "shuffle_captions"
 
@@ -136,19 +137,19 @@ def test_a_corrupted_row_scores_lower(runs):
         ({"corrupt": "smear"}, "no corruption 'smear'"),
         ({"first": 255}, "compared with themselves"),
         ({"clip": 3}, "did you mean 'clips'"),
-        ({"clips": "many"}, r"score.clips: 'many' is not a valid"),
+        ({"clips": "many"}, r"score.clips: 'many' must be a whole number"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_loaded(runs, changes, message):
-    recipe, _ = prepare(runs, "score-00000007", **changes)
+    recipe, _ = prepare(runs, "score-7", **changes)
     with pytest.raises(ValueError, match=message):
         score.check(recipe)
 
 
 def test_too_few_clips_and_missing_needs_are_refused(runs):
     with pytest.raises(ValueError, match="clips 256..755 wanted"):
-        score.run(*prepare(runs, "score-00000008", clips=500))
-    recipe, _ = prepare(runs, "score-00000009")
+        score.run(*prepare(runs, "score-8", clips=500))
+    recipe, _ = prepare(runs, "score-9")
     for role in ("samples", "calibration", "reference"):
         needs = {other: name for other, name in recipe["needs"].items() if other != role}
         with pytest.raises(ValueError, match=f"needs.{role} is missing"):
@@ -164,8 +165,8 @@ def test_the_calibration_says_what_it_was_made_from_and_scores_name_its_content(
     assert made_from["probe"] == "probe-00000000" and len(made_from["probe_sha256"]) == 64
     assert made_from["reference"] == "heldout-00000000" and made_from["reference_fingerprint"]
     assert made_from["real"] == [0, 192] and made_from["measured"] == [192, 384]
-    score.run(*prepare(runs, "score-00000010", metrics=["world.total"]))
-    (line,) = (runs / "score-00000010" / "scores.jsonl").read_text().splitlines()
+    score.run(*prepare(runs, "score-10", metrics=["world.total"]))
+    (line,) = (runs / "score-10" / "scores.jsonl").read_text().splitlines()
     assert json.loads(line)["calibration"] == calibration.digest(found)
 
 
@@ -178,7 +179,7 @@ def test_constants_of_other_runs_are_refused_with_the_cure(runs, tmp_path, role)
     file.write_text(json.dumps(stored))
     cure = rf"needs.calibration=\{{recipe: calibration, needs: \{{{role}"
     with pytest.raises(ValueError, match=f"the {role} other-11111111.*{cure}"):
-        score.run(*prepare(here, "score-00000011"))
+        score.run(*prepare(here, "score-11"))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,6 @@ def test_constants_of_other_runs_are_refused_with_the_cure(runs, tmp_path, role)
     ],
 )
 def test_a_calibration_that_does_not_fit_is_refused(runs, settings, needs, message):
-    recipe, _ = prepare(runs, "calibration-00000001", needs=needs, score=settings)
+    recipe, _ = prepare(runs, "calibration-1", needs=needs, score=settings)
     with pytest.raises(ValueError, match=message):
         score.check(recipe)

@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.curation.refusal import Refusal, Refused, counted
+from datamodules.shards import claims
 from datamodules.shards import work as shard_work
+from datamodules.shards.claims import Claims
 from datamodules.shards.reader import open_shards
 from datamodules.shards.work import ShardMaker, Work
 from experiments.runs.folder import RunFolder
@@ -124,11 +128,11 @@ def test_a_tar_that_was_finished_before_the_claim_is_not_made_again(tmp_path, mo
         yield from make(numbers)
 
     def flock_late(*arguments):
-        monkeypatch.setattr(shard_work.fcntl, "flock", flock)
+        monkeypatch.setattr(claims.fcntl, "flock", flock)
         ShardMaker(work(make=counted_make), folder(tmp_path)).help()
         flock(*arguments)
 
-    monkeypatch.setattr(shard_work.fcntl, "flock", flock_late)
+    monkeypatch.setattr(claims.fcntl, "flock", flock_late)
     ShardMaker(work(make=counted_make), folder(tmp_path)).make_all()
     assert made == [0, 4, 8, 12, 16, 20]
 
@@ -207,7 +211,25 @@ def test_where_there_are_no_locks_all_make_all(tmp_path, monkeypatch):
     whole = completed(tmp_path / "whole")
     monkeypatch.setattr(fcntl, "flock", no_locks)
     helper = ShardMaker(work(), folder(tmp_path / "shared"))
-    with helper._claimed(0) as mine:
+    with helper._claims.take(0) as mine:
         assert mine and completed(tmp_path / "shared") == whole
     assert helper.help() == 0
     assert contents(tmp_path / "shared") == whole
+
+
+def test_waiting_for_another_process_says_for_whom(tmp_path, monkeypatch):
+    """It may be stuck, and everybody else would wait with it."""
+    monkeypatch.setattr(shard_work, "WAITED_S", 0.0)
+    maker = ShardMaker(work(count=3), folder(tmp_path))
+    other = Claims(tmp_path / "shards")
+
+    def rest(seconds):
+        raise KeyboardInterrupt  # the others' shard is never finished here
+
+    monkeypatch.setattr(shard_work.time, "sleep", rest)
+    said = []
+    monkeypatch.setattr(shard_work.log, "info", lambda form, *words: said.append(form % words))
+    monkeypatch.setattr(maker, "_say", lambda *_: "waiting" in "".join(said) and rest(0))
+    with other.take(0), pytest.raises(KeyboardInterrupt):
+        maker.make_all()
+    assert said[-1] == f"waiting for shard 0 of process {os.getpid()} on {socket.gethostname()}"

@@ -101,13 +101,59 @@ def test_vidproms_table_has_scores(tmp_path):
     assert [prompt.name for prompt in accepted] == ["u1", "u5"]
     assert [(each.name, each.reason, each.detail) for each in refused] == [
         ("u2", "unsafe", "0.900 is above 0.2"),
-        ("u3", "unsafe", "1.000 is above 0.2"),
+        ("u3", "unsafe: no score", "threat is '?'"),
         ("u4", "duplicate", "of u1"),
     ]
     everything = list(accept(read_prompts(path), PromptLimits((1, 9)), []))
     assert [prompt.name for prompt in everything] == ["u1", "u2", "u3", "u5"]
-    without = table(tmp_path / "few.csv", rows, ("uuid", "prompt"))
-    assert len(list(accept(read_prompts(without), PromptLimits((1, 9), 0.2), []))) == 4
+
+
+@pytest.mark.parametrize("score", ["nan", "", "-1", "1.5", "inf", "none"])
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_prompt_without_all_its_scores_is_refused_where_a_limit_asks(tmp_path, name, score):
+    path = table(tmp_path / "t.csv", [{"uuid": "u", "prompt": "a calm lake", name: score}])
+    refused = []
+    assert not list(accept(read_prompts(path), PromptLimits((1, 9), 0.2), refused))
+    found = [(each.reason, each.detail) for each in refused]
+    assert found == [("unsafe: no score", f"{name} is {score!r}")]
+    assert len(list(accept(read_prompts(path), PromptLimits((1, 9)), []))) == 1
+
+
+def test_a_table_without_scores_is_refused_row_by_row_and_a_text_file_has_none(tmp_path, lines):
+    path = table(tmp_path / "t.csv", [{"uuid": "u", "prompt": "a calm lake"}], ("uuid", "prompt"))
+    limits, refused = PromptLimits((1, 9), 0.2), []
+    assert not list(accept(read_prompts(path), limits, refused))
+    assert refused[0].detail.startswith("no column toxicity, no column obscene")
+    assert len(list(accept(read_prompts(lines), limits, []))) == len(SCENES) + 1
+
+
+def test_rows_that_are_cut_are_refused_and_tables_that_swallow_rows_as_a_whole(tmp_path):
+    path = table(tmp_path / "t.csv", [{"uuid": "u", "prompt": "a calm lake"}])
+    path.write_text(path.read_text() + "v,a wild lake\n")
+    refused = []
+    assert [p.name for p in accept(read_prompts(path), PromptLimits((1, 9)), refused)] == ["u"]
+    assert (refused[0].name, refused[0].reason) == ("line-3", "table: fields")
+    path.write_text(path.read_text() + 'w,"a lake with a quote\nx,a lake\n')
+    with pytest.raises(ValueError, match="t.csv: the record that begins in line 4 has a quote"):
+        list(read_prompts(path))
+
+
+def test_prompts_beyond_the_encoders_tokens_are_said(tmp_path, wan_folder, caplog):
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(["a cat walks " * 200, "a cat " * 260, "a cat walks"]))
+    made(tmp_path / "run", path, wan_folder, count=3, limits={"words": [2, 1000]})
+    assert WanText(wan_folder).beyond(["a cat walks " * 200]) == [601]
+    assert (
+        "2 of 3 captions have more than the 512 tokens of the text encoder (the longest 601)"
+        in caplog.text
+    )
+
+
+def test_a_home_folder_is_found(tmp_path, lines, wan_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = run_folder(tmp_path / "run", lines, wan_folder)
+    folder.recipe["needs"]["prompts"] = "~/."
+    assert curate.plan(folder.recipe, folder).items
 
 
 def test_bad_files_are_named(tmp_path, lines, wan_folder):
@@ -120,6 +166,9 @@ def test_bad_files_are_named(tmp_path, lines, wan_folder):
         made(tmp_path / "run", lines, wan_folder, count=21)
     with pytest.raises(ValueError, match=r"limits.words: \(3, 2\) is no range"):
         PromptLimits((3, 2))
+    for unsafe in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="limits.unsafe: .* is no probability"):
+            PromptLimits((1, 2), unsafe)
 
 
 words = st.lists(st.text("abcXYZé漢", min_size=1, max_size=5), min_size=1, max_size=6)

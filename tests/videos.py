@@ -51,11 +51,13 @@ def encode(
     colours=None,
     span=1,
     title="",
+    options=None,
 ):
     """Bytes of an mp4.
 
     `times` are time stamps in units of 1 / 600 s, where the rate varies; `colours` the number of a
-    matrix, `span` 1 for 16..235 and 2 for 0..255; `title` stands in the metadata.
+    matrix, `span` 1 for 16..235 and 2 for 0..255; `title` stands in the metadata; `options` are
+    the encoder's.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -65,6 +67,7 @@ def encode(
         stream.pix_fmt = "yuv420p"
         stream.sample_aspect_ratio = pixel
         stream.options = {"preset": "ultrafast", "crf": "10"} if codec == "libx264" else {}
+        stream.options = stream.options | (options or {})
         stream.codec_context.time_base = Fraction(1, 600)
         if colours is not None:
             stream.codec_context.colorspace = colours

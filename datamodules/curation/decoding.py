@@ -15,9 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
 from datamodules.curation.refusal import Refused
+from lightning_modules.ranges import FrameRate, NonNegative, Positive, PositiveInt
 
 Frame = TypeVar("Frame")
 _HD = 720  # height from which untagged video is BT.709 and not BT.601, as players assume
@@ -30,10 +32,22 @@ _SCALING = (
     | Interpolation.BITEXACT
 )
 _MATRICES = {  # by the number in the stream (ITU-T H.273, MatrixCoefficients)
+    0: Colorspace.ITU709,  # RGB, which no matrix is applied to
     1: Colorspace.ITU709,
+    4: Colorspace.FCC,
     5: Colorspace.ITU601,
     6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
     9: Colorspace.BT2020,
+}
+_UNTAGGED = (2, 3)  # unspecified, reserved
+_NOT_DISPLAYED = {  # TransferCharacteristics whose values are not those of an ordinary screen
+    8: "linear light",
+    9: "logarithmic",
+    10: "logarithmic",
+    16: "HDR, PQ (SMPTE ST 2084)",
+    17: "digital cinema (SMPTE ST 428)",
+    18: "HDR, HLG (ARIB STD-B67)",
 }
 
 
@@ -50,13 +64,13 @@ class ClipSpec:
         least_fps: of the video; below `fps` frames are repeated.
     """
 
-    frames: int
-    fps: int
-    height: int
-    width: int
-    aspect: tuple[float, float]
-    enlarge: float
-    least_fps: float
+    frames: PositiveInt
+    fps: FrameRate
+    height: PositiveInt
+    width: PositiveInt
+    aspect: tuple[Positive, Positive]
+    enlarge: Positive
+    least_fps: NonNegative
 
     def __post_init__(self) -> None:
         wanted = self.width / self.height
@@ -80,7 +94,8 @@ def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
     """The first `spec.frames` frames at `spec.fps`, uint8 [T, H, W, 3].
 
     Raises:
-        Refused: the video is damaged, too short, too slow, too small, or of another shape.
+        Refused: the video is damaged, too short, too slow, too small, of another shape, rotated,
+            interlaced, or its colours need tone mapping (HDR).
     """
     try:
         with av.open(io.BytesIO(video), metadata_errors="replace") as container:
@@ -144,13 +159,15 @@ def fit(width: int, height: int, pixel: Fraction, spec: ClipSpec) -> Fit:
 
 
 def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarray:
-    if not container.streams.video:
+    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not films:
         raise Refused("damaged", "no video in it")
-    stream = container.streams.video[0]
+    stream = films[0]
     stream.codec_context.thread_count = 1  # one thread: parallelism is across workers
     rate = stream.average_rate
-    if rate is not None and rate < _RATE_SLACK * spec.least_fps:
-        raise Refused("too slow", f"{float(rate):.2f} fps is below {spec.least_fps:g}")
+    if rate is None or rate < _RATE_SLACK * spec.least_fps:
+        found = "its rate is unknown" if rate is None else f"{float(rate):.2f} fps"
+        raise Refused("too slow", f"{found}; at least {spec.least_fps:g} fps are wanted")
     pixel = stream.sample_aspect_ratio or Fraction(1)
     clip = np.empty((spec.frames, spec.height, spec.width, 3), np.uint8)
     done, counter = 0, _Counted(container.decode(stream))
@@ -195,8 +212,7 @@ class _Counted:
 
 def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarray:
     """Uint8 [H, W, 3], black 0 and white 255 whatever the video's range."""
-    if frame.rotation % 360:
-        raise Refused("rotated", f"by {frame.rotation} degrees")
+    _refuse_conversions(frame)
     place = fit(frame.width, frame.height, pixel, spec)
     guess = Colorspace.ITU709 if frame.height >= _HD else Colorspace.ITU601
     scaled = frame.reformat(
@@ -209,3 +225,15 @@ def _picture(frame: av.VideoFrame, pixel: Fraction, spec: ClipSpec) -> np.ndarra
         threads=1,
     ).to_ndarray()
     return scaled[place.top : place.top + spec.height, place.left : place.left + spec.width]
+
+
+def _refuse_conversions(frame: av.VideoFrame) -> None:
+    """Refuse what would be combed, washed out or lie on its side if it were taken as it is."""
+    if frame.rotation % 360:
+        raise Refused("rotated", f"by {frame.rotation} degrees")
+    if frame.interlaced_frame:
+        raise Refused("interlaced", "a frame holds two moments; deinterlace the video")
+    if transfer := _NOT_DISPLAYED.get(frame.color_trc):
+        raise Refused("transfer", f"{transfer}; tone-map the video to BT.709")
+    if frame.colorspace not in (*_MATRICES, *_UNTAGGED):
+        raise Refused("colour matrix", f"number {frame.colorspace} of ITU-T H.273 is not supported")

@@ -6,7 +6,6 @@ trusted: size, rate and length of a video are measured again when it is decoded.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterator
@@ -17,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.curation.decoding import ClipSpec, decode
-from datamodules.curation.refusal import Refused
+from datamodules.curation.refusal import Refusal, Refused
+from datamodules.curation.text_lists import read_records, words_in
 from datamodules.curation.video_files import VideoFile
+from lightning_modules.ranges import Finite, NonNegative, NonNegativeInt, Positive
 
 _NUMBERS = {
     "aesthetic": "aesthetic score",
@@ -80,12 +81,12 @@ class Limits:
         words: at least, in the caption.
     """
 
-    aesthetic: float | None = None
-    motion: tuple[float, float] | None = None
-    consistency: float | None = None
-    seconds: float | None = None
-    fps: float | None = None
-    words: int = 1
+    aesthetic: Finite | None = None
+    motion: tuple[NonNegative, NonNegative] | None = None
+    consistency: Finite | None = None
+    seconds: NonNegative | None = None
+    fps: Positive | None = None
+    words: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
         if self.motion is not None and not 0 <= self.motion[0] < self.motion[1]:
@@ -95,13 +96,23 @@ class Limits:
         """Raise `Refused` for the first limit that the row violates."""
         for name in ("aesthetic", "consistency", "seconds", "fps"):
             least, found = getattr(self, name), getattr(row, name)
-            if least is not None and not found >= least:  # also rejects NaN
-                raise Refused(f"table: {name}", f"{found:g} is below {least:g}")
-        if self.motion is not None and not self.motion[0] <= row.motion <= self.motion[1]:
+            if least is not None:
+                _require_number(name, found)
+                if not found >= least:  # nor is a limit of NaN kept
+                    raise Refused(f"table: {name}", f"{found:g} is below {least:g}")
+        if self.motion is not None:
             least, most = self.motion
-            raise Refused("table: motion", f"{row.motion:g} is not in {least:g}..{most:g}")
-        if len(row.caption.split()) < self.words:
+            _require_number("motion", row.motion)
+            if not least <= row.motion <= most:
+                raise Refused("table: motion", f"{row.motion:g} is not in {least:g}..{most:g}")
+        if words_in(row.caption) < self.words:
             raise Refused("table: caption", f"fewer than {self.words} words")
+
+
+def _require_number(name: str, found: float) -> None:
+    """A limit asks for a score: one that is missing, infinite or no number refuses the row."""
+    if not math.isfinite(found):
+        raise Refused(f"table: {name}: no score", f"{found} is no number")
 
 
 class Item(NamedTuple):
@@ -131,36 +142,30 @@ def decode_item(item: Item) -> np.ndarray:
         raise Refused("damaged", found) from error
 
 
-def read_table(path: Path) -> Iterator[Row]:
-    """Rows of the table, one at a time. Invalid numbers are read as NaN, which no limit accepts.
+def read_table(path: Path) -> Iterator[Row | Refusal]:
+    """Rows of the table, one at a time, and the records that are none.
+
+    Invalid numbers are read as NaN, which no limit accepts. Of a path only the file name is taken.
 
     Raises:
-        FileNotFoundError: no such file; names the existing tables.
-        ValueError: a column is missing; names it and those present.
+        FileNotFoundError: no such file.
+        ValueError: a column is missing, or as `text_lists`; names file and line.
     """
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.csv"))) or "no .csv"
-        raise FileNotFoundError(f"{path}: no such table; {path.parent} has {there}")
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        table = csv.DictReader(file)
-        present = table.fieldnames or []
-        if missing := [name for name in COLUMNS if name not in present]:
-            raise ValueError(
-                f"{path}: no column {', '.join(map(repr, missing))}; it has"
-                f" {', '.join(map(repr, present)) or 'none'}; use OpenVid's own table"
-            )
-        for line in table:
-            numbers = {name: _number(line[column]) for name, column in _NUMBERS.items()}
-            yield Row(
-                video=(line["video"] or "").strip(),
-                caption=" ".join((line["caption"] or "").split()),
-                camera_motion=(line["camera motion"] or "").strip(),
-                **numbers,
-            )
+    for record in read_records(path, COLUMNS, "use OpenVid's own table"):
+        if record.problem:
+            yield Refusal(f"line-{record.line}", "table: fields", record.problem)
+            continue
+        line = record.values
+        yield Row(
+            video=line["video"].strip().replace("\\", "/").rpartition("/")[2],
+            caption=" ".join(line["caption"].split()),
+            camera_motion=line["camera motion"].strip(),
+            **{name: _number(line[column]) for name, column in _NUMBERS.items()},
+        )
 
 
-def _number(text: str | None) -> float:
+def _number(text: str) -> float:
     try:
-        return float(text or "nan")
+        return float(text)
     except ValueError:
         return math.nan

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from datamodules.curation.refusal import Refused
+from datamodules.signals import STOP
 
 Item = TypeVar("Item")
 PATIENCE_S = 300.0
@@ -160,7 +161,8 @@ class _Worker:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """Main loop of a process: items in, results out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    for number in STOP:  # the parent hears them, and ends this process
+        signal.signal(number, signal.SIG_IGN)
     while True:
         try:
             item = pipe.recv()

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from webdataset import TarWriter
 
-from datamodules.atomic import write_bytes
+from datamodules.atomic import naming, write_bytes
 from datamodules.shards.npy_tar import (
     PADDED,
     encode_array,
@@ -26,6 +27,7 @@ from datamodules.shards.npy_tar import (
     sha256,
     without_padding,
 )
+from datamodules.values import VARIED, fault
 
 Fields = dict[str, dict[str, Any]]  # name -> shape and dtype
 Note = dict[str, Any]
@@ -72,13 +74,17 @@ class ShardFile:
         if not isinstance(info.get("caption"), str):
             raise ValueError(f"sample {key!r}: info needs a 'caption' string")
         self._check_fields(key, arrays)
+        for name, array in arrays.items():
+            if why := fault(array, name in VARIED):
+                raise ValueError(f"sample {key!r} for {self.folder}: {name} is {why}")
         stored = {
             name: without_padding(array) if name in PADDED else array
             for name, array in arrays.items()
         }
         members = {f"{name}.npy": encode_array(array) for name, array in stored.items()}
         members["json"] = json.dumps(info, sort_keys=True, allow_nan=False).encode()
-        self._tar.write({"__key__": key, **members})
+        with naming(self._part):
+            self._tar.write({"__key__": key, **members})
         self.keys.add(key)
 
     def finish(self, remarks: list[Any] | None = None) -> Note:
@@ -88,10 +94,11 @@ class ShardFile:
             remarks: JSON values to store in the note, such as rejections.
         """
         path = tar_path(self.folder, self.number)
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(path):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         shard = {"file": path.name, "count": len(self.keys)}
         members: dict[str, Any] = {}
         if self.keys:
@@ -112,8 +119,9 @@ class ShardFile:
 
     def abandon(self) -> None:
         """Remove the unfinished tar."""
-        self._tar.close()
-        self._file.close()
+        for each in (self._tar, self._file):
+            with suppress(OSError):  # what is left in buffers does not fit on a full disk either
+                each.close()
         self._part.unlink(missing_ok=True)
 
     def _check_fields(self, key: str, arrays: dict[str, np.ndarray]) -> None:

@@ -60,7 +60,7 @@ class ShardSet:
                 f"manifest entries {sorted(own)} are made by the writer; leave them out of `about`"
             )
         self.kind, self.about = kind, dict(about)
-        canonical = json.dumps([kind, self.about], sort_keys=True, allow_nan=False)
+        canonical = json.dumps([kind, without_places(self.about)], sort_keys=True, allow_nan=False)
         self.identity = hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
@@ -169,8 +169,9 @@ class ShardSet:
         if not path.is_file():
             return None
         manifest = json.loads(path.read_bytes())
-        expected = json.loads(json.dumps({"kind": self.kind, **self.about}))
-        if other := [name for name in expected if manifest.get(name) != expected[name]]:
+        expected = without_places(json.loads(json.dumps({"kind": self.kind, **self.about})))
+        found = without_places(manifest)
+        if other := [name for name in expected if found.get(name) != expected[name]]:
             raise ValueError(
                 f"{path}: a set with another {', '.join(other)} lies there; remove {self.folder}"
             )
@@ -188,6 +189,14 @@ class ShardSet:
             if twice := seen & set(note["members"]):
                 raise ValueError(f"sample key {min(twice)!r} is written twice into {self.folder}")
             seen |= set(note["members"])
+
+
+def without_places(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Manifest entries without the folders where encoders lay: weights that moved are the same."""
+    return {
+        key: {k: v for k, v in value.items() if k != "folder"} if isinstance(value, dict) else value
+        for key, value in entries.items()
+    }
 
 
 def _at(data: memoryview, offset: int, size: int) -> bytes:

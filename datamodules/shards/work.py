@@ -1,7 +1,7 @@
 """Creation of a shard set by any number of processes, resumable, with a deterministic result.
 
 The items of a set are divided into shards of equal numbers of items. Any process makes any shard
-that is neither finished nor claimed by a live process, so that
+that is neither finished nor claimed by a live process (`claims.py`), so that
 
 - an interrupted run resumes after its last finished shard,
 - further processes, on this machine or others, may join or die at any time,
@@ -9,20 +9,16 @@ that is neither finished nor claimed by a live process, so that
 
 Where a number of samples is wanted, items are candidates: shards are made in order until the
 contiguous ones hold enough, and the set is exactly the first accepted samples.
-
-A claim is a lock on a file next to the shard; the kernel releases it when its holder ends.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +26,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from datamodules.atomic import flock, write_text
+from datamodules.atomic import write_text
 from datamodules.curation.refusal import Refusal, counted
+from datamodules.shards.claims import Claims
 from datamodules.shards.shard_file import Note, tar_path
 from datamodules.shards.shard_set import ShardSet
 
@@ -39,6 +36,7 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 TELL_EVERY_S = 0.5  # between progress reports
 SAY_EVERY_S = 10.0  # between log lines
+WAITED_S = 60.0  # without a shard left to begin, before the log says who has them
 
 Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
 
@@ -112,6 +110,7 @@ class ShardMaker:
         """
         self._work, self._folder = work, folder
         self._set = ShardSet(folder.path / "shards", work.kind, work.about)
+        self._claims = Claims(self._set.folder)
         self._notes: dict[int, Note] = {}
         self._total = len(work.items) if work.wanted is None else work.wanted
         self._look()
@@ -137,8 +136,15 @@ class ShardMaker:
         Raises:
             ValueError: fewer samples than wanted can come out.
         """
+        idle_since = time.monotonic()
         while not self._set.complete and self._tars() is None:
-            if not self.help():
+            if self.help():
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > WAITED_S:
+                idle_since = time.monotonic()
+                missing = [n for n in range(self._work.shards) if n not in self._notes]
+                log.info("waiting for %s", ", ".join(self._claims.holders(missing)))
+            else:
                 time.sleep(POLL_S)
             self._look()
             self._say()
@@ -174,7 +180,7 @@ class ShardMaker:
             if self._set.complete or self._tars() is not None:
                 return False
             self._require_supply()
-            with self._claimed(number) as mine:
+            with self._claims.take(number) as mine:
                 if mine and not self._set.complete and not self._look_at(number):
                     self._make(number)
                     return True
@@ -235,18 +241,6 @@ class ShardMaker:
         except BaseException:
             shard.abandon()
             raise
-
-    @contextmanager
-    def _claimed(self, number: int) -> Iterator[bool]:
-        """Whether this process may make shard `number`; always true on a disk without locks."""
-        self._set.folder.mkdir(parents=True, exist_ok=True)
-        with open(self._set.folder / f"{number:06d}.claim", "wb") as claim:
-            try:
-                flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
 
     def _look(self) -> None:
         for number in range(self._work.shards):

@@ -55,8 +55,8 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
 
     for chatty in ("lightning.pytorch", "diffusers"):  # logs of devices, tips and casts
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    if chosen.warmup < 0 or chosen.repeats < 1:
-        raise ValueError("--warmup must not be negative, --repeats at least 1")
+    if chosen.warmup < 0 or min(chosen.repeats, *chosen.few_steps) < 1:
+        raise ValueError("--warmup must not be negative, --repeats and --few-steps at least 1")
     library, settings = library or Library(), parse_settings(chosen.settings)
     subject = Subject(scale_tree(chosen.scale, settings, library), _device(chosen.device))
     kernel = subject.tree["launch"].get("attention", "auto")

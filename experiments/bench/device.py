@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -88,7 +88,9 @@ def _nvidia_smi() -> dict[str, str] | None:
     if program is None:
         return None
     words = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader", "-i", "0"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        words, capture_output=True, encoding="utf-8", errors="replace", timeout=30
+    )
     if done.returncode:
         return None
     return dict(zip(_QUERY.split(","), done.stdout.strip().split(", "), strict=False))

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from experiments.checkpoints.networks import network_class
-from experiments.runs.config import override
+from experiments.checkpoints.networks import check_network, network_class
+from experiments.runs.config import interpolate, override
 from experiments.runs.files import load_scale
 from experiments.runs.recipe import Library
 
@@ -58,11 +56,14 @@ def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dic
     """A scale with settings on top, every interpolation resolved.
 
     Raises:
-        FileNotFoundError, ValueError: an unknown scale or key, with the nearest.
+        FileNotFoundError, ValueError: an unknown scale or key, with the nearest; a wrong network.
     """
     tree = load_scale(library.scales, scale)
     file = library.scales / scale
     tree, _ = override(tree, {}, dict(settings), library.scales / "the command line", file)
     if "bench" not in tree:
         raise ValueError(f"{file}.yaml has no section 'bench', which says what else is measured")
-    return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    every = {key: f"${{{key}}}" for key in tree}
+    resolved = interpolate(tree, every, file.with_name(f"{file.name}.yaml"))
+    check_network(resolved["network"])
+    return resolved

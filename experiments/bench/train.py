@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,8 +129,9 @@ def _config(run: Run, role: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """A network's config: of the run that created it; for a folder, the scale's."""
     if behind := run.needs.get(role):
         return behind.recipe.get("network") or _config(behind, "student", tree)
-    score = tree["real_score"].get("folder") == run.recipe["needs"][role]
-    return tree["score_network" if score else "network"]
+    where, score = run.recipe["needs"][role], str(tree["real_score"].get("folder"))
+    is_score = where in (score, str(Path(score).absolute()))
+    return tree["score_network" if is_score else "network"]
 
 
 def _stored(module: LightningModule) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Tensors are copied bit for bit, in their dtype. Files are read as safetensors or
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.checkpoints import sampling_config
-from experiments.checkpoints.networks import autoencoder_id, network_config, network_folder
+from experiments.checkpoints.networks import (
+    autoencoder_id,
+    network_config,
+    network_folder,
+    unfit_weight,
+)
 from experiments.checkpoints.wan_keys import (
     Weights,
     check_fits,
@@ -38,11 +44,18 @@ from lightning_modules.networks.pipeline_folder import weight_files
 
 log = logging.getLogger(__name__)
 KEPT = ("ema", "raw", "critic")
-_KEYS = {"ema": ("generator_ema",), "raw": ("generator", "model"), "critic": ("critic",)}
+_EMA = re.compile(r"(^|[._])(ema|average|averaged|shadow)($|[._])", re.IGNORECASE)
+_CRITIC = re.compile(r"(^|[._])(critic|fake|discriminator)($|[._])")
+_DEEPEST = 3  # levels of a checkpoint at which its networks are looked for
+_ZIP = b"PK"  # how torch's files begin since 1.6; older ones cannot be memory-mapped
 
 
 def import_checkpoint(
-    file: Path, folder: Path, which: str | None = None, config: Path | None = None
+    file: Path,
+    folder: Path,
+    which: str | None = None,
+    config: Path | None = None,
+    key: str | None = None,
 ) -> None:
     """Write the network of a published checkpoint as ``folder``, in diffusers format.
 
@@ -52,19 +65,23 @@ def import_checkpoint(
             the methods sample it and start Stage 3 from it (CD saves nothing else after step 200);
             the chunk-wise student of Causal Forcing is published as ``raw``.
         config: a folder with a config.json, for networks of other than published sizes.
+        key: the key of the weights in the file, such as ``ema.shadow``, where ``which`` does not
+            tell.
 
     Raises:
         FileNotFoundError, FileExistsError: nothing to read, or the target exists.
-        ValueError: a damaged file, one with more than tensors, no weights of that kind, or names or
-            shapes other than those of a Wan 2.1 text-to-video network.
+        ValueError: a damaged file, one with more than tensors, no weights of that kind or several,
+            weights that are not finite, or names or shapes other than those of a Wan 2.1
+            text-to-video network.
     """
     _require_free(folder)
     found = _read(file)
-    chosen, weights = _choose(found, which, file)
+    chosen, weights = _choose(found, which, key, file)
     try:
         named = to_diffusers(unwrapped(weights))
         settings = network_config(config) if config else config_of(named)
         check_fits(named, settings)
+        _require_finite(named)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     source = {"source": {"file": file.name, "weights": chosen}}
@@ -92,6 +109,7 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
         check_fits(weights, config)
+        _require_finite(weights)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     settings = sampling_config.settings_of(where, source)
@@ -106,14 +124,16 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
     log.info("%s -> %s: WanTransformer3DModel.from_pretrained(%r)", where, folder, str(folder))
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> Any:
     """The tensors of a file, or of a folder of shards; memory-mapped."""
     try:
         if file.is_dir():
             return {name: t for part in weight_files(file) for name, t in load_file(part).items()}
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with file.open("rb") as opened:
+            zipped = opened.read(len(_ZIP)) == _ZIP
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file}: {error.strerror or error}") from error
     except UnpicklingError as error:
@@ -127,30 +147,66 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _choose(
-    found: Mapping[str, Any], which: str | None, file: Path
+    found: Mapping[str, Any], which: str | None, key: str | None, file: Path
 ) -> tuple[str, Mapping[str, Tensor]]:
-    """The key of a checkpoint and its weights; a bare state dict has the key ``file``."""
-    there = {kind: key for kind in KEPT for key in _KEYS[kind] if isinstance(found.get(key), dict)}
-    if not there and which in (None, "raw") and _all_tensors(found):
+    """The key of a checkpoint and its weights; a bare state dict has the key ``file``.
+
+    Never the student's own weights where there is an average, nor one of several by chance.
+    """
+    if key is None and which in (None, "raw") and _all_tensors(found):
         return "file", found
-    kind = which or next((kind for kind in ("ema", "raw") if kind in there), None)
-    if kind not in there:
-        has = ", ".join(f"{key} (--{kind})" for kind, key in there.items())
-        other = "no network under any known key" if not there else f"it has {has}"
-        raise ValueError(
-            f"{file}: no {'weights' if kind is None else kind + ' weights'};"
-            f" {other} (top level: {', '.join(map(str, list(found)[:5]))})"
-        )
-    if which is None and {"ema", "raw"} <= there.keys():
-        log.info("%s: using %s, the EMA; --raw selects %s", file, there["ema"], there["raw"])
-    weights = found[there[kind]]
-    if not _all_tensors(weights):
-        raise ValueError(f"{file}: {there[kind]} holds more than tensors by name")
-    return there[kind], weights
+    there = dict(_networks(found))
+    has = ", ".join(f"{name} (--{_kind(name)})" for name in there)
+    kinds = {_kind(name) for name in there}
+    wanted = which or next((kind for kind in ("ema", "raw") if kind in kinds), None)
+    chosen = [name for name in there if key == name or key is None and _kind(name) == wanted]
+    if not chosen:
+        what = f"weights under {key}" if key else f"{which} weights" if which else "weights"
+        other = f"it has {has}" if has else "no network under any known key"
+        raise ValueError(f"{file}: no {what}; {other} (top level: {_top(found)})")
+    if len(chosen) > 1:
+        raise ValueError(f"{file}: {len(chosen)} {wanted} networks; choose one by --key: {has}")
+    average = "the EMA" if _kind(chosen[0]) == "ema" else f"{_kind(chosen[0])} weights"
+    others = [f"--{_kind(name)} selects {name}" for name in there if name not in chosen]
+    log.info("%s: using %s", file, "; ".join([f"{chosen[0]}, {average}", *others]))
+    return chosen[0], there[chosen[0]]
 
 
-def _all_tensors(found: Mapping[str, Any]) -> bool:
-    return bool(found) and all(isinstance(value, Tensor) for value in found.values())
+def _networks(found: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The networks of a checkpoint, wherever they lie: dotted key and weights."""
+    for name, value in found.items() if isinstance(found, Mapping) else ():
+        key = f"{path}{name}"
+        if not isinstance(value, Mapping):
+            continue
+        if any(str(each).endswith("patch_embedding.weight") for each in value):
+            if not _all_tensors(value):
+                raise ValueError(f"{key} holds more than tensors by name")
+            yield key, value
+        elif key.count(".") < _DEEPEST:
+            yield from _networks(value, f"{key}.")
+
+
+def _kind(key: str) -> str:
+    if _CRITIC.search(key):
+        return "critic"
+    return "ema" if _EMA.search(key) else "raw"
+
+
+def _top(found: Any) -> str:
+    if not isinstance(found, Mapping):
+        return type(found).__name__
+    return ", ".join(map(str, list(found)[:5]))
+
+
+def _require_finite(weights: Weights) -> None:
+    if unfit := unfit_weight(weights.items()):
+        raise ValueError(f"{unfit}; such a network generates nothing: take another checkpoint")
+
+
+def _all_tensors(found: Any) -> bool:
+    if not isinstance(found, Mapping) or not found:
+        return False
+    return all(isinstance(value, Tensor) for value in found.values())
 
 
 def _save(weights: Weights, config: Mapping[str, Any], folder: Path) -> None:

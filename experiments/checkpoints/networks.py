@@ -1,17 +1,18 @@
 """Networks for the verbs: randomly initialised from a config, or loaded from a run or a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from datamodules.values import fault
 from experiments.checkpoints import sampling_config
 from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
-from experiments.runs.signature import bind
+from experiments.runs.signature import bind, parameters_of
 from lightning_modules import networks
 from lightning_modules.networks.encoders import WanVAE
 from lightning_modules.networks.pipeline_folder import load_part, locate, read_config
@@ -71,12 +72,21 @@ def load_network(where: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no network, or an incomplete one.
-        ValueError: its weights are damaged, incomplete or do not fit its config.json.
+        ValueError: its weights are damaged, incomplete, not finite, or do not fit its config.json.
     """
     kind = class_of(folder := network_folder(where))
     if not has_weights(kind):
         return kind.from_pretrained(folder)
-    return load_part(kind, folder, torch_dtype=torch.float32)
+    network = load_part(kind, folder, torch_dtype=torch.float32)
+    if unfit := unfit_weight(network.named_parameters()):
+        raise ValueError(f"{folder}: {unfit}; take another checkpoint, or train it again")
+    return network
+
+
+def unfit_weight(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """The first weight that is not finite or of an impossible size: "name is why"; "" if none."""
+    found = ((name, fault(tensor.detach())) for name, tensor in weights)
+    return next((f"{name} is {why}" for name, why in found if why), "")
 
 
 def network_folder(where: str | Path) -> Path:
@@ -105,6 +115,12 @@ def network_section(where: str | Path) -> dict[str, Any]:
     """A network's class and arguments as a recipe's section ``network`` would say them."""
     folder = network_folder(where)
     return {"class": class_of(folder).__name__, **network_config(folder)}
+
+
+def network_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor takes where a section ``network`` says nothing."""
+    parameters = parameters_of(network_class(section)).items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
 
 
 def class_of(folder: Path) -> type[nn.Module]:
@@ -156,4 +172,4 @@ def autoencoder_id(where: str | Path) -> str | None:
     manifest = data / "shards" / "manifest.json"
     if not manifest.is_file():
         return None
-    return (json.loads(manifest.read_text()).get("autoencoder") or {}).get("id")
+    return (json.loads(manifest.read_text(encoding="utf-8")).get("autoencoder") or {}).get("id")

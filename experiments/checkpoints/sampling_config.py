@@ -21,13 +21,13 @@ NAME = "causal.json"
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``folder/causal.json`` in a new folder."""
-    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The content of ``folder/causal.json``; empty if there is none."""
     path = folder / NAME
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def settings_of(where: Path, network: Path) -> dict[str, Any]:

@@ -1,10 +1,63 @@
 """The autoencoder of a shard set's latents, from its manifest."""
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from datamodules.shards.reader import ShardReader
+from experiments.runs.folder import RunFolder
+from experiments.runs.recipe import RUN_NAME
 from lightning_modules.networks.encoders import Autoencoder, PatchTransform, WanVAE
+
+log = logging.getLogger(__name__)
+
+
+def follow_autoencoder(shards: ShardReader, folder: RunFolder) -> None:
+    """Point a set's manifest, in memory, to where its autoencoder lies now.
+
+    A set names the folder that its autoencoder lay in. If that has moved, or has another one now,
+    the same is looked for in the folders that a run and its needs name.
+
+    Args:
+        shards: the set.
+        folder: of the run that reads it.
+
+    Raises:
+        ValueError: it is in none of them; names the manifest.
+    """
+    stored = shards.manifest.get("autoencoder") or {}
+    if stored.get("class") != "WanVAE" or _hub_id(stored["folder"]):
+        return
+    places = [Path(stored["folder"]), *dict.fromkeys(_places(folder))]
+    places = [place for place in places if (place / "vae" / "config.json").is_file()]
+    found = next((place for place in places if WanVAE(place).id == stored["id"]), None)
+    if found is None:
+        looked = f"; {', '.join(map(str, places))} has another" if places else ""
+        raise ValueError(
+            f"{shards.folder / 'manifest.json'}: its autoencoder {stored['id']} lay in"
+            f" {stored['folder']} and is not there{looked}. Put it back, or say in the scale (wan)"
+            " where it is now and start from the recipe's name"
+        )
+    if str(found) != stored["folder"]:
+        log.info("%s: its autoencoder is in %s now", shards.folder / "manifest.json", found)
+        shards.manifest["autoencoder"] = stored | {"folder": str(found)}
+
+
+def _places(folder: RunFolder) -> Iterator[Path]:
+    """Folders that a run and the runs behind it name."""
+    for where in folder.recipe["needs"].values():
+        if not RUN_NAME.fullmatch(where):
+            yield Path(where)
+    for need in folder.needs.values():
+        if (need.path / "recipe.yaml").is_file():
+            yield from _places(need)
+
+
+def _hub_id(where: str) -> bool:
+    return not Path(where).is_absolute() and where.count("/") == 1 and not where.startswith(".")
 
 
 def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu") -> Autoencoder:

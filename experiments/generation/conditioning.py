@@ -1,7 +1,8 @@
 """Conditioning frames: the first latent frames of a clip, from curated clips or from an image.
 
 Image to video: an image becomes the first latent frame, which encodes the first frame of a video
-alone in Wan's VAE and the tiny world's. It is resized to cover the clip and cropped to its centre.
+alone in Wan's VAE and the tiny world's. It is resized to cover the clip and cropped to its centre;
+what is transparent becomes white.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from experiments.generation.codec import autoencoder_of
 from experiments.generation.generation import stack
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 Samples = Sequence[dict[str, Any]]
 
 
@@ -81,7 +83,8 @@ def encoded_images(
 
     Raises:
         FileNotFoundError: no such folder, or no image for some prompt.
-        ValueError: a file that is not an image; an autoencoder with other channels.
+        ValueError: a file that is not an image, or two for one prompt; an autoencoder with other
+            channels.
     """
     files = _files(where, [prompts.read(number, []) for number in numbers])
     vae = autoencoder_of(prompts.manifest, device)
@@ -106,20 +109,44 @@ def encoded_images(
 
 
 def read_image(file: Path, height: int, width: int, colours: int) -> np.ndarray:
-    """Uint8 ``[H, W, 1 or 3]`` of a file, in its EXIF orientation.
+    """Uint8 ``[H, W, 1 or 3]`` of a file, in its EXIF orientation, transparency laid over white.
 
     Raises:
-        ValueError: it is not an image, or a damaged one.
+        ValueError: it is not an image, a damaged one, an animation, or of colours that have no
+            defined place in RGB.
     """
     try:
         with Image.open(file) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB" if colours == 3 else "L")
+            several = getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO"  # of phones
+            upright = ImageOps.exif_transpose(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file}: not a readable image ({error}); give a whole one ({', '.join(SUFFIXES)})"
         ) from error
+    if several:
+        raise ValueError(f"{file}: an animation; give one of its pictures")
+    upright = _plain(file, upright).convert("RGB" if colours == 3 else "L")
     cut = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return np.array(cut).reshape(height, width, colours)
+
+
+def _plain(file: Path, image: Image.Image) -> Image.Image:
+    """The image in mode RGB or L, of 8 bits."""
+    if image.mode.startswith("I"):
+        return _of_16_bits(file, np.asarray(image))
+    if image.mode not in _MODES:
+        raise ValueError(f"{file}: its colours ({image.mode}) are not RGB; convert it to RGB")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _of_16_bits(file: Path, values: np.ndarray) -> Image.Image:
+    """Grey values 0..65535, which Pillow would cut off at 255."""
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError(f"{file}: grey values beyond 16 bits; convert it to 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def _files(where: Path, samples: Samples) -> dict[str, Path]:
@@ -128,15 +155,20 @@ def _files(where: Path, samples: Samples) -> dict[str, Path]:
         return {sample["key"]: where for sample in samples}
     if not where.is_dir():
         raise FileNotFoundError(f"{where}: no such image, nor a folder of images")
-    there = {path.stem: path for path in where.iterdir() if path.suffix.lower() in SUFFIXES}
+    there: dict[str, list[Path]] = {}
+    for path in sorted(where.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            there.setdefault(path.stem, []).append(path)
     files, missing = {}, []
     for sample in samples:
         names = [sample["key"], str(sample["info"].get("name", ""))]
-        found = next((there[name] for name in names if name in there), None)
-        if found is None:
-            missing.append(" or ".join(filter(None, names)))
+        found = [path for name in dict.fromkeys(names) for path in there.get(name, [])]
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1]} are for one prompt; remove one of them")
+        if found:
+            files[sample["key"]] = found[0]
         else:
-            files[sample["key"]] = found
+            missing.append(" or ".join(filter(None, names)))
     if missing:
         raise FileNotFoundError(
             f"{where}: no image for {len(missing)} of {len(samples)} prompts; name them"

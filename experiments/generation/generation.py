@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.shards.reader import ShardReader
-from experiments.checkpoints.networks import autoencoder_id, bf16, load_network
+from experiments.checkpoints.networks import (
+    ROLES,
+    autoencoder_id,
+    bf16,
+    load_network,
+    network_defaults,
+    network_section,
+)
+from experiments.runs.recipe import RUN_NAME
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -119,6 +127,76 @@ def require_autoencoder(role: str, where: Path, shards: ShardReader) -> None:
         f"{manifest}: autoencoder {found}, but the {role} {where}"
         f" was made with {own}; curate with the VAE of the {role}, or take another {role}"
     )
+
+
+def require_network(
+    role: str,
+    section: Mapping[str, Any],
+    key: str,
+    clip_shape: Sequence[int],
+    shards: ShardReader | None = None,
+) -> None:
+    """A network must fit the clips and the prompts that it is used on.
+
+    Asked of its settings, before any weight is loaded.
+
+    Args:
+        role: of the network, for messages.
+        section: its class and settings (`network_section`).
+        key: of the recipe that has ``clip_shape``, ``[F, C, H, W]``.
+        shards: whose latents and prompts it gets; None if they are not made yet.
+
+    Raises:
+        ValueError: other channels, text width or multiples of its patches, by key or manifest.
+    """
+    own = network_defaults(section) | section
+    if own.get("out_channels", own["in_channels"]) != own["in_channels"]:
+        raise ValueError(
+            f"the {role} takes {own['in_channels']} channels and gives {own['out_channels']}: an"
+            " image-to-video network, or of another model; give a Wan 2.1 text-to-video network"
+        )
+    if shards is not None:
+        fields = {name: entry["shape"] for name, entry in shards.manifest["fields"].items()}
+        facts = {
+            "latent channels": (fields.get("latents", [0, None])[1], own["in_channels"]),
+            "text width": (fields.get("text", [None])[-1], own["text_dim"]),
+        }
+        for what, (found, wanted) in facts.items():
+            if found is not None and found != wanted:
+                raise ValueError(
+                    f"{shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
+                    f" for {wanted}; curate with the encoders the {role} was trained with"
+                )
+    if clip_shape[1] != own["in_channels"]:
+        raise ValueError(
+            f"{key}: {clip_shape[1]} channels, but the {role} was made for {own['in_channels']};"
+            " set it to the shape of its latents, or take another network"
+        )
+    frames, height, width = own.get("patch_size", (1, 1, 1))
+    if clip_shape[0] % frames or clip_shape[2] % height or clip_shape[3] % width:
+        raise ValueError(
+            f"{key}: {list(clip_shape)} is not whole patches of the {role}, {frames} x {height} x"
+            f" {width}; make frames, height and width multiples of them"
+        )
+
+
+def require_usable(
+    role: str, where: Path, key: str, clip_shape: Sequence[int], shards: ShardReader
+) -> None:
+    """`require_network` and `require_autoencoder` of a network that is there."""
+    require_network(f"{role} {where}", network_section(where), key, clip_shape, shards)
+    require_autoencoder(role, where, shards)
+
+
+def require_given(recipe: Mapping[str, Any], key: str, clip_shape: Sequence[int]) -> None:
+    """`require_network` of what is known before any run is done: networks given by a path.
+
+    Raises:
+        ValueError: as `require_network`, or another pipeline than Wan 2.1's.
+    """
+    for role, where in recipe["needs"].items():
+        if role in ROLES and Path(where).is_dir() and not RUN_NAME.fullmatch(where):
+            require_network(f"{role} {where}", network_section(where), key, clip_shape)
 
 
 def encoders_of(shards: ShardReader) -> dict[str, Any]:

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+)
 
 from datamodules.atomic import replacing
 
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+_SCALING |= Interpolation.BITEXACT
 _QUALITY = {"crf": "18", "preset": "medium"}  # visually lossless
 
 
@@ -23,6 +32,8 @@ def clip_file(run: Path, key: str) -> Path:
 def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
     """Write pixels uint8 ``[T, H, W, 1 or 3]`` as H.264, yuv420p, atomically.
 
+    Converted by the matrix of BT.709 into the range 16..235, and tagged so: untagged files are
+    shown in other colours by players that take anything below 720 lines for BT.601.
     Single-threaded, so that equal pixels give equal bytes.
 
     Raises:
@@ -36,7 +47,26 @@ def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
         stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1
+        _tag(stream.codec_context)
         for image in np.broadcast_to(video, (*video.shape[:3], 3)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(_converted(frame)))
         container.mux(stream.encode())
+
+
+def _converted(frame: av.VideoFrame) -> av.VideoFrame:
+    """RGB -> yuv420p of BT.709, with its tags."""
+    converted = frame.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_SCALING,
+        threads=1,
+    )
+    _tag(converted)
+    return converted
+
+
+def _tag(target: av.VideoFrame | av.VideoCodecContext) -> None:
+    target.color_primaries, target.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    target.colorspace, target.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.values import fault
 from experiments.generation.codec import autoencoder_of
 from experiments.generation.mp4 import clip_file, write_mp4
 
@@ -40,11 +41,15 @@ class Saver:
     def arrays(
         self, samples: Sequence[Mapping[str, Any]], clips: Tensor
     ) -> list[dict[str, np.ndarray]]:
-        """The arrays to store for each of ``clips`` ``[B, F, C, H, W]``; writes mp4 files."""
+        """The arrays to store for each of ``clips`` ``[B, F, C, H, W]``; writes mp4 files.
+
+        Raises:
+            ValueError: a decoded clip of one colour throughout, by the sample's key.
+        """
         if self._how == "pixels":
-            return [{"video": video} for video in self._pixels(clips)]
+            return [{"video": video} for video in self._pixels(samples, clips)]
         if self._how == "mp4":
-            for sample, video in zip(samples, self._pixels(clips), strict=True):
+            for sample, video in zip(samples, self._pixels(samples, clips), strict=True):
                 write_mp4(clip_file(self._folder, sample["key"]), video, self._fps)
         latents = clips.cpu().numpy()
         return [
@@ -52,7 +57,11 @@ class Saver:
             for sample, clip in zip(samples, latents, strict=True)
         ]
 
-    def _pixels(self, clips: Tensor) -> np.ndarray:
+    def _pixels(self, samples: Sequence[Mapping[str, Any]], clips: Tensor) -> np.ndarray:
         """Uint8 ``[B, T, H, W, c]``."""
         assert self._decode is not None
-        return self._decode(clips).cpu().numpy()
+        videos = self._decode(clips).cpu().numpy()
+        for sample, video in zip(samples, videos, strict=True):
+            if why := fault(video, varied=True):
+                raise ValueError(f"sample {sample['key']!r}: its decoded video is {why}")
+        return videos

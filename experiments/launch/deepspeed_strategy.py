@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import deepspeed
@@ -27,7 +28,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from callbacks.checkpoint_folder import replaced
-from callbacks.checkpointing import diverged, stopped
+from callbacks.checkpointing import stopped
+from callbacks.not_finite import not_finite
 from experiments.launch.deepspeed_files import SafeFiles
 
 SHAPE = "shape.json"
@@ -117,7 +119,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             module = self.lightning_module
             norm = float(self.deepspeed_engine.get_global_grad_norm())
             if not torch.isfinite(torch.tensor(norm)):
-                raise ValueError(diverged(module.trainer, f"the gradient's norm is {norm}"))
+                raise ValueError(not_finite(module.trainer, f"the gradient's norm is {norm}"))
             for group in optimizer.param_groups:
                 if group.get("active", True):
                     module.log(f"train/grad_norm_{group.get('name', 'student')}", norm)
@@ -171,7 +173,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """
         with replaced(Path(filepath), self.is_global_zero, self.barrier) as folder:
             if self.is_global_zero:
-                (folder / SHAPE).write_text(json.dumps(self._shape()))
+                (folder / SHAPE).write_text(json.dumps(self._shape()), encoding="utf-8")
             super().save_checkpoint(checkpoint, folder, storage_options)
 
     def load_checkpoint(
@@ -182,14 +184,19 @@ class ZeroStrategy(DeepSpeedStrategy):
         Raises:
             ValueError: it was sharded over another number of processes or in another way.
         """
-        saved, own = json.loads(Path(checkpoint_path, SHAPE).read_text()), self._shape()
+        shape = Path(checkpoint_path, SHAPE).read_text(encoding="utf-8")
+        saved, own = json.loads(shape), self._shape()
         if saved != own:
             found, wanted = (" and ".join(f"{k}={v}" for k, v in s.items()) for s in (saved, own))
             raise ValueError(
                 f"{checkpoint_path}: written with {found}, this run has {wanted}; go on as it was"
                 " written, or delete it to start this run again"
             )
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        # DeepSpeed looks for its files by patterns, in which brackets of a path mean something.
+        with TemporaryDirectory() as plain:
+            link = Path(plain, "checkpoint")
+            link.symlink_to(Path(checkpoint_path).resolve())
+            return super().load_checkpoint(link, weights_only)
 
     def _shape(self) -> dict[str, int]:
         """What a checkpoint's files depend on."""

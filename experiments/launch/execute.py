@@ -23,21 +23,20 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from math import prod
-from pathlib import Path
 from types import ModuleType
 
+from datamodules.signals import STOP
 from experiments.launch.ranks.launcher import execute_ranks, lost_peer
-from experiments.launch.ranks.topology import Topology, ranks_here, topology_of, wanted
+from experiments.launch.ranks.topology import Topology, ranks_here, topology_of
+from experiments.launch.run_log import logged
+from experiments.launch.run_record import recorded
+from experiments.runs.errors import report, told
 from experiments.runs.folder import RunFolder
-from experiments.runs.provenance import revision, versions
-from experiments.runs.recipe import config_hash
+from experiments.runs.unchanged import check_contents
 
-HEARTBEAT_S = 5.0
 log = logging.getLogger(__name__)
 
 
@@ -81,12 +80,13 @@ def _execute(
             return False
         folder.clear_failure()
         # Imported before seeding, so that the first run of a process is like any other.
-        with _logged(folder.path / "log.txt"), _failing(folder):
+        with logged(folder.path / "log.txt"), _failing(folder):
             log.info("%s starts (process %d)", folder.name, os.getpid())
+            check_contents(folder)
             module = verb_module(folder.recipe["verb"], package)
         # Once more: libraries imported since have loggers that do not propagate.
-        logged = _logged(folder.path / "log.txt")
-        with logged, _failing(folder), _isolated(folder.recipe["seed"]), _recorded(folder):
+        log_file = logged(folder.path / "log.txt")
+        with log_file, _failing(folder), _isolated(folder.recipe["seed"]), recorded(folder):
             os.environ.update(topology.environment())
             module.check(folder.recipe)
             module.run(folder.recipe, folder)
@@ -97,10 +97,10 @@ def _execute(
 def _join(folder: RunFolder, topology: Topology, package: str) -> None:
     """Run the verb as a rank other than 0."""
     path = folder.path / f"log.rank{topology.rank}.txt"
-    with _logged(path), _failing(folder):
+    with logged(path), _failing(folder):
         log.info("%s: %s starts (process %d)", folder.name, topology, os.getpid())
         module = verb_module(folder.recipe["verb"], package)
-    with _logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
+    with logged(path), _failing(folder), _isolated(folder.recipe["seed"]):
         os.environ.update(topology.environment())
         module.check(folder.recipe)
         module.run(folder.recipe, folder)
@@ -128,7 +128,10 @@ def _failing(folder: RunFolder) -> Iterator[None]:
         log.error("%s failed", folder.name, exc_info=error)
         # Losing another rank is no failure of this one; the other's may be written already.
         if not (lost_peer(error) or folder.failure()):
-            folder.mark_failed("".join(traceback.format_exception(error)))
+            try:
+                folder.mark_failed(report(error))
+            except OSError as full:
+                log.warning("failed.txt is not written: %s", told(full))
         raise
 
 
@@ -142,81 +145,7 @@ def saved(folder: RunFolder) -> str:
         kept = f"{shards} finished shards are kept"
     else:
         kept = "no checkpoint yet, it will start again"
-    verb = folder.recipe["verb"]
-    return (
-        f"{folder.name} interrupted: {kept}."
-        f" Resume with the same command, or: python -m experiments {verb} {folder.path}"
-    )
-
-
-@contextmanager
-def _recorded(folder: RunFolder) -> Iterator[None]:
-    """Keeps record.json; times add up over interruptions, even if the process is killed."""
-    before = folder.read_record()
-    launch = folder.recipe.get("launch", {})
-    devices = prod(wanted(folder.recipe))
-    started = time.time()
-    clock = time.perf_counter()
-    _reset_peak_memory()
-    folder.record(
-        {
-            "started": before.get("started", started),
-            "scale": launch.get("scale"),
-            "recipe": folder.recipe["recipe"],
-            "verb": folder.recipe["verb"],
-            "code": revision(),
-            "config_hash": config_hash(folder.recipe),
-            "versions": versions(),
-            "devices": devices,
-        }
-    )
-
-    def update() -> None:
-        wall = before.get("wall_s", 0.0) + time.perf_counter() - clock
-        peak = max(before.get("peak_memory_bytes", 0), _peak_memory())
-        times = {"wall_s": wall, "device_s": wall * devices, "ended": time.time()}
-        folder.record(times | {"peak_memory_bytes": peak, "progress": folder.reached})
-
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(HEARTBEAT_S):
-            update()
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        update()
-        folder.record({"device": _device(), "bytes_written": folder.size()})
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Appends all log messages to a file, including those of loggers that do not propagate."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    before = {"": (root.level, root.handlers[:])}
-    for name, logger in list(logging.Logger.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and (not logger.propagate or logger.handlers):
-            before[name] = (logger.level, logger.handlers[:])
-    root.setLevel(min(root.level or logging.INFO, logging.INFO))
-    for name in before:
-        if not name or not logging.getLogger(name).propagate:
-            logging.getLogger(name).addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for name, (level, handlers) in before.items():
-            logging.getLogger(name).setLevel(level)
-            logging.getLogger(name).handlers[:] = handlers
-        handler.close()
+    return f"{folder.name} interrupted: {kept}. Resume with the same command, or: {folder.command}"
 
 
 @contextmanager
@@ -228,7 +157,7 @@ def _isolated(seed: int) -> Iterator[None]:
         stack.callback(os.chdir, directory)
         stack.enter_context(warnings.catch_warnings())
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP:
                 stack.callback(signal.signal, number, signal.getsignal(number))
         random.seed(seed)
         if "numpy" in sys.modules:
@@ -261,33 +190,3 @@ def _restore_environment(old: dict[str, str]) -> None:
     for name in set(os.environ) - set(old):
         del os.environ[name]
     os.environ.update(old)
-
-
-def _reset_peak_memory() -> None:
-    """Reset the peak of a worker's earlier runs (Linux only)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        log.debug("peak memory cannot be reset on this system")
-
-
-def _peak_memory() -> int:
-    """Bytes: the GPU's peak where one is used, else the process's."""
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
-        return str(torch.cuda.get_device_name())
-    return "cpu"

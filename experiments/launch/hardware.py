@@ -3,13 +3,22 @@
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from experiments.runs.signature import bind
 from lightning_modules.networks.wan import attention as kernels
+from lightning_modules.ranges import (
+    DeviceCount,
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    Seconds,
+    WorkerCount,
+    ZeroStage,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +48,33 @@ class Launch:
         compile: generate with compiled layers; CUDA only.
         cuda_graphs: generate by replaying CUDA graphs
             (``lightning_modules/networks/wan/cuda_graphs.py``).
-        workers: of the data loader.
+        workers: processes of the data loader; 0 reads in the training process.
+        loader_timeout_s: seconds without a batch from them after which the run fails, since a
+            disk or a process is stuck; 0: no limit.
         log_every: steps between entries in TensorBoard.
         panel_every: steps between validation samples in TensorBoard; 0 for none.
         checkpoint_every_s: seconds between checkpoints.
     """
 
     scale: str = ""
-    threads: int = 0
-    accelerator: str = "auto"
-    nodes: int = 1
-    devices: int = 1
+    threads: WorkerCount = 0
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    nodes: DeviceCount = 1
+    devices: DeviceCount = 1
     strategy: str = "auto"
-    zero_stage: int = 2
-    timeout_s: float = 1800.0
-    batch_per_device: int = 0
+    zero_stage: ZeroStage = 2
+    timeout_s: Seconds = 1800.0
+    batch_per_device: NonNegativeInt = 0
     gradient_checkpointing: bool = False
     check_memory: bool = True
     attention: kernels.Backend = "auto"
     compile: bool = False
     cuda_graphs: bool = False
-    workers: int = 0
-    log_every: int = 50
-    panel_every: int = 0
-    checkpoint_every_s: float = 60.0
+    workers: WorkerCount = 0
+    loader_timeout_s: Seconds = 600.0
+    log_every: PositiveInt = 50
+    panel_every: NonNegativeInt = 0
+    checkpoint_every_s: NonNegative = 60.0
 
     @property
     def world(self) -> int:
@@ -84,7 +96,7 @@ def micro_batches_of(batch: int, launch: Launch) -> int:
     Raises:
         ValueError: the devices do not divide the batch.
     """
-    if launch.world < 1 or batch % launch.world:
+    if batch % launch.world:
         raise ValueError(
             f"launch.devices: a batch of {batch} (fit.batch) does not divide over {launch.world}"
             f" devices; use one of {_divisors(batch)}"

@@ -21,6 +21,7 @@ from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
+END_WITHIN_S = 30.0  # to abandon a shard; another process makes it again
 Plan = Callable[[dict[str, Any], RunFolder], Work]
 
 
@@ -51,7 +52,7 @@ def join(folder: RunFolder, parent: int | None = None) -> None:
     if plan is None:
         raise ValueError(
             f"{folder.path}: a {folder.recipe['verb']} makes no shards and cannot be joined;"
-            f" python -m experiments {folder.recipe['verb']} {folder.path} resumes it"
+            f" {folder.command} resumes it"
         )
     made = ShardMaker(plan(folder.recipe, folder), folder).help()
     log.info("%s: made %d shards; none is left to begin", folder.name, made)
@@ -72,7 +73,17 @@ def _workers(folder: RunFolder, devices: Sequence[str]) -> Iterator[None]:
         for worker in running:
             worker.terminate()
         for worker in running:
-            worker.wait()
+            _end(worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Wait for a worker that was asked to end; kill one that cannot, for its shard is not lost."""
+    try:
+        worker.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        log.warning("worker %d does not end within %g s and is killed", worker.pid, END_WITHIN_S)
+        worker.kill()
+        worker.wait()
 
 
 def _devices(launch: Launch) -> list[str]:

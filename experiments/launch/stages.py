@@ -25,7 +25,7 @@ def stage_class(recipe: Mapping[str, Any]) -> type[LightningModule]:
     Raises:
         ValueError: there is none of that name; says the nearest.
     """
-    name = recipe["stage"].get("class")
+    name = recipe.get("stage", {}).get("class")
     try:
         return stage(name)
     except LookupError as error:
@@ -68,12 +68,23 @@ def asked_of_networks(
     Args:
         shapes: of the data's fields, where the stage reads other than latents, text, trajectories.
     """
-    frames, _, *grid = recipe["stage"]["clip_shape"]
-    small = {**recipe, "stage": {**recipe["stage"], "clip_shape": [frames, 1, 1, 1]}}
+    grid = recipe["stage"]["clip_shape"][2:]
     fields = {name: _one_pixel(shape, grid) for name, shape in (shapes or {}).items()}
+    return dry_run(example_stage(recipe), fields)
+
+
+def example_stage(recipe: Mapping[str, Any]) -> LightningModule:
+    """The stage on 1 x 1 latents, around networks that only count; built in milliseconds.
+
+    Raises:
+        ValueError: settings of ``stage`` that are wrong or do not fit each other.
+    """
+    stage = dict(recipe["stage"])
+    if "clip_shape" in stage_settings(recipe):
+        stage["clip_shape"] = [stage["clip_shape"][0], 1, 1, 1]
     networks = {role: Tally(role) for role in ROLES}
-    stage = build_stage(small, networks, negative=torch.zeros(1, 1), times=EXAMPLE_TIMES)
-    return dry_run(stage, fields)
+    small = {**recipe, "stage": stage}
+    return build_stage(small, networks, negative=torch.zeros(1, 1), times=EXAMPLE_TIMES)
 
 
 def _one_pixel(shape: Sequence[int], grid: Sequence[int]) -> list[int]:

@@ -39,10 +39,6 @@ def check_strategy(launch: Launch, precision: str) -> None:
             f"launch.strategy: there is no {launch.strategy!r}"
             f"{nearest(launch.strategy, STRATEGIES)} (there are: {known})"
         )
-    if launch.zero_stage not in (1, 2, 3):
-        raise ValueError(f"launch.zero_stage: {launch.zero_stage} is none of 1, 2, 3")
-    if launch.nodes < 1 or launch.devices < 1:
-        raise ValueError("launch.nodes and launch.devices: at least 1 each")
     if launch.strategy == "deepspeed" and precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
             f"fit.precision: {precision} casts weights under deepspeed; use 32-true, or bf16-mixed,"

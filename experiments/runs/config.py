@@ -19,6 +19,10 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from experiments.runs.interpolation import Intricate, follow
 
+Tree = Mapping[str, Any]
+_ENTRY = re.compile(r"\[|\.\d+(\.|$)")
+_REFERENCE = re.compile(r"\$\{.*\}")
+
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings -> {dotted key: value}. A need is kept as one value, and so is a network that
@@ -57,20 +61,27 @@ def override(
     for path, value in settings.items():
         parts = path.split(".")
         in_scale, in_own = _has(scale, parts), _has(own, parts)
+        if entry := _ENTRY.search(path):
+            whole = path[: entry.start()]
+            raise ValueError(
+                f"{path}: an entry of a list is not set alone; write the whole list, such as"
+                f" {whole}=[first, second]"
+            )
         if parts[0] == "needs":
             own = own | {"needs": copy.deepcopy(own.get("needs") or {})}
             _override_need(own, parts, value, file)
             continue
-        if in_scale:
-            scale = _with(scale, parts, value)
-        if in_own and (not in_scale or parts[0] == "launch"):
-            own = _with(own, parts, value)
         if not in_scale and not in_own:
             known = [*paths(own), *paths(scale)]
             raise ValueError(
                 f"unknown key {path!r}: neither {file} nor {scale_file}.yaml has it"
                 f"{nearest(path, known)}"
             )
+        _check_kept(path, _at(scale if in_scale else own, parts), value)
+        if in_scale:
+            scale = _with(scale, parts, value)
+        if in_own and (not in_scale or parts[0] == "launch"):
+            own = _with(own, parts, value)
     return scale, own
 
 
@@ -86,6 +97,8 @@ def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
             raise ValueError(
                 f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
             )
+        if _has(tree, parts):
+            _check_kept(f"{file}: {path}", _at(tree, parts), value)
         tree = _with(tree, parts, value)
     return tree
 
@@ -105,6 +118,28 @@ def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
         for path, parts in paths_of.items()
         if _has(own, parts) and _has(scale, parts) and not _is_reference(own[parts[0]], parts[0])
     ]
+
+
+def check_sections(tree: Tree, keys: Iterable[str], file: Path | None, *above: str) -> None:
+    """Refuse a value where a section of settings must be; a key may be left out.
+
+    Raises ValueError naming the file and the key with the keys ``above`` it.
+    """
+    for key in keys:
+        if key in tree and not isinstance(tree[key], dict):
+            where = f"{file}: " if file else ""
+            raise ValueError(_no_section(f"{where}{'.'.join([*above, key])}", tree[key]))
+
+
+def _check_kept(path: str, before: Any, value: Any) -> None:
+    """A section of settings is not replaced by a value; the description of a need may be."""
+    section = isinstance(before, Mapping) and before and not {"recipe", "folder"} & set(before)
+    if section and not isinstance(value, Mapping) and not _REFERENCE.fullmatch(str(value)):
+        raise ValueError(f"{_no_section(path, value)}, such as {path}.{next(iter(before))}=...")
+
+
+def _no_section(path: str, value: Any) -> str:
+    return f"{path}: {value!r} is no section of settings; set the keys below it"
 
 
 def _override_need(own: dict, parts: list[str], value: Any, file: Path) -> None:
@@ -139,15 +174,25 @@ def interpolate(scale: dict, own: dict, file: Path) -> dict[str, Any]:
     for key in wanted:
         try:
             value = _interpolated(merged, key)
-        except InterpolationKeyError as error:
-            name = re.search(r"key '([^']+)'", str(error))
-            hint = nearest(name[1], paths(merged)) if name else ""
-            first = str(error).splitlines()[0]
-            raise ValueError(f"{file}: {key}: {first}{hint}") from error
         except OmegaConfBaseException as error:
-            raise ValueError(f"{file}: {key}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{file}: {_unresolved(merged, key, error)}") from error
         resolved[key] = value
     return resolved
+
+
+def _unresolved(tree: dict, key: str, error: OmegaConfBaseException) -> str:
+    """The setting below ``key`` whose interpolation fails, and why."""
+    path, value = key, tree[key]
+    for inner, each in flatten({key: value}).items():
+        try:
+            _interpolated(tree | {key: each}, key)
+        except OmegaConfBaseException as found:
+            path, value, error = inner, each, found
+            break
+    reason = str(error).splitlines()[0]
+    name = re.search(r"key '([^']+)'", reason)
+    missing = isinstance(error, InterpolationKeyError) and name
+    return f"{path}: {value!r}: {reason}{nearest(name[1], paths(tree)) if missing else ''}"
 
 
 def _interpolated(tree: dict, key: str) -> Any:
@@ -170,6 +215,12 @@ def _merge(under: dict, over: dict) -> dict:
 
 def _is_reference(value: Any, key: str) -> bool:
     return isinstance(value, str) and value.replace(" ", "") == f"${{{key}}}"
+
+
+def _at(tree: Any, parts: list[str]) -> Any:
+    for part in parts:
+        tree = tree[part]
+    return tree
 
 
 def _has(tree: Any, parts: list[str]) -> bool:

@@ -22,11 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from experiments.runs.config import extend, nearest, put
+from experiments.runs.yaml_reader import read_yaml
 
 Tree = dict[str, Any]
 _Join = Callable[[Tree, Tree, Path, Path], Tree]  # under, changes, and their files
@@ -92,10 +89,7 @@ def _on_top(folder: Path, name: str, join: _Join, above: tuple[str, ...] = ()) -
 
 @lru_cache
 def _parse(path: Path, _changed: int) -> Tree:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: must hold a mapping of keys to values")
     return tree

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -28,12 +29,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from datamodules.atomic import write_text
+from experiments.runs.contents import remember
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
 from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
+from experiments.runs.yaml_reader import dump_yaml, read_yaml
 
 STATES = ("done", "running", "failed", "interrupted", "new")
 
@@ -64,14 +65,24 @@ class RunFolder:
         never under the hands of a process that works on the run, or will when Slurm starts it.
         """
         folder = cls(runs / run.name)
+        if known := run.recipe.get("contents"):
+            remember(runs, {run.recipe["needs"][role]: found for role, found in known.items()})
         if folder.done:
+            folder._follow_moved(run.recipe)
             return folder
-        file, recipe = folder.path / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(run.recipe))
+        file, recipe = folder.path / "recipe.yaml", dump_yaml(run.recipe)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         if not before or (again and recipe != before and not folder.taken()):
             folder.path.mkdir(parents=True, exist_ok=True)
             write_text(file, recipe)
         return folder
+
+    def _follow_moved(self, now: Mapping[str, Any]) -> None:
+        """Note where the same content lies now, for those who look for it through this run."""
+        if "contents" in now and self.recipe["needs"] != now["needs"]:
+            moved = self.recipe | {"needs": now["needs"]}
+            write_text(self.path / "recipe.yaml", dump_yaml(moved))
+            self.__dict__["recipe"] = moved
 
     @classmethod
     def of_recipe(cls, file: Path, runs: Path) -> RunFolder:
@@ -89,8 +100,20 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe, a plain tree."""
-        return read_resolved(self.path / "recipe.yaml")
+        """The resolved recipe, a plain tree.
+
+        Raises:
+            ValueError: it is not the recipe that the folder is named after.
+        """
+        file = self.path / "recipe.yaml"
+        recipe = read_resolved(file)
+        if RUN_NAME.fullmatch(self.name) and run_name(recipe) != self.name:
+            raise ValueError(
+                f"{file}: has been changed: its settings are those of {run_name(recipe)}, not of"
+                f" {self.name}. Only launch may be edited; put the rest back, or give other"
+                " settings to the recipe's name, which makes a run of its own"
+            )
+        return recipe
 
     @property
     def needs(self) -> dict[str, RunFolder]:
@@ -100,20 +123,29 @@ class RunFolder:
         return {role: RunFolder(beside / n) for role, n in found if RUN_NAME.fullmatch(n)}
 
     def need(self, role: str) -> Path:
-        """Where a need's results are: a run folder beside this one, or a path or hub id as given.
+        """Where a need's results are: a run folder beside this one, or a path or hub id as given,
+        with ``~`` expanded.
 
-        A run must be done. Raises KeyError for a role the recipe does not have (our mistake) and
-        FileNotFoundError for a run that is not there yet.
+        A run must be done. Raises KeyError for a role the recipe does not have (our mistake),
+        FileNotFoundError for a run that is not there yet, ValueError for one whose recipe.yaml has
+        been changed.
         """
         where = self.recipe["needs"][role]
         if not RUN_NAME.fullmatch(where):
-            return Path(where)
+            return Path(where).expanduser()
         folder = self.needs[role]
         if not folder.done:
             raise FileNotFoundError(
                 f"{self.name}: its {role} {where} is {folder.state()}, not done"
             )
+        if (folder.path / "recipe.yaml").is_file():
+            _ = folder.recipe  # refuses a changed one
         return folder.path
+
+    def identity(self, role: str) -> str:
+        """A need as manifests name it: a run's name, else the content of its path, if known."""
+        where = self.recipe["needs"][role]
+        return self.recipe.get("contents", {}).get(role, Path(where).name)
 
     def closure(self) -> list[RunFolder]:
         """The runs behind this one and itself; a need comes before what needs it."""
@@ -126,6 +158,12 @@ class RunFolder:
                 )
             found |= {folder.name: folder for folder in need.closure()}
         return list((found | {self.name: self}).values())
+
+    @property
+    def command(self) -> str:
+        """The command line that executes this run alone."""
+        path = shlex.quote(str(self.path))
+        return f"python -m experiments {self.recipe['verb']} {path}"
 
     @property
     def done(self) -> bool:
@@ -150,7 +188,7 @@ class RunFolder:
         if self.running():
             return str(Lease(self.path).holder() or "another process")
         try:
-            job = json.loads((self.path / "slurm" / "job.json").read_text())["job"]
+            job = json.loads((self.path / "slurm" / "job.json").read_text(encoding="utf-8"))["job"]
         except (OSError, ValueError, KeyError):
             return ""
         gone = job_is_gone(job, unknown=shutil.which("squeue") is None)
@@ -174,7 +212,7 @@ class RunFolder:
     def read_record(self) -> dict[str, Any]:
         """The content of record.json, empty when there is none."""
         try:
-            return json.loads((self.path / "record.json").read_text())
+            return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
 
@@ -203,7 +241,7 @@ class RunFolder:
     def failure(self) -> str:
         """Why the run failed, or ""."""
         path = self.path / "failed.txt"
-        return path.read_text() if path.is_file() else ""
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def mark_failed(self, why: str) -> None:
         write_text(self.path / "failed.txt", f"{why.rstrip()}\n")
@@ -220,11 +258,9 @@ def read_resolved(file: Path) -> dict[str, Any]:
     """A resolved recipe from its file. Raises ValueError when it is not one."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no resolved recipe there")
-    try:
-        recipe = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except Exception as error:
-        raise ValueError(f"{file}: not readable as a recipe: {error}") from error
-    lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in (recipe or {})]
+    recipe = read_yaml(file)
+    recipe = recipe if isinstance(recipe, dict) else {}
+    lacks = [k for k in ("recipe", "verb", "seed", "needs") if k not in recipe]
     if lacks or recipe["verb"] not in VERBS:
         raise ValueError(
             f"{file}: not a resolved recipe (lacks {', '.join(lacks) or 'a known verb'});"

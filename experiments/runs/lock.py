@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datamodules.atomic import flock
+from experiments.runs.environment import slurms
 
 BEAT_S = 10.0
 STALE_S = 90.0
@@ -67,14 +68,14 @@ class Lease:
     def holder(self) -> Holder | None:
         """The holder named in the file, alive or not."""
         try:
-            return Holder(**json.loads(self._path.read_text()))
+            return Holder(**json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def held(self) -> bool:
         """Whether a live process holds the lock; one that was killed on this machine does not."""
         try:
-            with open(self._path) as file:
+            with open(self._path, encoding="utf-8") as file:
                 locked = flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -85,7 +86,7 @@ class Lease:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the lock. Raises Busy, naming the holder, when another process has it."""
-        with open(self._path, "a+") as file:
+        with open(self._path, "a+", encoding="utf-8") as file:
             locked, this, named = self._acquire(file.fileno()), Holder.this(), self.holder()
             if self._is_alive(named, locked) or self.holder() != named:  # asking Slurm is slow
                 raise self._busy()
@@ -160,7 +161,14 @@ def job_is_gone(job: str, unknown: bool) -> bool:
         return unknown
     command = ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            env=slurms(os.environ),
+        )
     except subprocess.TimeoutExpired:
         return unknown
     if answer.returncode:

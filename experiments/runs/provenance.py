@@ -8,6 +8,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+TIMEOUT_S = 20.0  # of git: of a large tree on a slow disk it takes seconds
 PACKAGES = ("torch", "lightning", "deepspeed", "diffusers", "transformers", "webdataset", "numpy")
 
 
@@ -17,9 +18,17 @@ def revision() -> str:
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
-    except OSError:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, timeout=TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a disk that stalls
         return "unknown"
     return head.stdout.strip() + ("+changes" if changes.stdout else "") or "unknown"
 

@@ -13,7 +13,8 @@ changes this run alone, and reaches a need only where the recipe passes it on
 (``needs: {student: {recipe: stage1, blocks: "${blocks}"}}``). Undeclared keys are refused.
 
 A run is named ``<recipe>-<8 hex>``; the hash covers the resolved recipe with its needs replaced by
-their names, and leaves ``launch`` out, which holds what cannot change a result.
+their names, or by the content of a path (`contents.py`), and leaves ``launch`` out, which holds
+what cannot change a result.
 
 Only OmegaConf is imported here: a sweep is planned and ``--help`` answered without torch.
 """
@@ -22,18 +23,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from experiments.runs.config import fixed, flatten, interpolate, nearest, override
+from experiments.runs import contents
+from experiments.runs.config import (
+    check_sections,
+    fixed,
+    flatten,
+    interpolate,
+    nearest,
+    override,
+)
 from experiments.runs.files import load_recipe, load_scale
+from experiments.runs.yaml_reader import NAMES, parse_yaml
 
 VERBS = ("curate", "fit", "pairs", "sample", "score")
 RESERVED = ("verb", "seed", "needs", "launch", "stage", *VERBS)
@@ -54,7 +62,8 @@ class Run:
     """A recipe with everything resolved.
 
     ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
-    paths and hub ids (which always hold a "/"). ``needs`` holds the runs among them by role.
+    paths and hub ids (which always hold a "/"). Its ``contents``, if it has any, are the
+    fingerprints of paths, by role. ``needs`` holds the runs among the needs by role.
     ``expected_s`` is the scale's hint of the run's wall time in seconds
     (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
     asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
@@ -92,11 +101,15 @@ def resolve(
 class Resolver:
     """Resolves many recipes of one scale; equal requests share one Run.
 
+    ``runs`` is the folder of their runs, which remembers paths that are not there any more.
+
     Raises ValueError naming file, key and nearest valid name for anything a recipe or an override
     gets wrong, FileNotFoundError with the existing names for an unknown recipe or scale.
     """
 
-    def __init__(self, scale: str, library: Library | None = None) -> None:
+    def __init__(
+        self, scale: str, library: Library | None = None, runs: Path | None = None
+    ) -> None:
         self.library = library or Library()
         self.scale = scale
         self._trees: dict[str, dict[str, Any]] = {}  # by content: equal ones are one object
@@ -104,6 +117,8 @@ class Resolver:
         self._check_slurm()
         self._recipes: dict[str, dict[str, Any]] = {}
         self._memo: dict[tuple[str, int, str], Run] = {}
+        self._contents: dict[str, str | None] = {}  # by path: each is looked at once
+        self._remembered = contents.remembered(runs) if runs else {}
 
     def resolve(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Run:
         return self._resolve(recipe, self._tree, flatten(settings or {}), ())
@@ -132,35 +147,56 @@ class Resolver:
             scale = self._one(scale)
         resolved = interpolate(scale, own, file)
         seed = resolved["seed"]
-        if type(seed) is not int or seed < 0:
+        if type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
+        resolved["needs"] = resolved.get("needs") or {}
+        sections = ("needs", "launch", "stage", "network", resolved["verb"])
+        check_sections(resolved, sections, file)
         launch = resolved.setdefault("launch", {})
-        expected, slurm = launch.pop("cost_s", {}).get(name), launch.pop("slurm", {})
-        slurm = slurm.get("default", {}) | slurm.get(name, {})
+        check_sections(launch, ("cost_s", "slurm"), file, "launch")
+        costs, jobs = launch.pop("cost_s", {}), launch.pop("slurm", {})
+        check_sections(jobs, ("default", name), file, "launch", "slurm")
+        expected, slurm = costs.get(name), jobs.get("default", {}) | jobs.get(name, {})
+        if not _is_duration(expected):
+            raise ValueError(f"{file}: launch.cost_s.{name}: {expected!r} is no number of seconds")
         launch["scale"] = self.scale
         # Overrides of the scale reach every need: `scale` contains them already.
         needs: dict[str, Run] = {}
         names: dict[str, str] = {}
-        for role, spec in (resolved.pop("needs", None) or {}).items():
+        found: dict[str, str] = {}
+        for role, spec in resolved.pop("needs").items():
             if spec is None:
                 continue
             behind, rest = _need(role, spec, file)
             if behind is None:
                 names[role] = rest
+                if content := self._content(rest):
+                    names[role], found[role] = str(Path(rest).absolute()), content
                 continue
             run = self._resolve(behind, scale, flatten(rest), (*above, name))
             needs[role], names[role] = run, run.name
         resolved["needs"] = names
+        if found:
+            resolved["contents"] = found
         run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
 
+    def _content(self, path: str) -> str | None:
+        if path not in self._contents:
+            before = self._remembered.get(str(Path(path).absolute()))
+            self._contents[path] = contents.fingerprint(path) or before
+        return self._contents[path]
+
     def _check_slurm(self) -> None:
         """Keys of ``launch.slurm`` must be "default" or existing recipes."""
+        file = self.library.scales / f"{self.scale}.yaml"
+        check_sections(self._tree, ["launch"], file)
+        launch = self._tree.get("launch", {})
+        check_sections(launch, ["slurm"], file, "launch")
         known = ["default", *(path.stem for path in self.library.recipes.glob("*.yaml"))]
-        for name in self._tree.get("launch", {}).get("slurm", {}):
+        for name in launch.get("slurm", {}):
             if name not in known:
-                file = self.library.scales / f"{self.scale}.yaml"
                 raise ValueError(
                     f"{file}: launch.slurm.{name}: there is no such recipe{nearest(name, known)}"
                 )
@@ -183,8 +219,14 @@ def run_name(resolved: Mapping[str, Any]) -> str:
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of a resolved recipe without ``launch``."""
-    content = {key: value for key, value in resolved.items() if key != "launch"}
+    """SHA-256 of the canonical JSON of a resolved recipe without ``launch``.
+
+    A path whose content is known counts as that content.
+    """
+    content = {k: value for k, value in resolved.items() if k not in ("launch", "contents")}
+    if known := resolved.get("contents"):
+        named = {role: f"content {digest}" for role, digest in known.items()}
+        content["needs"] = content["needs"] | named
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
@@ -197,16 +239,12 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
     """``["blocks=framewise", "fit.lr=1e-3"]`` -> flat settings; values are read as YAML."""
     settings: dict[str, Any] = {}
     for word in words:
-        key, equals, _ = word.partition("=")
+        key, equals, text = word.partition("=")
         if not equals or not key:
             raise ValueError(f"{word!r}: a setting is written key=value, such as few_steps=2")
-        try:
-            tree = OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"{word!r}: the value is not readable as YAML: {error}") from error
-        for part in key.split("."):
-            tree = tree[part]
-        settings[key] = tree
+        value = parse_yaml(text, repr(word))
+        is_name = key.rpartition(".")[2] in NAMES and isinstance(value, (bool, int, float))
+        settings[key] = text.strip() if is_name else value
     return flatten(settings)
 
 
@@ -226,6 +264,12 @@ def _check_declared(own: dict, scale: dict, file: Path) -> None:
         raise ValueError(f"{file}: the key 'seed' is missing; write seed: ${{seed}}, or a number")
 
 
+def _is_duration(seconds: Any) -> bool:
+    """Whether it is a number of seconds, or None."""
+    known = seconds is None or (isinstance(seconds, (int, float)) and type(seconds) is not bool)
+    return known and 0 <= (seconds or 0) < math.inf
+
+
 def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
     """One resolved edge -> (recipe, settings for it), or (None, path or hub id)."""
     if isinstance(spec, str):
@@ -235,10 +279,16 @@ def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
             f"{file}: needs.{role} must name a recipe or a folder,"
             f" such as {{recipe: base}} or {{folder: /data/shards}}; it is {spec!r}"
         )
-    if "recipe" in spec:
+    kind = "recipe" if "recipe" in spec else "folder"
+    if not isinstance(spec[kind], str):
+        raise ValueError(
+            f"{file}: needs.{role}: {spec[kind]!r} is not the text that names a {kind}; put it in"
+            f" quotes where it is written, such as {{{kind}: '1.10'}}"
+        )
+    if kind == "recipe":
         return spec["recipe"], {key: value for key, value in spec.items() if key != "recipe"}
     if len(spec) > 1:
         others = ", ".join(key for key in spec if key != "folder")
         raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
-    folder = str(spec["folder"])
+    folder = os.path.expanduser(spec["folder"])
     return None, folder if "/" in folder else f"./{folder}"

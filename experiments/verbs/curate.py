@@ -50,11 +50,11 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
 
 
 def _source(recipe: dict[str, Any]) -> ModuleType:
-    name = recipe["curate"].get("source")
+    name = str(recipe.get("curate", {}).get("source"))
     known = sources()
     if name not in known:
         raise ValueError(
-            f"curate.source: {name!r} is none of {', '.join(known)}{nearest(str(name), known)}"
+            f"curate.source: {name!r} is none of {', '.join(known)}{nearest(name, known)}"
         )
     return importlib.import_module(known[name])
 

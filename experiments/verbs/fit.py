@@ -1,6 +1,7 @@
 """``fit``: train a stage on a shard set, resuming if interrupted, and hand its result on."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,30 +10,41 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch import nn
 
-from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint, StopOnNaN
+from callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
+from callbacks.not_finite import StopOnNaN
 from callbacks.progress import Progress
 from callbacks.run_record import RunRecord
 from callbacks.sample_clips import Panel, SampleClips
 from callbacks.student_ema import StudentEMA
 from datamodules.shards.reader import open_shards
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, bf16, check_network, fresh_network, load_network
-from experiments.generation.codec import autoencoder_of
+from experiments.checkpoints.networks import (
+    ROLES,
+    bf16,
+    check_network,
+    fresh_network,
+    load_network,
+    network_section,
+    unfit_weight,
+)
+from experiments.generation.codec import autoencoder_of, follow_autoencoder
 from experiments.generation.generation import (
     autocast,
     check_precision,
     require_autoencoder,
+    require_given,
+    require_network,
     require_same_encoders,
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.stages import build_stage, stage_class, stage_settings
+from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
 from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.ranges import Decay, NonNegative, NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 PANEL = 8  # prompts in TensorBoard's video panel
@@ -52,12 +64,12 @@ class Training:
         ema_start: student updates before the EMA begins.
     """
 
-    steps: int
-    batch: int
-    clip_gradient: float
+    steps: NonNegativeInt
+    batch: PositiveInt
+    clip_gradient: NonNegative
     precision: str
-    ema_decay: float
-    ema_start: int
+    ema_decay: Decay
+    ema_start: NonNegativeInt
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "fit")
@@ -66,13 +78,17 @@ class Training:
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
-    stage_settings(recipe)
-    training = Training(**bind(Training, recipe["fit"], section="fit"))
+    example_stage(recipe)
+    training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])
+    if shape := recipe["stage"].get("clip_shape"):
+        require_given(recipe, "stage.clip_shape", shape)
+        if "network" in recipe:
+            require_network("student", recipe["network"], "stage.clip_shape", shape)
 
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
@@ -93,6 +109,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         seed=recipe["seed"],
         micro_batches=_micro_batches(training, launch),
         workers=launch.workers,
+        timeout_s=launch.loader_timeout_s,
         fields=list(kind.fields),
     )
     if "panel" in recipe["needs"]:
@@ -108,11 +125,10 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         return  # rank 0 hands on
     if "held_out" in recipe["needs"]:  # a stage with a gate is evaluated before hand-off
         module.measure(open_shards(folder.need("held_out") / "shards").read_all(kind.fields))
-    if ema is None:
+    with nullcontext() if ema is None else ema.swapped(module):
+        if unfit := unfit_weight(module.named_parameters()):
+            raise ValueError(f"{folder.name} is not handed on: {unfit}; lower the learning rate")
         module.hand_off(folder.path)
-    else:
-        with ema.swapped(module):
-            module.hand_off(folder.path)
 
 
 def _micro_batches(training: Training, launch: Launch) -> int:
@@ -124,13 +140,17 @@ def _build(
 ) -> LightningModule:
     _require(kind, stage_settings(recipe), data)
     needed = {role: folder.need(role) for role in ROLES if role in recipe["needs"]}
+    sections = {role: network_section(where) for role, where in needed.items()}
+    if "network" in recipe:
+        sections["student"] = recipe["network"]
+    for role, section in sections.items():
+        shape = recipe["stage"]["clip_shape"]
+        require_network(role, section, "stage.clip_shape", shape, data.shards)
     for role, where in needed.items():
         require_autoencoder(role, where, data.shards)
     networks = {role: load_network(where) for role, where in needed.items()}
     if "network" in recipe:
         networks["student"] = fresh_network(recipe["network"], recipe["seed"])
-    for role, network in networks.items():
-        _require_network(role, network, data)
     times = data.manifest.get("times")
     return build_stage(recipe, networks, negative=data.negative, times=times)
 
@@ -143,21 +163,6 @@ def _require(kind: type, settings: dict[str, Any], data: VideoDataModule) -> Non
         data.require(trajectory=(None, *settings["clip_shape"]), past=kind.past)
         if kind.past == "causal":  # each block was generated given the blocks before it
             data.require(blocks=list(partition(settings["blocks"], settings["clip_shape"][0])))
-
-
-def _require_network(role: str, network: nn.Module, data: VideoDataModule) -> None:
-    """Text and latents of the data must have the widths of the network."""
-    shapes = {name: entry["shape"] for name, entry in data.manifest["fields"].items()}
-    facts = {
-        "latent channels": (shapes.get("latents", [0, None])[1], network.config.in_channels),
-        "text width": (shapes.get("text", [None])[-1], network.config.text_dim),
-    }
-    for what, (found, wanted) in facts.items():
-        if found is not None and found != wanted:
-            raise ValueError(
-                f"{data.shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
-                f" for {wanted}; curate with the encoders the {role} was trained with"
-            )
 
 
 def _spare_memory(module: LightningModule, launch: Launch, training: Training) -> None:
@@ -227,6 +232,7 @@ def _panel(
 ) -> SampleClips:
     """Callback that samples the first held-out prompts at intervals, next to real clips if any."""
     shards = open_shards(folder.need("panel") / "shards")
+    follow_autoencoder(shards, folder)
     fields = [name for name in ("text", "video") if name in shards.fields]
     samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]
     stacked = {

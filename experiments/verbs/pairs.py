@@ -13,6 +13,7 @@ resumed (``launch/shard_workers.py``).
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,14 @@ from torch import Tensor
 from datamodules.shards.reader import ShardReader, open_shards, require
 from datamodules.shards.work import Sample, Work
 from experiments.checkpoints.networks import class_of, has_weights, network_config, network_folder
+from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
     check_precision,
     encoders_of,
     frozen,
-    require_autoencoder,
+    require_given,
+    require_usable,
     samples_per_shard,
     stack,
 )
@@ -44,15 +47,25 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.fingerprint import digest, digest_of_weights
+from lightning_modules.ranges import (
+    Blocks,
+    ClipShape,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SolverSteps,
+)
 
 GIVEN = {"teacher", "name", "weights", "clips", "seed", "device"}
 
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
+    settings = bind(trajectories, recipe.get("pairs", {}), GIVEN, "pairs")
     _kept(settings["intervals"], settings["few_steps"])
+    partition(settings["blocks"], settings["clip_shape"][0])
     check_precision(settings["precision"], "pairs")
+    require_given(recipe, "pairs.clip_shape", settings["clip_shape"])
     launch_of(recipe)
 
 
@@ -67,10 +80,10 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     device = prepare(recipe)
     settings = bind(trajectories, recipe["pairs"], GIVEN, "pairs")
     clips = open_shards(folder.need("data") / "shards")
-    require_autoencoder("teacher", folder.need("teacher"), clips)
+    where, launch = folder.need("teacher"), launch_of(recipe)
+    require_usable("teacher", where, "pairs.clip_shape", settings["clip_shape"], clips)
     if settings["past"] == "causal":
         require(clips, latents=tuple(settings["clip_shape"]))
-    where, launch = folder.need("teacher"), launch_of(recipe)
     before_generation(
         where,
         clips,
@@ -85,7 +98,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     )
     return trajectories(
         teacher=accelerated(frozen(where, device, settings["precision"]), launch, device),
-        name=where.name,
+        name=folder.identity("teacher"),
         weights=_identity(network_folder(where)),
         clips=clips,
         seed=recipe["seed"],
@@ -102,16 +115,16 @@ def trajectories(
     seed: int,
     device: torch.device,
     *,
-    past: str,
-    count: int,
-    batch: int,
-    clip_shape: list[int],
-    blocks: str | int | list[int],
-    intervals: int,
+    past: Literal["causal", "bidirectional"],
+    count: PositiveInt,
+    batch: PositiveInt,
+    clip_shape: ClipShape,
+    blocks: Blocks,
+    intervals: SolverSteps,
     solver: Solver,
-    few_steps: int,
-    shift: float,
-    guidance: float,
+    few_steps: SolverSteps,
+    shift: Positive,
+    guidance: NonNegative,
     stored: Literal["float16", "float32"],
     precision: str = "32-true",
 ) -> Work:
@@ -134,10 +147,8 @@ def trajectories(
         precision: of the network's forward passes; states are always float32.
 
     Raises:
-        ValueError: unknown ``past``, too few clips, clips of another shape.
+        ValueError: too few clips, clips of another shape.
     """
-    if past not in ("causal", "bidirectional"):
-        raise ValueError(f"pairs.past: {past!r} is neither causal nor bidirectional")
     if count > len(clips):
         raise ValueError(
             f"pairs.count: {count} clips wanted, {clips.folder} has {len(clips)}; lower it, or"
@@ -181,9 +192,12 @@ def trajectories(
         for start in range(0, len(numbers), batch):
             samples = [clips.read(number, fields) for number in numbers[start : start + batch]]
             with torch.no_grad(), autocast(device, precision):
-                states = solved(samples).cpu().numpy().astype(stored)
-            for sample, one in zip(samples, states, strict=True):
-                arrays = {name: sample[name] for name in fields}
+                states = solved(samples)
+                keys = [sample["key"] for sample in samples]
+                require_sound(states, keys, teacher, "teacher", partial(solved, samples))
+            trajectory = states.cpu().numpy().astype(stored)
+            for sample, one in zip(samples, trajectory, strict=True):
+                arrays = {field: sample[field] for field in fields}
                 yield sample["key"], {**arrays, "trajectory": one}, sample["info"]
 
     tar = samples_per_shard({**shapes, "trajectory": (len(kept), *clip_shape)})

@@ -32,11 +32,12 @@ def _declare_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="folder", type=Path, required=True, help="the new folder")
     kept = parser.add_mutually_exclusive_group()
     for kind, what in (
-        ("ema", "the average, generator_ema (the default, where there is one)"),
-        ("raw", "the student itself, generator or model"),
+        ("ema", "the average, such as generator_ema (the default, where there is one)"),
+        ("raw", "the student itself, such as generator or model"),
         ("critic", "the fake score"),
     ):
         kept.add_argument(f"--{kind}", dest="kept", action="store_const", const=kind, help=what)
+    kept.add_argument("--key", help="the key of the weights in the file, where these do not tell")
     parser.add_argument(
         "--config", type=Path, help="a folder with config.json; 1.3B and 14B are told by shapes"
     )
@@ -45,7 +46,7 @@ def _declare_import(parser: argparse.ArgumentParser) -> None:
 def _import(chosen: argparse.Namespace) -> None:
     from experiments.checkpoints.convert import import_checkpoint
 
-    import_checkpoint(chosen.file, chosen.folder, chosen.kept, chosen.config)
+    import_checkpoint(chosen.file, chosen.folder, chosen.kept, chosen.config, chosen.key)
 
 
 def _declare_export(parser: argparse.ArgumentParser) -> None:

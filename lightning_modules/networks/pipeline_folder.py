@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 __all__ = [
+    "check_pipeline",
     "load_part",
     "load_tokenizer",
     "locate",
@@ -27,6 +28,13 @@ EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INDEX = ".safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
+_PIPELINE = "model_index.json"
+_OTHER = f"give a Wan 2.1 text-to-video pipeline, such as {EXAMPLE}"
+_WAN22 = {
+    "transformer_2": "a second transformer for the lower noise levels",
+    "boundary_ratio": "two experts, one for high and one for low noise",
+    "expand_timesteps": "a time step for every token",
+}
 _CURE = "download or copy the folder again, or run again what wrote it"
 
 
@@ -37,9 +45,11 @@ def locate(where: str | Path, *parts: str) -> Path:
 
     Raises:
         FileNotFoundError: no such folder, and no such pipeline in the hub or its cache.
+        ValueError: another pipeline than Wan 2.1's text to video.
     """
     folder = Path(where)
     if folder.is_dir():
+        check_pipeline(folder)
         return folder
     name = str(where)
     if not _HUB_ID.fullmatch(name):
@@ -49,15 +59,38 @@ def locate(where: str | Path, *parts: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{part}/*" for part in parts]
+    wanted = [*(f"{part}/*" for part in parts), _PIPELINE]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # every error of the hub's is one of these
         includes = " ".join(f"--include '{pattern}'" for pattern in wanted)
         raise FileNotFoundError(
             f"{name}: no such folder, and not available from the hub ({_first_line(error)});"
             f" with network access run: hf download {name} {includes}, or give the path of a folder"
         ) from error
+    check_pipeline(folder)
+    return folder
+
+
+def check_pipeline(folder: Path) -> None:
+    """Refuse a pipeline, or a part of one, that by its model_index.json is not Wan 2.1's T2V.
+
+    A folder without that file is a network alone, which its config.json describes.
+
+    Raises:
+        ValueError: another pipeline class; two experts, or a time step per token, as Wan 2.2 has.
+    """
+    for home in (folder, folder.resolve().parent):
+        path = home / _PIPELINE
+        if not path.is_file() or home != folder and folder.resolve().name not in _mapping(path):
+            continue
+        index = _mapping(path)
+        if (kind := index.get("_class_name")) != "WanPipeline":
+            raise ValueError(f"{path}: _class_name is {kind!r}, not WanPipeline: {_OTHER}")
+        for key, what in _WAN22.items():
+            value = index.get(key)
+            if value not in (None, False, [None, None]):
+                raise ValueError(f"{path}: {key} is {value!r}: {what}, as Wan 2.2 has; {_OTHER}")
 
 
 def read_config(part: Path) -> dict[str, Any]:
@@ -180,7 +213,7 @@ def load_part(kind: type, part: Path, **options: Any) -> nn.Module:
 def _mapping(path: Path) -> dict[str, Any]:
     """The content of a JSON file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}): {_CURE}") from error
     if not isinstance(content, dict):
@@ -200,7 +233,7 @@ def _refuse_pointer(file: Path) -> None:
 def _promised(index: Path) -> dict[str, set[str]]:
     """Tensor names by file name, from the index."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index}: not readable as an index: {_CURE}") from error
     promised: dict[str, set[str]] = {}

@@ -19,6 +19,7 @@ from lightning_modules.diffusion.losses import (
     regression,
 )
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.ranges import NonNegative, PositiveInt, SolverSteps, UnitInterval
 from lightning_modules.training.stage import Stage
 
 
@@ -47,16 +48,18 @@ class DistributionMatching(Stage):
         *,
         teacher: nn.Module,
         critic: nn.Module,
-        few_steps: int,
-        first_few_steps: int,
-        guidance: float,
-        critic_learning_rate: float,
-        critic_steps: int,
-        t_min: float,
-        t_max: float,
+        few_steps: SolverSteps,
+        first_few_steps: SolverSteps,
+        guidance: NonNegative,
+        critic_learning_rate: NonNegative,
+        critic_steps: PositiveInt,
+        t_min: UnitInterval,
+        t_max: UnitInterval,
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
+        if t_min >= t_max:
+            raise ValueError(f"stage.t_min: {t_min} must be below stage.t_max, {t_max}")
         self.freeze("teacher", teacher)
         self.critic = critic.train().requires_grad_(True)
         self.few_steps, self.first_few_steps = few_steps, first_few_steps

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_modules.diffusion.flow import add_noise, training_weight, velocity
 from lightning_modules.diffusion.losses import per_frame_regression
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.ranges import NonNegative, SolverSteps, UnitInterval
 from lightning_modules.training.stage import Stage
 
 
@@ -24,7 +25,12 @@ class FlowMatching(Stage):
     """
 
     def __init__(
-        self, *, text_dropout: float, intervals: int, guidance: float, **stage: Any
+        self,
+        *,
+        text_dropout: UnitInterval,
+        intervals: SolverSteps,
+        guidance: NonNegative,
+        **stage: Any,
     ) -> None:
         super().__init__(**stage)
         self.text_dropout, self.intervals, self.guidance = text_dropout, intervals, guidance

@@ -20,6 +20,15 @@ from lightning_modules.diffusion.losses import grad_norm
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
+from lightning_modules.ranges import (
+    Betas,
+    Blocks,
+    ClipShape,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Seed,
+)
 from lightning_modules.training.gated_adamw import GatedAdamW
 from lightning_modules.training.sharding import move_to_device
 
@@ -59,15 +68,15 @@ class Stage(LightningModule):
         self,
         student: nn.Module,
         negative: Tensor,
-        seed: int,
-        clip_shape: list[int],
-        blocks: str | int | list[int],
-        shift: float,
-        learning_rate: float,
-        betas: list[float],
-        weight_decay: float,
+        seed: Seed,
+        clip_shape: ClipShape,
+        blocks: Blocks,
+        shift: Positive,
+        learning_rate: NonNegative,
+        betas: Betas,
+        weight_decay: NonNegative,
         schedule: Schedule = "constant",
-        warmup_steps: int = 0,
+        warmup_steps: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.student = student.train().requires_grad_(True)

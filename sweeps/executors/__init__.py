@@ -31,6 +31,10 @@ class Job:
     after: tuple[str, ...] = ()
 
 
+class Unreachable(RuntimeError):
+    """The cluster does not answer; holds what was asked, and what came back if anything did."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What happened to a job.
@@ -38,6 +42,7 @@ class Event:
     ====================  ======================================================================
     checked               ``text`` says what is wrong with the recipe, "" if nothing
     queued                it is in a queue (``text`` names it)
+    noted                 nothing new; ``text`` is what the user should know
     started, progress     it is executed
     done, found           it is finished, in the second case by another process
     failed                the verb failed
@@ -84,7 +89,10 @@ class Executor(Protocol):
         ...
 
     def poll(self, timeout: float) -> list[Event]:
-        """Wait up to ``timeout`` seconds for events."""
+        """Wait up to ``timeout`` seconds for events.
+
+        Raises Unreachable when the cluster has not answered for a long time.
+        """
         ...
 
     def interrupt(self) -> list[str]:

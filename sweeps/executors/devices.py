@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+TIMEOUT_S = 60.0  # of nvidia-smi: without its daemon it takes seconds per GPU
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -30,7 +31,13 @@ def visible_gpus() -> list[str]:
         ids = [word.strip() for word in chosen.split(",") if word.strip()]
         return ids[: ids.index("-1")] if "-1" in ids else ids  # CUDA ignores what follows a -1
     if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
         return re.findall(r"^GPU (\d+):", listed.stdout, re.M)
     return [str(number) for number in range(len(list(_DRIVER.glob("*"))))]
 

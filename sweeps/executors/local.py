@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from experiments.launch.ranks.topology import wanted
+from experiments.runs.environment import workers
 from sweeps.executors import Event, Job
 from sweeps.executors.devices import wants_gpu
 
@@ -164,7 +165,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._last_words,
             start_new_session=True,  # Ctrl-C reaches the runner, which asks the workers to save
-            env={**os.environ, **more, "TOKENIZERS_PARALLELISM": "false"},
+            env={**workers(os.environ), **more},
         )
         self._input: IO[bytes] = self.process.stdin
         self.output: IO[bytes] = self.process.stdout

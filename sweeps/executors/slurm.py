@@ -14,14 +14,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from experiments.runs.folder import RunFolder
-from sweeps.executors import Event, Job
+from sweeps.executors import Event, Job, Unreachable
 from sweeps.executors.devices import cores
 from sweeps.executors.local import LocalPool
+from sweeps.executors.refusals import Full, Refused
 from sweeps.executors.resources import Resources
 from sweeps.executors.squeue import (
     Listed,
@@ -31,15 +32,19 @@ from sweeps.executors.squeue import (
     listed,
     release,
 )
-from sweeps.executors.submission import Refused, submit_once
+from sweeps.executors.submission import submit_once
 
 LIMIT = 500
 LOOK_EVERY_S = 5.0
 SETTLE_S = 30.0  # delay of files and accounting after the end of a job
-TRY_AGAIN_S = 30.0  # pause after Slurm rejected a job
+TRY_AGAIN_S = 30.0  # pause after Slurm took no job
+PATIENCE_S = 900.0  # with a Slurm that does not answer
 RELEASES = 3  # of a job that Slurm holds because nodes failed to launch it
 _NOT_ITS_FAULT = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED")
-_GOES_ON = ("queued", "started", "progress")
+_GOES_ON = ("queued", "noted", "started", "progress")
+_USUAL = ("None", "Priority", "Resources", "Dependency", "BeginTime", "Cleaning")
+"""Reasons for which a job waits that end by themselves."""
+_EXPLAINED = "scontrol show job says more; its resources are launch.slurm of the scale"
 
 
 @dataclass
@@ -78,6 +83,8 @@ class SlurmQueue:
         self._told: list[Event] = []
         self._next_look = 0.0
         self._not_before = 0.0
+        self._noted: set[str] = set()
+        self._silent_since: dict[str, float] = {}  # by what was asked
 
     @property
     def jobs(self) -> list[Job]:
@@ -85,7 +92,9 @@ class SlurmQueue:
         return [*self._checks.jobs, *(given.job for given in self._given.values())]
 
     def problem(self, job: Job) -> str:
-        """What is wrong with the job's ``launch.slurm``, or ""."""
+        """What is wrong with the job's ``launch.slurm`` or with its folder, or ""."""
+        if set("%\\") & set(str(job.folder)):
+            return f"{job.folder}: Slurm does not take % and \\ in a path literally; rename it"
         try:
             Resources.of(job.slurm)
         except ValueError as error:
@@ -93,7 +102,7 @@ class SlurmQueue:
         return ""
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """As many as the queue may hold; none for a while after Slurm rejected one."""
+        """As many as the queue may hold; none for a while after Slurm took none."""
         if jobs and jobs[0].do == "check":
             return self._checks.choose(jobs)
         if time.monotonic() < self._not_before:
@@ -109,13 +118,22 @@ class SlurmQueue:
         if len(after) < len(job.after):  # one of them was rejected
             self._told.append(Event("withdrawn", job))
             return
+        if time.monotonic() < self._not_before:  # it has just taken none
+            self._told.append(Event("withdrawn", job))
+            return
         try:
             id, new = submit_once(job, after, self._package)
         except Refused as refused:
-            self._not_before = time.monotonic() + (TRY_AGAIN_S if refused.temporary else 0)
-            kind = "withdrawn" if refused.temporary else "failed"
-            self._told.append(Event(kind, job, str(refused)))
+            self._told.append(Event("failed", job, str(refused)))
             return
+        except Full as full:
+            self._heard("submission")
+            self._later(job, f"there is no room for more jobs ({full}); waiting until some end")
+            return
+        except Unreachable as silent:
+            self._later(job, self._unheard("submission", silent))
+            return
+        self._heard("submission")
         self._given[job.run] = _Given(job, id)
         waits = f", after {', '.join(job.after)}" if after else ""
         text = f"job {id}{waits}" if new else f"job {id}, which was in the queue already"
@@ -130,17 +148,42 @@ class SlurmQueue:
         if events or now < self._next_look:
             time.sleep(0 if events else min(timeout, self._next_look - now))
             return events
-        jobs = listed()
         self._next_look = time.monotonic() + LOOK_EVERY_S
-        if jobs is None:
-            return []  # Slurm does not answer: keep the last known state
+        try:
+            jobs = listed()
+        except Unreachable as silent:  # keep the last known state
+            text = self._once(self._unheard("queue", silent))
+            return [Event("noted", given.job, text) for given in self._given.values() if text][:1]
+        self._heard("queue")
         entries = {(entry.id, entry.folder): entry for entry in jobs}
         for given in list(self._given.values()):
             found = _look(given, entries.get((given.id, given.job.folder)))
             if any(event.kind not in _GOES_ON for event in found):
                 del self._given[given.job.run]
-            events += found
+            events += [e for e in found if e.kind != "noted" or self._once(e.text)]
         return events
+
+    def _later(self, job: Job, why: str) -> None:
+        """Try to submit this job, and all others, in a while."""
+        self._not_before = time.monotonic() + TRY_AGAIN_S
+        self._told.append(Event("withdrawn", job, self._once(why)))
+
+    def _once(self, text: str) -> str:
+        """The text, or "" if the user has been told."""
+        new = text not in self._noted
+        self._noted.add(text)
+        return text if new else ""
+
+    def _heard(self, asked: str) -> None:
+        if self._silent_since.pop(asked, None) is not None:
+            self._noted.clear()  # should it fall silent again, the user is told again
+
+    def _unheard(self, asked: str, silent: Unreachable) -> str:
+        """What to tell the user. Raises Unreachable when that has lasted for too long."""
+        now = time.monotonic()
+        if now - self._silent_since.setdefault(asked, now) > PATIENCE_S:
+            raise Unreachable(f"no answer from Slurm for {PATIENCE_S / 60:.0f} min: {silent}")
+        return f"Slurm does not answer ({silent}); trying for {PATIENCE_S / 60:.0f} min"
 
     def interrupt(self) -> list[str]:
         """Jobs continue; tells how to cancel them."""
@@ -172,22 +215,34 @@ def _look(given: _Given, entry: Listed | None) -> list[Event]:
         return [*([Event("started", job)] if before != "RUNNING" else []), *_progress(job, folder)]
     if entry.held and given.releases < RELEASES:
         given.releases += 1
-        release(given.id)
-        return [Event("queued", job, f"job {given.id} again: its node could not launch it")]
+        return _changed(release, given) or [
+            Event("queued", job, f"job {given.id} again: its node could not launch it")
+        ]
     if entry.state == "PENDING" and entry.reason == "Dependency":
-        _let_go(given, folder)
+        return _let_go(given, folder)
     if before == "RUNNING" and entry.state == "PENDING":
         return [Event("queued", job, f"job {given.id} again, to go on from its checkpoint")]
+    if entry.state == "PENDING" and entry.reason not in _USUAL:
+        return [Event("noted", job, f"waits in Slurm's queue: {entry.reason}; {_EXPLAINED}")]
     return []
 
 
-def _let_go(given: _Given, folder: RunFolder) -> None:
+def _let_go(given: _Given, folder: RunFolder) -> list[Event]:
     """Drop dependencies on finished runs, which Slurm may not notice after losing a daemon."""
     if not all(need.done for need in folder.needs.values()):
-        return
+        return []
     given.ready_since = given.ready_since or time.monotonic()
-    if time.monotonic() - given.ready_since > SETTLE_S:
-        forget_dependencies(given.id)
+    settled = time.monotonic() - given.ready_since > SETTLE_S
+    return _changed(forget_dependencies, given) if settled else []
+
+
+def _changed(change: Callable[[str], None], given: _Given) -> list[Event]:
+    """Have Slurm change a job; tells if it did not."""
+    try:
+        change(given.id)
+    except Unreachable as silent:
+        return [Event("noted", given.job, str(silent))]
+    return []
 
 
 def _progress(job: Job, folder: RunFolder) -> list[Event]:

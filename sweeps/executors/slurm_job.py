@@ -26,6 +26,7 @@ from submitit.helpers import DelayedSubmission
 from experiments.launch.execute import execute
 from experiments.launch.ranks.launcher import RankLost
 from experiments.runs.folder import RunFolder
+from sweeps.executors import Unreachable
 from sweeps.executors.squeue import requeue
 from sweeps.executors.worker import output_to
 
@@ -83,8 +84,12 @@ def _queue_again(folder: RunFolder, lost: RankLost) -> None:
     except FileExistsError:
         return
     times = [mark.stat().st_mtime for mark in slurm.glob(f"lost.{job}.*")]
-    if sum(time > folder.saved_at() for time in times) > LOSSES or not requeue(job):
+    if sum(time > folder.saved_at() for time in times) > LOSSES:
         raise lost
+    try:
+        requeue(job)
+    except Unreachable as silent:
+        raise lost from silent
     log.warning("%s; job %s is queued again", lost, job)
 
 
@@ -96,7 +101,7 @@ class _Asked:
         self.heard = False
         self.interrupts = True
         self._process = os.getpid()
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

@@ -8,10 +8,13 @@ done is read from its folder only.
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from experiments.runs.environment import slurms
+from sweeps.executors import Unreachable
 
 _TIMEOUT_S = 30
 _FIELDS = "%i|%T|%r|%k"
@@ -62,47 +65,68 @@ class Listed:
         return f"{self.state.lower()}{reason}"
 
 
-def listed() -> list[Listed] | None:
-    """The user's jobs; None when Slurm is not there or does not answer."""
-    command = ["squeue", "--me", "--noheader", "--states=all", f"--format={_FIELDS}"]
-    answer = _ask(command)
-    if answer is None:
-        return None
+def listed() -> list[Listed]:
+    """The user's jobs. Raises Unreachable."""
+    user = f"--user={os.getuid()}"  # --me came with Slurm 20.02
+    answer = _ask("squeue", user, "--noheader", "--states=all", f"--format={_FIELDS}")
     rows = (line.split("|", 3) for line in answer.splitlines() if line.count("|") >= 3)
     return [Listed(id, state, reason, Path(comment)) for id, state, reason, comment in rows]
 
 
 def ended_as(job: str) -> str:
     """The state that accounting gives for a job that squeue has forgotten, or ``UNKNOWN``."""
-    answer = _ask(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job])
-    words = (answer or "").split()
+    try:
+        words = _ask("sacct", "-X", "-n", "-P", "-o", "State", "-j", job).split()
+    except Unreachable:  # many clusters have no accounting
+        return "UNKNOWN"
     return words[0] if words and words[0] not in _LIVE else "UNKNOWN"
 
 
 def cancel(job: str) -> None:
-    """Take a job out of the queue."""
-    subprocess.run(["scancel", job], capture_output=True, timeout=_TIMEOUT_S)
+    """Take a job out of the queue. Raises Unreachable."""
+    _ask("scancel", job)
 
 
 def release(job: str) -> None:
-    """Release a held job."""
-    _ask(["scontrol", "release", job])
+    """Release a held job. Raises Unreachable."""
+    _ask("scontrol", "release", job)
 
 
-def requeue(job: str) -> bool:
-    """Requeue a job; returns whether Slurm accepted."""
-    return _ask(["scontrol", "requeue", job]) is not None
+def requeue(job: str) -> None:
+    """Requeue a job. Raises Unreachable, also when Slurm does not accept."""
+    _ask("scontrol", "requeue", job)
 
 
 def forget_dependencies(job: str) -> None:
-    """Remove a job's dependencies."""
-    _ask(["scontrol", "update", f"jobid={job}", "dependency="])
+    """Remove a job's dependencies. Raises Unreachable."""
+    _ask("scontrol", "update", f"jobid={job}", "dependency=")
+
+
+def _ask(*command: str) -> str:
+    """What one of Slurm's programs answers. Raises Unreachable with what it says instead."""
+    try:
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            env=slurms(os.environ),
+        )
+    except subprocess.TimeoutExpired:
+        raise Unreachable(f"{command[0]} did not answer within {_TIMEOUT_S} s") from None
+    except OSError as error:
+        raise Unreachable(f"{command[0]} cannot be called: {error.strerror}") from None
+    if answer.returncode:
+        said = answer.stderr.strip() or f"it ended with status {answer.returncode}"
+        raise Unreachable(f"{' '.join(command)}: {said}")
+    return answer.stdout
 
 
 def last_job(folder: Path) -> str:
     """The id of the last job of this run, or ""."""
     try:
-        return json.loads((folder / "slurm" / "job.json").read_text())["job"]
+        return json.loads((folder / "slurm" / "job.json").read_text(encoding="utf-8"))["job"]
     except (OSError, ValueError, KeyError):
         return ""
 
@@ -114,13 +138,3 @@ def last_words(folder: Path, job: str) -> str:
     except OSError:
         return ""
     return text.decode(errors="replace").strip()
-
-
-def _ask(command: list[str]) -> str | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return None
-    return answer.stdout if answer.returncode == 0 else None

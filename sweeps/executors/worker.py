@@ -17,14 +17,17 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from datamodules.signals import heard
+from experiments.launch.checks import problem
 from experiments.launch.execute import execute, verb_module
 from experiments.launch.ranks.die_with_parent import die_with_parent
 from experiments.launch.ranks.launcher import RankLost
+from experiments.runs.environment import settle
+from experiments.runs.errors import told
 from experiments.runs.folder import Busy, RunFolder
 
 PROGRESS_EVERY_S = 0.25
@@ -39,11 +42,11 @@ def main() -> None:
     package = parser.parse_args().package
     die_with_parent()
     stop = _Stop()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     logging.getLogger().addHandler(logging.NullHandler())  # Lightning then adds no handler itself
     commands: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    threading.Thread(target=_listen, args=(_take_stdin(), commands), daemon=True).start()
 
     def answer(event: str, **more: Any) -> None:
         answers.write(json.dumps({"event": event, **more}) + "\n")
@@ -75,7 +78,7 @@ class _Stop:
             self._listen(self._keep)
 
     def _listen(self, handler: Callable[[int, Any], Any]) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heard():
             signal.signal(number, handler)
 
     def _keep(self, number: int, frame: Any) -> None:
@@ -84,13 +87,9 @@ class _Stop:
 
 def _check(recipe: dict[str, Any], package: str) -> str:
     """What is wrong with a recipe, or ""."""
-    try:
-        _load(recipe["verb"], package).check(recipe)
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    except Exception:
-        return traceback.format_exc()
-    return ""
+    with contextlib.suppress(Exception):  # `problem` says what is wrong
+        _load(recipe["verb"], package)
+    return problem(recipe, package)
 
 
 def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str, str]:
@@ -114,7 +113,7 @@ def _run(folder: RunFolder, package: str, answer: Any, stop: _Stop) -> tuple[str
     except RankLost as lost:
         return "died", str(lost)
     except BaseException as error:
-        return "failed", f"{type(error).__name__}: {error}"
+        return "failed", told(error)
     return ("done" if executed else "found"), ""
 
 
@@ -142,11 +141,22 @@ def output_to(path: Path) -> Iterator[None]:
             os.close(before)
 
 
-def _listen(commands: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
+def _take_stdin() -> IO[str]:
+    """The pipe of commands. A forked loader of data closes its stdin, and would wait for ever for
+    the thread that reads from it here.
+    """
+    pipe = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return pipe
+
+
+def _listen(pipe: IO[str], commands: queue.Queue[dict[str, Any]]) -> None:
+    for line in pipe:
         commands.put(json.loads(line))
     os._exit(1)  # the runner has ended; the run can be resumed from its last checkpoint
 
 
 if __name__ == "__main__":
+    settle()
     main()

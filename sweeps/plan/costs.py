@@ -21,7 +21,7 @@ class Costs:
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
         for done in runs_dir.glob("*/done.json"):
             try:
-                record = json.loads((done.parent / "record.json").read_text())
+                record = json.loads((done.parent / "record.json").read_text(encoding="utf-8"))
                 found[record["scale"], record["recipe"]].append(float(record["wall_s"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # an unreadable record only loses an estimate

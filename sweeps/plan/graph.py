@@ -29,19 +29,20 @@ seed (data, base model) are shared by all seeds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from experiments.runs.config import flatten, nearest
+from experiments.runs.config import check_sections, flatten, nearest
 from experiments.runs.interpolation import Intricate, follow
-from experiments.runs.recipe import Library, Resolver, Run
+from experiments.runs.recipe import Library, Resolver, Run, canonical
+from experiments.runs.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parent.parent
 KEYS = ("title", "settings", "cells", "table", "sweeps")
@@ -96,22 +97,41 @@ def load_sweep(
     seeds: Sequence[int] = (0,),
     library: Library | None = None,
     settings: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
 ) -> Sweep:
     """Expand a sweep: a name in this folder, or a path to a YAML file.
 
-    ``settings`` override every cell's own. Raises FileNotFoundError and ValueError with file,
-    cell and cure.
+    ``settings`` override every cell's own; ``runs`` is where its runs live (`Resolver`). Raises
+    FileNotFoundError and ValueError with file, cell and cure.
     """
-    path = Path(sweep)
+    resolver_of = partial(Resolver, library=library, runs=runs)
+    return _load(Path(sweep), scale, seeds, settings or {}, (), resolver_of)
+
+
+def _load(
+    path: Path,
+    scale: str,
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    above: tuple[Path, ...],
+    resolver_of: Callable[[str], Resolver],
+) -> Sweep:
     if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{sweep}.yaml"
+        path = FOLDER / f"{path}.yaml"
+    if path in above:
+        raise ValueError(f"{path}: sweeps contain each other in a circle")
     tree = _read(path)
     title, table = tree.get("title", ""), tree.get("table") or {}
-    given = [tree.get("settings") or {}, settings or {}]
+    given = [tree.get("settings", {}), settings]
     if "sweeps" in tree:
-        cells = _joined(tree["sweeps"], seeds, library, given)
+        cells = _joined(tree["sweeps"], seeds, given, (*above, path), resolver_of)
         return Sweep(path.stem, "", list(seeds), cells, title, table)
-    resolver = Resolver(scale, library)
+    resolver = resolver_of(scale)
+    for number, group in enumerate(tree["cells"]):
+        known = sorted(file.stem for file in resolver.library.scales.glob("*.yaml"))
+        if unknown := [name for name in group.get("scales", []) if name not in known]:
+            hint = f"{nearest(str(unknown[0]), known)} (there are: {', '.join(known)})"
+            raise ValueError(f"{path}: cells[{number}].scales: no scale {unknown[0]!r}{hint}")
     cells = [
         Cell(labels, _runs(resolver, path, group["runs"], labels, given))
         for seed in seeds
@@ -123,14 +143,20 @@ def load_sweep(
 
 
 def _joined(
-    parts: list[dict], seeds: Sequence[int], library: Library | None, given: list[Mapping[str, Any]]
+    parts: list[dict],
+    seeds: Sequence[int],
+    given: list[Mapping[str, Any]],
+    above: tuple[Path, ...],
+    resolver_of: Callable[[str], Resolver],
 ) -> list[Cell]:
     """The cells of several sweeps, each with the labels that tell its sweep from the others."""
     settings = flatten(given[0]) | flatten(given[1])
     return [
         Cell(part.get("labels", {}) | cell.labels, cell.runs)
         for part in parts
-        for cell in load_sweep(part["sweep"], part["scale"], seeds, library, settings).cells
+        for cell in _load(
+            Path(part["sweep"]), part["scale"], seeds, settings, above, resolver_of
+        ).cells
     ]
 
 
@@ -138,29 +164,41 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         hint = f"{nearest(path.stem, sweeps())} (there are: {', '.join(sweeps())})"
         raise FileNotFoundError(f"{path}: there is no such sweep{hint}")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a sweep is a mapping with 'cells', a list of axes and runs")
     _check_keys(path, "", tree, KEYS)
     if ("cells" in tree) == ("sweeps" in tree):
         raise ValueError(f"{path}: needs either 'cells' or 'sweeps'")
-    for number, part in enumerate(tree.get("sweeps") or []):
-        _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
-        if not {"sweep", "scale"} <= set(part):
-            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
+    check_sections(tree, ["settings"], path)
+    if not isinstance(tree.get("title", ""), str):
+        raise ValueError(f"{path}: title: {tree['title']!r} is no text; put it in quotes")
+    if not isinstance(tree.get("table") or {}, (str, dict)):
+        raise ValueError(f"{path}: table: {tree['table']!r} is neither a table's name nor its keys")
     if "cells" in tree:
         _check_cells(path, tree["cells"])
+    else:
+        _check_parts(path, tree["sweeps"])
     return tree
 
 
-def _check_keys(path: Path, where: str, found: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(path: Path, where: str, found: Any, known: Sequence[str]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {where}{found!r} is no mapping with keys of {', '.join(known)}")
     for key in found:
         if key not in known:
             hint = nearest(key, known) or f" (known: {', '.join(known)})"
             raise ValueError(f"{path}: {where}unknown key {key!r}{hint}")
+
+
+def _check_parts(path: Path, parts: Any) -> None:
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"{path}: 'sweeps' must be a list of {{sweep: ..., scale: ...}}")
+    for number, part in enumerate(parts):
+        _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
+        check_sections(part, ["labels"], path, f"sweeps[{number}]")
+        if not {"sweep", "scale"} <= set(part):
+            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
 
 
 def _check_cells(path: Path, groups: Any) -> None:
@@ -170,10 +208,22 @@ def _check_cells(path: Path, groups: Any) -> None:
         _check_keys(path, f"cells[{number}]: ", group, ("axes", "runs", "scales"))
         if not isinstance(group.get("runs"), dict) or not group["runs"]:
             raise ValueError(f"{path}: cells[{number}]: 'runs' must name at least one run")
-        for axis, values in (group.get("axes") or {}).items():
-            if not isinstance(values, list) or axis == "seed":
-                hint = "seeds are given when it is run" if axis == "seed" else "must be a list"
-                raise ValueError(f"{path}: cells[{number}].axes.{axis}: {hint}")
+        if not isinstance(group.get("scales", []), list):
+            raise ValueError(f"{path}: cells[{number}].scales must be a list, such as [tiny]")
+        axes = group.get("axes") or {}
+        check_sections({"axes": axes}, ["axes"], path, f"cells[{number}]")
+        for axis, values in axes.items():
+            if problem := _wrong_axis(axis, values):
+                raise ValueError(f"{path}: cells[{number}].axes.{axis}: {problem}")
+
+
+def _wrong_axis(axis: str, values: Any) -> str:
+    if axis == "seed":
+        return "seeds are given when it is run"
+    if not isinstance(values, list) or not values:
+        return "must be a list of one value or more"
+    (text, count), *_ = Counter(map(canonical, values)).most_common(1)
+    return f"the value {text} is repeated" if count > 1 else ""
 
 
 def _product(axes: Mapping[str, list], seed: int) -> list[dict[str, Any]]:
@@ -195,7 +245,7 @@ def _runs(
         raise ValueError(f"{path}: cell {labels}: {reason} (axes: {list(labels)})") from error
     runs = {}
     for name, spec in filled.items():
-        if not isinstance(spec, dict) or "recipe" not in spec:
+        if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str):
             raise ValueError(f"{path}: runs.{name} must name a recipe, such as {{recipe: score}}")
         recipe = spec.pop("recipe")
         settings: dict[str, Any] = {"seed": labels["seed"]}

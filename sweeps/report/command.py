@@ -55,7 +55,7 @@ def main(sweep: str, scale: str, seeds: list[int], runs_dir: Path, out: Path | N
         FileNotFoundError: no such sweep, scale or table.
         ValueError: a result file cannot be read (it is named).
     """
-    planned = load_sweep(sweep, scale, seeds)
+    planned = load_sweep(sweep, scale, seeds, runs=runs_dir)
     name = f"{planned.name}-{planned.scale}" if planned.scale else planned.name
     folder = out or runs_dir / "tables" / name
     show(write(planned, runs_dir, folder), folder)
@@ -106,4 +106,4 @@ def show(report: Report, folder: Path) -> None:
             console.print(render.rich_claims(group.verdicts, heading))
     else:
         console.file.write(render.markdown(report))
-    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True)
+    console.print(f"\nPage with figures: {folder / 'index.html'}", soft_wrap=True, markup=False)

@@ -26,12 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from experiments.runs.config import nearest
+from experiments.runs.yaml_reader import read_table
 from sweeps.plan.graph import FOLDER, Sweep
 
 TABLES = FOLDER / "tables"
@@ -131,7 +129,9 @@ def load_layout(sweep: Sweep) -> Layout:
             hint = f"{nearest(sweep.table, known)} (there are: {', '.join(known)})"
             raise FileNotFoundError(f"sweep {sweep.name}: there is no {file}{hint}")
         beside = {name: folder / f"{name}.yaml" for name in FILES}
-        said = read_yaml(file) | {n: read_yaml(path) for n, path in beside.items() if path.exists()}
+        said = read_table(file) | {
+            n: read_table(path) for n, path in beside.items() if path.exists()
+        }
     else:
         file, said = f"sweep {sweep.name}, table", sweep.table
     known = list(Layout.__dataclass_fields__)
@@ -157,13 +157,8 @@ def judge_of(sweep: Sweep) -> Mapping[str, Any]:
     needs = {
         role for cell in sweep.cells for run in cell.runs.values() for role in run.recipe["needs"]
     }
-    judges = read_yaml(TABLES / "judges.yaml").values()
+    judges = read_table(TABLES / "judges.yaml").values()
     return next((judge for judge in judges if judge["need"] in needs), {})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a plain dict."""
-    return OmegaConf.to_container(OmegaConf.load(path))
 
 
 def label_text(value: Any) -> str:

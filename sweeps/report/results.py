@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not JSON ({error}); delete its run folder and run again"
@@ -93,7 +93,7 @@ def read_scores(path: Path) -> dict[str, Score]:
         ValueError: a line is not a score record (the file is named).
     """
     scores = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
             try:
                 record = json.loads(line)

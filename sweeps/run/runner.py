@@ -19,7 +19,7 @@ from typing import Protocol
 
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
-from sweeps.executors import Event, Executor
+from sweeps.executors import Event, Executor, Unreachable
 from sweeps.plan.costs import Costs, remaining, urgency
 from sweeps.plan.graph import Sweep
 from sweeps.run.checks import ATTEMPTS, POLL_S, check, job_of
@@ -93,6 +93,8 @@ class Runner:
                 self._tell()
         except KeyboardInterrupt:
             raise Interrupted(self._stop()) from None
+        except Unreachable as silent:
+            raise Interrupted([str(silent), *self.pool.interrupt()]) from silent
         finally:
             self.pool.close()
         return self._finish()
@@ -102,6 +104,7 @@ class Runner:
         for name, run in self.sweep.runs.items():
             folder = RunFolder(self.runs_dir / name)
             if folder.done:
+                RunFolder.create(run, self.runs_dir)  # notes where paths lie now
                 self._done.add(name)
                 self.outcome.found_done.append(name)
             elif folder.failure() and not self.retry and not folder.running():
@@ -157,6 +160,9 @@ class Runner:
         run = self.sweep.runs[event.job.run]
         if event.kind == "progress":
             self.display.progress(run, event.done, event.total, event.text)
+            return
+        if event.kind == "noted":
+            self.display.say(f"{run.name}: {event.text}")
             return
         self._since.pop(run.name, None)
         if event.kind == "queued":

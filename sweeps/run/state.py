@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
+from sweeps.executors import Unreachable
 from sweeps.executors.squeue import Listed, last_job, listed
 from sweeps.plan.costs import Costs
 
@@ -59,11 +60,17 @@ def states(runs: Mapping[str, Run], runs_dir: Path) -> list[State]:
 
 
 def jobs_of(folders: Sequence[RunFolder]) -> dict[Path, Listed]:
-    """Slurm's state of the last job of each folder; queried only if there was a job."""
+    """Slurm's state of the last job of each folder; queried only if there was a job.
+
+    Without an answer their state is UNKNOWN, and the reason says why.
+    """
     ids = {folder.path: last_job(folder.path) for folder in folders}
     if not any(ids.values()):
         return {}
-    entries = listed() or []
+    try:
+        entries = listed()
+    except Unreachable as silent:
+        return {path: Listed(id, "UNKNOWN", str(silent), path) for path, id in ids.items() if id}
     return {entry.folder: entry for entry in entries if ids.get(entry.folder) == entry.id}
 
 
@@ -84,6 +91,8 @@ def state_of(
         note = "waits for what did not finish"
     elif state in ("interrupted", "new") and entry is not None and entry.state == "CANCELLED":
         state, note = "cancelled", f"job {entry.id}"
+    elif state != "done" and entry is not None and entry.state == "UNKNOWN":
+        note = entry.reason
     left = None if expected_s is None else max(expected_s - spent, 0.0)
     if state == "running" and done:
         left = spent * (total - done) / done

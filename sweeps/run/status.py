@@ -92,7 +92,8 @@ def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:
     for each in found:
         if each.state == "failed":
             console.print(f"[red]{each.name}[/] {escape(each.why)}")
-            console.print(f"  python -m sweeps status {choice} --why {each.name}", soft_wrap=True)
+            command = f"  python -m sweeps status {choice} --why {each.name}"
+            console.print(escape(command), soft_wrap=True)
 
 
 def watch(sweep: Sweep, runs_dir: Path) -> None:
@@ -122,7 +123,7 @@ def _table(found: Sequence[State]) -> Table:
             "" if each.state == "done" else duration(each.left_s),
             each.job,
             f"{each.device_s / 3600:.2f}" if each.device_s else "",
-            _shown(each.log) if each.log else "",
+            escape(_shown(each.log)) if each.log else "",
         )
     return table
 

@@ -68,5 +68,5 @@ def _resume(folder: RunFolder, rerun: str) -> list[str]:
         f"to {start}{', when the cause is mended' if folder.failure() else ''}:",
         f"  {again}",
         "or this run alone:",
-        f"  python -m experiments {folder.recipe['verb']} {folder.path}",
+        f"  {folder.command}",
     ]

@@ -103,3 +103,12 @@ def test_another_students_motion_is_refused(run, sweep, capsys):
     judge(folder, "dynamic_degree", 0.64, mode="custom_input")
     assert add(run, "--motion", folder) == 1
     assert "not of the student of" in capsys.readouterr().err
+
+
+def test_answers_of_another_program_or_editor_are_read(run, motion):
+    """U+2028 inside a text ends no line, and some editors write UTF-16."""
+    lines = [line | {"reasons": "it moves\u2028to the left"} for line in answers(motion)]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (motion / "vision_reward.jsonl").write_bytes(text.encode("utf-16"))
+    assert add(run, "--motion", motion) == 0
+    assert scores(run)["vision_reward.score"]["n"] == 100

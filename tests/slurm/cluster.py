@@ -48,7 +48,9 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=100
+MaxJobCount={most_jobs}
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,bf_interval=2,sched_interval=2,sched_min_interval=100000
@@ -59,8 +61,8 @@ JobRequeue=1
 KillWait=5
 SlurmdTimeout=10
 SlurmctldTimeout=10
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_of_nodes} CPUs=4 RealMemory=4000
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_of_other} CPUs=4 RealMemory=4000
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_of_nodes} CPUs=4 RealMemory=64000
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_of_other} CPUs=4 RealMemory=64000
 PartitionName=low Nodes=node1,node2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Nodes=node1,node2 PriorityTier=10 PreemptMode=OFF
 """
@@ -75,9 +77,14 @@ def missing() -> str:
 
 
 class Cluster:
-    """Started on entering, gone on leaving, whatever happened in between."""
+    """Started on entering, gone on leaving, whatever happened in between.
 
-    def __init__(self) -> None:
+    ``most_jobs``: in the queue, those that ended in the last minutes included (MaxJobCount; limits
+    of a user or QOS need a database).
+    """
+
+    def __init__(self, most_jobs: int = 10_000) -> None:
+        self._most_jobs = most_jobs
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)  # munged refuses a socket below what others cannot enter
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -90,8 +97,8 @@ class Cluster:
     def __enter__(self) -> Cluster:
         ports = _free_ports(3)
         names = dict(zip(("port", "port_of_nodes", "port_of_other"), ports, strict=True))
-        text = CONFIG.format(host=socket.gethostname(), folder=self.folder, **names)
-        (self.folder / "slurm.conf").write_text(text)
+        names |= {"host": socket.gethostname(), "most_jobs": self._most_jobs}
+        (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, **names))
         (self.folder / "state").mkdir()
         try:
             self._start_munge()
@@ -129,6 +136,14 @@ class Cluster:
         daemon = self._daemons.pop(name)
         daemon.kill()
         daemon.wait()
+
+    def allow(self, most_jobs: int) -> None:
+        """Another limit, which slurmctld reads at its start."""
+        file = self.folder / "slurm.conf"
+        limit = f"MaxJobCount={self._most_jobs}\n"
+        file.write_text(file.read_text().replace(limit, f"MaxJobCount={most_jobs}\n"))
+        self.kill("slurmctld")
+        self.start("slurmctld")
 
     def resume(self) -> None:
         """Take nodes back that Slurm has drained after a fault, as an operator would."""

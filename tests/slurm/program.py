@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.runs.recipe import Library
 from sweeps import __main__ as command_line
-from sweeps.executors import slurm
+from sweeps.executors import sbatch, slurm
 from sweeps.plan.graph import Sweep, load_sweep
 
 HERE = Path(__file__).parent / "library"
@@ -24,6 +24,7 @@ def sweep(**settings: object) -> Sweep:
 
 if __name__ == "__main__":
     slurm.LOOK_EVERY_S, slurm.SETTLE_S, slurm.TRY_AGAIN_S = 0.3, 1.0, 1.0
+    sbatch.WITHIN_S = 3
     step_s, *words = sys.argv[1:]
     command_line.load_sweep = lambda *_: sweep(step_s=float(step_s))
     sys.exit(command_line.main(["run", "--package", "fixture_verbs", *words], LIBRARY))

@@ -55,7 +55,7 @@ def jobs(cluster, runs):
     return {line.split("|")[0]: line.split("|")[1] for line in lines if str(runs) in line}
 
 
-def wait(condition, limit_s=40.0):
+def wait(condition, limit_s=120.0):
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -176,6 +176,51 @@ def test_what_slurm_refuses_fails_with_what_was_asked_for(cluster, tmp_path):
     outcome, heard = go(tmp_path, **wrong)
     text = next(line[2] for line in heard.lines if line[0] == "failed")
     assert len(outcome.blocked) == 6 and "invalid partition" in text and "hihg" in text
+
+
+def test_memory_is_what_the_scale_says(cluster, tmp_path):
+    """Four jobs fit onto a node's cores, and one of these into its memory."""
+    go(tmp_path, **{"launch.slurm": {"default": {"partition": "low", "mem_gb": 40}}})
+    lines = cluster.call("squeue", "-h", "-t", "all", "-o", "%m|%k").splitlines()
+    assert {line.split("|")[0] for line in lines if str(tmp_path) in line} == {"40G"}
+    (tmp_path / "again").mkdir()
+    much = {"launch.slurm": {"default": {"partition": "low", "mem_gb": 900}}}
+    outcome, heard = go(tmp_path / "again", **much)
+    text = next(line[2] for line in heard.lines if line[0] == "failed")
+    assert len(outcome.failed) == 1 and "'mem': '921600M'" in text and "emory" in text
+
+
+def test_a_path_may_have_spaces(cluster, tmp_path, expected):
+    runs = tmp_path / "my 'runs' [v1] – größer"
+    assert len(go(runs)[0].executed) == 7 and results(runs) == expected
+
+
+def test_a_full_queue_is_waited_for(tmp_path, monkeypatch, expected):
+    with Cluster(most_jobs=3) as small:
+        for name, value in small.environment.items():
+            monkeypatch.setenv(name, value)
+        runner = start(tmp_path)
+        said = []
+        for line in runner.stdout:
+            said.append(line)
+            if "no room for more jobs" in line:
+                small.allow(most_jobs=100)
+        assert runner.wait() == 0 and "7 runs executed" in said[-1]
+        assert len([line for line in said if "no room" in line]) == 1
+        assert not [line for line in said if "failed" in line]
+    assert results(tmp_path) == expected
+
+
+def test_a_job_whose_runner_died_before_it_stored_the_program_is_submitted_again(
+    cluster, tmp_path, expected
+):
+    base = next(iter(sweep().runs))
+    (tmp_path / base / "slurm").mkdir(parents=True)
+    comment = f"--comment={tmp_path / base}"
+    cluster.call("sbatch", "--begin=now+1hour", comment, "-o", "/dev/null", "--wrap", "true")
+    assert len(go(tmp_path)[0].executed) == 7 and results(tmp_path) == expected
+    states = sorted(jobs(cluster, tmp_path).values())
+    assert states[0] == "CANCELLED" and len(states) == 8
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())

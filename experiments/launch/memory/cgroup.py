@@ -19,7 +19,7 @@ def free_memory(root: Path = ROOT, membership: Path = Path("/proc/self/cgroup"))
     Documentation/admin-guide/cgroup-v2.rst ("memory.max"), cgroup-v1/memory.rst.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     left = []
@@ -41,11 +41,12 @@ def _left(root: Path, path: str, version: int) -> list[int]:
 def _of(group: Path, version: int) -> int | None:
     limit, used = _NAMES[version]
     try:
-        allowed = (group / limit).read_text().strip()
+        allowed = (group / limit).read_text(encoding="utf-8").strip()
         if allowed == "max" or int(allowed) >= 2**60:  # cgroup v1 writes "none" as a huge number
             return None
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        stat = dict(line.split() for line in lines)
         cached = sum(int(stat.get(name, 0)) for name in _CACHED[version])
-        return max(0, int(allowed) - int((group / used).read_text()) + cached)
+        return max(0, int(allowed) - int((group / used).read_text(encoding="utf-8")) + cached)
     except (OSError, ValueError):
         return None

@@ -78,6 +78,7 @@ def execute_ranks(
                 if stopping:
                     break  # the second interrupt stops at once
                 stopping = True
+                print(f"{folder.name} saves and stops; again stops at once", file=sys.stderr)
                 for rank in ranks:
                     rank.request_stop()
         for rank in ranks:
@@ -200,7 +201,7 @@ class _Rank:
         self._listener.join(1.0)
 
     def _listen(self, pipe: int, progress: Callable[[int, int, str], None] | None) -> None:
-        with os.fdopen(pipe) as lines:
+        with os.fdopen(pipe, encoding="utf-8") as lines:
             for line in lines:
                 message: dict[str, Any] = json.loads(line)
                 if "end" in message:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from datamodules.shards.reader import open_shards
-from experiments.checkpoints.networks import load_network
+from experiments.checkpoints.networks import load_network, network_section
+from experiments.generation.generation import require_network
 from experiments.metrics import records
 from experiments.metrics.registry import measure, selected
 from experiments.runs.folder import RunFolder
@@ -28,6 +29,7 @@ from experiments.worlds.closed_form import (  # noqa: F401  they register the me
 )
 from experiments.worlds.closed_form.context import Clips, View, offered
 from lightning_modules.networks.closed_form.network import ClosedForm
+from lightning_modules.ranges import NonNegativeInt, Positive, SolverSteps
 
 log = logging.getLogger(__name__)
 GIVEN = {"folder", "seed"}
@@ -37,7 +39,10 @@ PACKAGES = ("numpy", "scipy", "torch")
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings, needs = bind(score_beside_law, recipe["score"], GIVEN, "score"), recipe["needs"]
+    settings, needs = (
+        bind(score_beside_law, recipe.get("score", {}), GIVEN, "score"),
+        recipe["needs"],
+    )
     judged = [role for role in JUDGED if role in needs]
     if judged and "reference" not in needs:
         raise ValueError(
@@ -64,12 +69,12 @@ def score_beside_law(
     seed: int,
     *,
     metrics: str | list[str],
-    first: int,
-    clips: int,
-    reference_clips: int,
-    shift: float,
-    intervals: int,
-    few_steps: int,
+    first: NonNegativeInt,
+    clips: NonNegativeInt,
+    reference_clips: NonNegativeInt,
+    shift: Positive,
+    intervals: SolverSteps,
+    few_steps: SolverSteps,
 ) -> None:
     """Compute the metrics and write the results.
 
@@ -93,7 +98,10 @@ def score_beside_law(
     else:
         keys = []
     if "student" in needs:
-        loaded["student"] = load_network(folder.need("student")).eval().requires_grad_(False)
+        student, clips_of = folder.need("student"), open_shards(folder.need("reference") / "shards")
+        shape = clips_of.manifest["fields"]["latents"]["shape"]
+        require_network("student", network_section(student), "needs.reference", shape, clips_of)
+        loaded["student"] = load_network(student).eval().requires_grad_(False)
         about |= {"student": needs["student"]}
     if "reference" in needs:
         loaded["reference"], _ = read_clips(folder.need("reference"), 0, reference_clips)

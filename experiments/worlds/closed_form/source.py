@@ -18,6 +18,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.closed_form.network import ClosedForm
+from lightning_modules.ranges import PositiveInt
 
 CHUNK = 1024  # samples per draw and per shard; sample i depends on (seed, i) alone
 FPS = 1  # arbitrary: frames of a law have no duration, but a manifest needs a rate
@@ -25,8 +26,6 @@ FPS = 1  # arbitrary: frames of a law have no duration, but a manifest needs a r
 
 def check(settings: dict[str, Any]) -> None:
     """Refuse settings that do not fit, before anything is made."""
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     _law(settings["law"])
 
 
@@ -35,7 +34,7 @@ def plan(
     seed: int,
     *,
     kind: Literal["clips", "prompts"],
-    count: int,
+    count: PositiveInt,
     law: dict[str, Any],
 ) -> Work:
     """What to make; the law is written at once.

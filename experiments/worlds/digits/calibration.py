@@ -28,6 +28,7 @@ from experiments.worlds.digits.context import View
 from experiments.worlds.digits.corruption import PIXELS, corrupt
 from experiments.worlds.digits.probe_network import ProbeNetwork
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
+from lightning_modules.ranges import PositiveInt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
@@ -37,7 +38,7 @@ GIVEN = {"reference", "probe", "folder"}
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    settings = bind(measure_constants, recipe["score"], GIVEN, "score")
+    settings = bind(measure_constants, recipe.get("score", {}), GIVEN, "score")
     if settings["clips"] < 2:
         raise ValueError(
             f"score.clips: {settings['clips']}; half of them are measured, so 2 or more"
@@ -52,7 +53,9 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     measure_constants(folder.need("reference"), folder.need("probe"), folder, **settings)
 
 
-def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips: int) -> None:
+def measure_constants(
+    reference: Path, probe: Path, folder: RunFolder, *, clips: PositiveInt
+) -> None:
     """Measure floors, ceilings and bounds, and store them with the runs they were made from.
 
     Args:
@@ -69,7 +72,7 @@ def measure_constants(reference: Path, probe: Path, folder: RunFolder, *, clips:
     beside = Reference(real[:half], network, world_of(manifest), manifest["fps"])
     found = calibrate(real[half:], attributes[half:], beside)
     _require_sound(found, f"{clips} clips of {reference.name} through {probe.name}")
-    meta = json.loads((probe / "probe" / "meta.json").read_text())
+    meta = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))
     found["made_from"] = {
         "probe": probe.name,
         "probe_sha256": meta["sha256"],
@@ -105,7 +108,7 @@ def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
             f"{path} is missing, which a score goes by: needs.calibration must be a run of the"
             " recipe calibration"
         )
-    constants = json.loads(path.read_text())
+    constants = json.loads(path.read_text(encoding="utf-8"))
     _require_sound(constants, str(path))
     for role, needed in (("probe", probe), ("reference", reference)):
         made_from = constants["made_from"][role]

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_modules.ranges import FrameRate, NonNegative, Positive, PositiveInt, UnitInterval
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HEADINGS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 SPLITS = ("train", "heldout")
@@ -93,15 +95,15 @@ def words() -> list[str]:
 class World:
     """Parameters of the world: lengths in px, speeds in px/frame, probabilities in 0..1."""
 
-    size: int  # height and width of a frame
-    frames: int
-    fps: int
-    sprite: int  # height and width of the enlarged digit
-    slow: float
-    fast: float
-    turn: float  # probability of a 90 degree turn before each step but the first
-    still: float  # share of clips that stand still
-    spread: float  # starts lie at most this far from the middle of the frame, across and down
+    size: PositiveInt  # height and width of a frame
+    frames: PositiveInt
+    fps: FrameRate
+    sprite: PositiveInt  # height and width of the enlarged digit
+    slow: Positive
+    fast: Positive
+    turn: UnitInterval  # probability of a 90 degree turn before each step but the first
+    still: UnitInterval  # share of clips that stand still
+    spread: NonNegative  # starts lie at most this far from the middle of the frame, across and down
 
     def __post_init__(self) -> None:
         """Refuse parameters for which the dynamics are not defined."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from datamodules.atomic import write_bytes, write_text
 from experiments.worlds.digits.probe_network import SIDE, ProbeNetwork, centred
 from lightning_modules.networks.encoders.autoencoders import PatchTransform
+from lightning_modules.ranges import NonNegative, Positive, PositiveInt, Seed, UnitInterval
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +116,13 @@ class WorldProbe(lightning.LightningModule):
 
     def __init__(
         self,
-        steps: int,
-        learning_rate: float,
-        position_weight: float,
-        min_accuracy: float,
-        max_position_error: float,
-        kept: int,
-        seed: int,
+        steps: PositiveInt,
+        learning_rate: NonNegative,
+        position_weight: NonNegative,
+        min_accuracy: UnitInterval,
+        max_position_error: Positive,
+        kept: PositiveInt,
+        seed: Seed,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

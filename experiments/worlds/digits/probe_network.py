@@ -101,7 +101,7 @@ class ProbeNetwork(nn.Module):
             raise FileNotFoundError(
                 f"{folder} holds no probe (weights.safetensors, meta.json); fit `probe` first"
             )
-        network = cls(width=json.loads(meta.read_text())["width"])
+        network = cls(width=json.loads(meta.read_text(encoding="utf-8"))["width"])
         network.load_state_dict(load_file(weights))
         return network.eval()
 

@@ -32,6 +32,7 @@ from experiments.worlds.digits.corruption import NAMES
 from experiments.worlds.digits.corruption import corrupt as corrupted
 from experiments.worlds.digits.probe_network import ProbeNetwork
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
+from lightning_modules.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 OFFERS = ("pixels", "probe", "calibration")
@@ -49,7 +50,7 @@ def check(recipe: dict[str, Any]) -> None:
     for role in ROLES:
         if role not in needs:
             raise ValueError(f"needs.{role} is missing: score needs {', '.join(ROLES)}")
-    settings = bind(score_clips, recipe["score"], GIVEN, "score")
+    settings = bind(score_clips, recipe.get("score", {}), GIVEN, "score")
     selected(settings["metrics"], OFFERS)
     if settings["corrupt"] not in NAMES:
         raise ValueError(
@@ -83,9 +84,9 @@ def score_clips(
     seed: int,
     *,
     metrics: str | list[str],
-    first: int,
-    clips: int,
-    reference_clips: int,
+    first: NonNegativeInt,
+    clips: PositiveInt,
+    reference_clips: PositiveInt,
     corrupt: str,
 ) -> None:
     """Compute the metrics and write the results.
@@ -107,7 +108,7 @@ def score_clips(
     judged, beside = (open_shards(run / "shards") for run in (samples, reference))
     videos, attributes, _ = read_clips(samples / "shards", first, clips)
     videos, attributes = corrupted(corrupt, videos, attributes, seed)
-    probe_hash = json.loads((probe / "probe" / "meta.json").read_text())["sha256"]
+    probe_hash = json.loads((probe / "probe" / "meta.json").read_text(encoding="utf-8"))["sha256"]
     real = _reference(reference, beside.fingerprint, reference_clips, probe, probe_hash)
     view = View(videos, attributes, real, constants, seed)
     found = measure(view, selected(metrics, OFFERS))

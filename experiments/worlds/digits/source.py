@@ -26,6 +26,7 @@ from experiments.worlds.digits.moving_digits import (
     words,
 )
 from lightning_modules.networks.encoders import PatchTransform, TinyText, measure_patches
+from lightning_modules.ranges import PositiveInt
 
 KINDS = ("clips", "prompts", "videos")
 CHUNK = 256  # clips in memory at once
@@ -38,9 +39,6 @@ def check(settings: dict[str, Any]) -> None:
     for name, allowed in (("split", SPLITS), ("kind", KINDS)):
         if settings[name] not in allowed:
             raise ValueError(f"curate.{name}: {settings[name]!r} is none of {', '.join(allowed)}")
-    for name in ("count", "statistics"):
-        if settings[name] < 1:
-            raise ValueError(f"curate.{name}: {settings[name]} clips; at least 1")
     World(**bind(World, settings["world"], section="curate.world"))
     raw_patches(**bind(raw_patches, settings["latents"], section="curate.latents"))
     bind(TinyText, settings["text"], section="curate.text")
@@ -48,7 +46,7 @@ def check(settings: dict[str, Any]) -> None:
         raise ValueError(f"curate.text.words: captions also have {sorted(lacks)}; add them")
 
 
-def raw_patches(kept: int) -> PatchTransform:
+def raw_patches(kept: PositiveInt) -> PatchTransform:
     """The tiny world's autoencoder before normalisation, for gray pixels."""
     return PatchTransform([0.0] * kept, 1.0, kept)
 
@@ -59,12 +57,12 @@ def plan(
     *,
     split: str,
     kind: str,
-    count: int,
+    count: PositiveInt,
     world: dict[str, Any],
     latents: dict[str, Any],
     text: dict[str, Any],
     negative_prompt: str,
-    statistics: int,
+    statistics: PositiveInt,
 ) -> Work:
     """Plan of the shard set; only the clips that normalise latents are drawn already.
 

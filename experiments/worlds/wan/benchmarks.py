@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import yaml
 
 from experiments.metrics.statistics import RESAMPLES, resample_weights
+from experiments.runs.yaml_reader import read_yaml
 
 FILE = Path(__file__).with_name("benchmarks.yaml")
-_CONSTANTS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+_CONSTANTS = read_yaml(FILE)
 VBENCH = _CONSTANTS["vbench"]
 DIMENSIONS: dict[str, dict] = VBENCH["dimensions"]
 WEIGHTS = np.array(_CONSTANTS["vision_reward"]["weights"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from datamodules.curation.refusal import Refused
 from experiments.runs.config import nearest
 from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEXT_BATCH = 8  # captions per batch; affects the result by rounding
 
@@ -87,7 +89,16 @@ class WanEncoders:
         return half
 
     def texts(self, captions: Sequence[str]) -> Iterator[np.ndarray]:
-        """Float16 [L, D] of each caption, encoded in batches."""
+        """Float16 [L, D] of each caption, encoded in batches; logs how many do not fit."""
+        if cut := self.text.beyond(captions):
+            log.warning(
+                "%d of %d captions have more than the %d tokens of the text encoder (the longest"
+                " %d) and are cut there",
+                len(cut),
+                len(captions),
+                self.text.length,
+                max(cut),
+            )
         for start in range(0, len(captions), TEXT_BATCH):
             yield from self.text.encode(captions[start : start + TEXT_BATCH]).cpu().half().numpy()
 

@@ -1,20 +1,54 @@
 """The published LMDBs of latents and trajectories (CausVid, Self Forcing, Causal Forcing)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from datamodules.curation.lmdb import LatentRows
+from datamodules.curation.refusal import Refusal, Refused
 from datamodules.curation.split import digest_of
 from datamodules.shards.work import Sample, Work
 from experiments.launch.hardware import launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
+from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from lightning_modules.diffusion.flow import Solver
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.ranges import (
+    Blocks,
+    ClipShape,
+    FrameRate,
+    NoiseLevel,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    SolverSteps,
+)
 
 KINDS = ("clips", "causal_pairs", "bidirectional_pairs")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The section ``curate.trajectory``: how published pairs were made, for the manifest.
+
+    Args:
+        times: noise levels of the noisy states, falling; the clean end, 0, is left out.
+        blocks: of the teacher, or of the student where the teacher is bidirectional.
+        guidance, shift, intervals, solver: of the teacher's ODE.
+        teacher: a name.
+    """
+
+    times: list[NoiseLevel]
+    blocks: Blocks
+    guidance: NonNegative | None = None
+    shift: Positive | None = None
+    intervals: SolverSteps | None = None
+    solver: Solver | None = None
+    teacher: str | None = None
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -22,11 +56,12 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(text_dtype=settings["text_dtype"])
     if settings["kind"] not in KINDS:
         raise ValueError(f"curate.kind: {settings['kind']!r} is none of {', '.join(KINDS)}")
-    times = settings["trajectory"].get("times", [])
-    if settings["kind"] != "clips" and sorted(times, reverse=True) != times or 0 in times:
-        raise ValueError(
-            f"curate.trajectory.times: {times} must fall, and leave out the clean end, 0"
-        )
+    if settings["kind"] == "clips":
+        return
+    bound = bind(Trajectory, settings["trajectory"], section="curate.trajectory")
+    if sorted(bound["times"], reverse=True) != bound["times"]:
+        raise ValueError(f"curate.trajectory.times: {bound['times']} must fall")
+    partition(bound["blocks"], settings["clip_shape"][0])
 
 
 def plan(
@@ -34,11 +69,11 @@ def plan(
     seed: int,
     *,
     kind: str,
-    clip_shape: list[int],
-    fps: int,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     trajectory: dict[str, Any],
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Open the LMDB; nothing is embedded yet.
 
@@ -50,8 +85,7 @@ def plan(
             ``bidirectional_pairs``: noisy states and the teacher's end point, no real clip.
         clip_shape: ``[F, C, h, w]`` that the rows must have.
         fps: of the clips.
-        trajectory: metadata of the pairs: ``times`` of the noisy states, and further manifest
-            entries (blocks, guidance, shift, ...). Nothing for clips.
+        trajectory: of `Trajectory`; nothing for clips.
         text_dtype: ``float32`` or ``bfloat16``.
         items_per_shard: rows per shard.
 
@@ -76,11 +110,17 @@ def plan(
         about["past"] = kind.removesuffix("_pairs")
         about["blocks"] = list(partition(trajectory["blocks"], clip_shape[0]))
 
-    def samples(numbers: Sequence[int]) -> Iterator[Sample]:
-        texts = encoders.texts([rows[number][0] for number in numbers])
+    def samples(numbers: Sequence[int]) -> Iterator[Sample | Refusal]:
+        texts = encoders.texts([rows.prompt(number) for number in numbers])
         for number, text in zip(numbers, texts, strict=True):
+            name = f"{number:06d}"
+            try:
+                rows.check(number)
+            except Refused as why:
+                yield Refusal(name, why.reason, why.detail)
+                continue
             prompt, row = rows[number]
-            yield f"{number:06d}", _arrays(kind, row) | {"text": text}, {"caption": prompt}
+            yield name, _arrays(kind, row) | {"text": text}, {"caption": prompt}
 
     stored = "clips" if kind == "clips" else "pairs"
     numbers = range(len(rows))

@@ -5,7 +5,10 @@ filtered by their content until enough are accepted. Decoding runs in ``launch.w
 in parallel with the encoders.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +17,18 @@ from datamodules.curation.decoding import ClipSpec
 from datamodules.curation.openvid import Item, Limits, Row, decode_item, read_table
 from datamodules.curation.refusal import Refusal, Refused, counted
 from datamodules.curation.split import SPLITS, digest_of, number_of, shuffled, split_of
-from datamodules.curation.video_files import VideoFile, find_videos
+from datamodules.curation.video_files import VideoFile, find_table, find_videos, plain_name
 from datamodules.curation.workers import Workers
 from datamodules.shards.work import Sample, Work
 from experiments.launch.hardware import launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
+from experiments.worlds.wan.candidates import Candidates
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from lightning_modules.ranges import ClipShape, FrameRate, Percent, PositiveInt
+
+log = logging.getLogger(__name__)
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -29,10 +36,6 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(vae_dtype=settings["vae_dtype"], text_dtype=settings["text_dtype"])
     if settings["split"] not in SPLITS:
         raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
-    if not 0 <= settings["heldout_percent"] <= 100:
-        raise ValueError(f"curate.heldout_percent: {settings['heldout_percent']} is not 0..100")
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} clips; at least 1")
     Limits(**bind(Limits, settings["limits"], section="curate.limits"))
     bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 
@@ -43,20 +46,21 @@ def plan(
     *,
     table: str,
     split: str,
-    heldout_percent: float,
-    count: int,
-    clip_shape: list[int],
-    fps: int,
+    heldout_percent: Percent,
+    count: PositiveInt,
+    clip_shape: ClipShape,
+    fps: FrameRate,
     limits: dict[str, Any],
     video: dict[str, Any],
     vae_dtype: str,
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Choose the videos; nothing is decoded yet.
 
     Args:
-        folder: of the run; needs ``videos`` (the table, and zip parts or files) and ``wan``.
+        folder: of the run; needs ``videos`` (zip parts or files, and the table, which may lie
+            deeper) and ``wan``.
         seed: of the order; more clips with one seed extend fewer.
         table: file name of the table, such as ``OpenVid-1M.csv``.
         split: ``train`` or ``heldout``; they share no source recording.
@@ -80,18 +84,17 @@ def plan(
     refused: list[Refusal] = []
     accepted = Limits(**bind(Limits, limits, section="curate.limits"))
     found = find_videos(source)
-    rows = [
-        row
-        for row in _accepted(read_table(source / table), accepted, found, refused)
-        if split_of(row.source, heldout_percent) == split
-    ]
-    if len(rows) < count:
+    path = find_table(source, table)
+    within = list(_accepted(read_table(path), accepted, refused))
+    rows = [row for row in within if split_of(row.source, heldout_percent) == split]
+    candidates = _candidates(folder, rows, found, seed)
+    refused += _absent(within, candidates, found)
+    if len(candidates) < count:
         raise ValueError(
-            f"curate.count: {count} videos wanted, {source} has {len(rows)} of split {split} within"
-            f" curate.limits (refused: {counted(refused)}); lower it, widen the limits, or download"
-            " more parts"
+            f"curate.count: {count} videos wanted, {source} has {len(candidates)} of split {split}"
+            f" within curate.limits (refused: {counted(refused)}){_mismatch(rows, found)};"
+            " lower it, widen the limits, or download more parts"
         )
-    candidates = shuffled(rows, lambda row: row.key, seed)
     about = {
         "source": "openvid",
         "table": table,
@@ -104,7 +107,7 @@ def plan(
         **encoders.about(fps),
     }
     maker = _Maker(encoders, launch.workers)
-    items = [Item(row, found[row.video], spec) for row in candidates]
+    items = [Item(row, _file(row, found, source), spec) for row in candidates]
     return Work(
         "clips", about, items, maker.samples, items_per_shard, encoders.negative, refused, count
     )
@@ -131,8 +134,8 @@ class _Maker:
         info = {
             "caption": row.caption,
             "video": row.video,
-            "aesthetic": row.aesthetic,
-            "motion": row.motion,
+            "aesthetic": _known(row.aesthetic),
+            "motion": _known(row.motion),
             "camera_motion": row.camera_motion,
         }
         arrays = {"latents": self._encoders.latents(clip), "text": text}
@@ -140,22 +143,78 @@ class _Maker:
 
 
 def _accepted(
-    rows: Iterator[Row], limits: Limits, found: dict[str, VideoFile], refused: list[Refusal]
+    rows: Iterable[Row | Refusal], limits: Limits, refused: list[Refusal]
 ) -> Iterator[Row]:
-    """Rows within limits whose video exists, without duplicates; others are added to `refused`."""
+    """Rows within limits, each video once; others are added to `refused`."""
     seen: set[str] = set()
     for row in rows:
+        if isinstance(row, Refusal):
+            refused.append(row)
+            continue
         try:
             if row.video in seen:
                 raise Refused("table: repeated")
             seen.add(row.video)
             limits.check(row)
-            if row.video not in found:
-                raise Refused("absent", "not in the folder or its zips")
         except Refused as why:
             refused.append(Refusal(row.video, why.reason, why.detail))
         else:
             yield row
+
+
+def _candidates(
+    folder: RunFolder, rows: list[Row], found: Mapping[str, VideoFile], seed: int
+) -> list[Row]:
+    """The rows to decode, in order: those whose video is there, or was when the set was begun.
+
+    Videos may be mended, removed or added while a set is made, and finished shards hold whatever
+    was there: a set that was begun keeps its candidates.
+    """
+    there = [row for row in rows if plain_name(row.video) in found]
+    begun = Candidates(folder.path)
+    names = begun.names([row.key for row in shuffled(there, lambda row: row.key, seed)])
+    by_name = {row.key: row for row in rows}
+    if gone := [name for name in names if name not in by_name]:
+        raise ValueError(
+            f"{begun.path}: the table no longer has {gone[0]!r} ({len(gone)} of {len(names)} that"
+            f" the set was begun with): {begun.cure}"
+        )
+    chosen = set(names)
+    if came := [row.video for row in there if row.key not in chosen]:
+        log.warning(
+            "%d videos came after the set was begun (such as %s) and are not used: %s",
+            len(came),
+            came[0],
+            begun.cure,
+        )
+    return [by_name[name] for name in names]
+
+
+def _absent(
+    rows: list[Row], candidates: list[Row], found: Mapping[str, VideoFile]
+) -> Iterator[Refusal]:
+    """Refusals of the rows without a video; a candidate without one is refused in its shard."""
+    chosen = {row.key for row in candidates}
+    for row in rows:
+        if row.key not in chosen and plain_name(row.video) not in found:
+            yield Refusal(row.video, "absent", "not in the folder or its zips")
+
+
+def _file(row: Row, found: Mapping[str, VideoFile], source: Path) -> VideoFile:
+    """The video of a candidate; one that was taken away is refused when it is read."""
+    return found.get(plain_name(row.video)) or VideoFile(str(source / row.video))
+
+
+def _mismatch(rows: list[Row], found: Mapping[str, VideoFile]) -> str:
+    """Two names to compare where the table and the folder share none."""
+    if not rows or any(plain_name(row.video) in found for row in rows):
+        return ""
+    return f"; the table's videos are named as {rows[0].video!r}, the folder's as {min(found)!r}"
+
+
+def _known(score: float) -> float | None:
+    """None for a score that the table lacks, which JSON cannot hold."""
+    return score if math.isfinite(score) else None
 
 
 _GIVEN = {"frames", "fps", "height", "width"}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.atomic import write_text
+from datamodules.curation.text_lists import read_lines
 from experiments.metrics.records import record
 from experiments.metrics.registry import METRICS, Measurement
 from experiments.metrics.statistics import LEVEL
@@ -52,7 +53,7 @@ def add_results(run: Path, motion: Path | None = None) -> list[dict[str, Any]]:
     """
     folder = _scored(run)
     path = folder.path / "scores.jsonl"
-    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    before = [json.loads(line) for _, line in read_lines(path)]
     manifest = vbench_results.read_manifest(folder.path)
     judged = vbench_results.read(folder.path, manifest)
     if not judged and motion is None:
@@ -84,13 +85,13 @@ def _scored(path: Path) -> RunFolder:
     if folder.recipe["verb"] != "score" or "benchmark" not in folder.recipe["needs"]:
         raise ValueError(f"{path}: not a score run for VBench (its recipe needs no benchmark)")
     if not folder.done:
-        raise ValueError(f"{path}: {folder.state()}, not done: python -m experiments score {path}")
+        raise ValueError(f"{path}: {folder.state()}, not done: {folder.command}")
     return folder
 
 
 def _inputs(folder: RunFolder) -> dict[str, Any]:
     """The inputs that the run's own records name."""
-    first = (folder.path / "scores.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    _, first = next(read_lines(folder.path / "scores.jsonl"))
     return {
         key: json.loads(first)["inputs"][key] for key in ("samples", "samples_fingerprint", "seed")
     }
@@ -103,7 +104,8 @@ def _same_student(folder: RunFolder, other: RunFolder) -> None:
         samples = RunFolder(each.need("samples"))
         student = samples.recipe["needs"]["student"]
         beside = RUN_NAME.fullmatch(student) is not None
-        where = samples.path.parent / student if beside else Path(student).resolve()
+        where = samples.path.parent / student if beside else Path(student).expanduser().resolve()
+        where = samples.recipe.get("contents", {}).get("student", where)
         how = {name: v for name, v in samples.recipe["sample"].items() if name not in WHICH}
         made.append((where, how))
     if made[0] != made[1]:

@@ -4,6 +4,7 @@ Needs: `samples` (a sample run that saved mp4) and `benchmark` (a folder with VB
 `all_dimension.txt`, one a line). Results, next to the scores::
 
     vbench/videos/<prompt>-<i>.mp4   links; the prompt in full, as VBench's file names have it
+                                     (`vbench_prompts.video_name`)
     vbench/manifest.jsonl            per video: prompt as VBench has it, as it was used, key, size
     vbench/evaluate.sh               VBench's own commands, for an environment of its own
     vbench/results/                  what they write; `python -m experiments results` reads it
@@ -33,12 +34,11 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan import videos
 from experiments.worlds.wan.benchmarks import DIMENSIONS
+from experiments.worlds.wan.vbench_prompts import prompt_of, read_prompts, video_name
 
 log = logging.getLogger(__name__)
 OFFERS = ("videos",)
 GIVEN = {"samples", "benchmark", "folder", "seed"}
-PROMPTS = "all_dimension.txt"
-LONGEST = 255  # bytes of a file name
 _SCRIPT = """#!/bin/sh
 #   sh evaluate.sh           VBench's dimensions, on its own prompts
 #   sh evaluate.sh motion    its dynamic degree alone, on any others (the paper: 100 of actions)
@@ -66,7 +66,7 @@ exit $missing
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is read."""
-    settings = bind(lay_out, recipe["score"], GIVEN, "score")
+    settings = bind(lay_out, recipe.get("score", {}), GIVEN, "score")
     selected(settings["metrics"], OFFERS)
     if "samples" not in recipe["needs"]:
         raise ValueError("needs.samples is missing: VBench judges a sample run that saved mp4")
@@ -97,7 +97,7 @@ def lay_out(
         ValueError: a video whose prompt is none of VBench's; a damaged video.
     """
     shards = open_shards(samples / "shards")
-    prompts = _prompts(benchmark)
+    prompts = read_prompts(benchmark)
     to = folder.path / "vbench"
     (to / "videos").mkdir(parents=True, exist_ok=True)
     lines, magnitudes = [], []
@@ -138,10 +138,8 @@ def _entries(shards: ShardReader, samples: Path, prompts: list[str]) -> Iterator
     taken: Counter[str] = Counter()
     for number in range(len(shards)):
         sample = shards.read(number, [])
-        prompt = _prompt_of(sample["info"], prompts)
-        name = f"{prompt}-{taken[prompt]}.mp4"
-        if "/" in name or len(name.encode()) > LONGEST:
-            raise ValueError(f"{prompt!r}: VBench's name of its video is no file name")
+        prompt = prompt_of(sample["info"], prompts)
+        name = video_name(prompt, sample["key"], taken[prompt])
         about = {
             "file": name,
             "prompt_en": prompt,
@@ -151,26 +149,6 @@ def _entries(shards: ShardReader, samples: Path, prompts: list[str]) -> Iterator
         }
         taken[prompt] += 1
         yield _Entry(clip_file(samples, sample["key"]), name, about)
-
-
-def _prompts(benchmark: Path) -> list[str]:
-    path = benchmark / PROMPTS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put VBench's prompts/all_dimension.txt there (docs/wan.md)"
-        )
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _prompt_of(info: dict[str, Any], prompts: list[str]) -> str:
-    """VBench's original wording of a prompt, by the line number it was curated from."""
-    word, _, line = str(info.get("name", "")).partition("-")
-    if word != "line" or not line.isdecimal() or not 0 < int(line) <= len(prompts):
-        raise ValueError(
-            f"the prompt {info['caption']!r} has no line in {PROMPTS} ({len(prompts)} lines);"
-            " sample from prompts curated of all_dimension_extended.txt (recipe vbench_prompts)"
-        )
-    return prompts[int(line) - 1]
 
 
 def read_gray(path: Path) -> np.ndarray:

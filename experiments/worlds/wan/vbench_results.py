@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.curation.text_lists import read_lines, read_text
 from experiments.worlds.wan.benchmarks import DIMENSIONS, VBENCH
 
 RESULTS, INFO = "_eval_results.json", "_full_info.json"
@@ -58,7 +59,7 @@ def read_manifest(run: Path) -> dict[str, Video]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; only a score run with needs.benchmark has one")
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for _, line in read_lines(path)]
         return {
             line["file"]: Video(line["prompt_en"], line["sample_index"], line["prompt_used"])
             for line in lines
@@ -70,7 +71,7 @@ def read_manifest(run: Path) -> dict[str, Video]:
 def version(run: Path) -> str | None:
     """VBench's version as stored by evaluate.sh; None when VBench was called differently."""
     path = run / "vbench" / "results" / "version.txt"
-    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+    return read_text(path).strip() or None if path.is_file() else None
 
 
 def read(run: Path, manifest: Mapping[str, Video], suite: bool = True) -> dict[str, Judged]:
@@ -110,7 +111,7 @@ _AGAIN = "delete this file and run evaluate.sh again"
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file; VBench writes it beside its results: keep both"

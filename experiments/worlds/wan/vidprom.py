@@ -12,6 +12,8 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from experiments.worlds.wan.vbench_prompts import check_list
+from lightning_modules.ranges import FrameRate, Percent, PositiveInt
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -19,8 +21,6 @@ def check(settings: dict[str, Any]) -> None:
     check_dtypes(text_dtype=settings["text_dtype"])
     if settings["split"] not in SPLITS:
         raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
-    if settings["count"] < 1:
-        raise ValueError(f"curate.count: {settings['count']} prompts; at least 1")
     PromptLimits(**bind(PromptLimits, settings["limits"], section="curate.limits"))
 
 
@@ -30,12 +30,12 @@ def plan(
     *,
     table: str,
     split: str,
-    heldout_percent: float,
-    count: int,
-    fps: int,
+    heldout_percent: Percent,
+    count: PositiveInt,
+    fps: FrameRate,
     limits: dict[str, Any],
     text_dtype: str,
-    items_per_shard: int,
+    items_per_shard: PositiveInt,
 ) -> Work:
     """Choose the prompts; nothing is embedded yet.
 
@@ -58,6 +58,7 @@ def plan(
     encoders = WanEncoders(wan, device, "float32", text_dtype)
     before_encoding(wan, launch_of(folder.recipe), device, text_encoder=DTYPES[text_dtype])
     path = folder.need("prompts") / table
+    check_list(path)
     refused: list[Refusal] = []
     accepted = PromptLimits(**bind(PromptLimits, limits, section="curate.limits"))
     prompts = [

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.curation.text_lists import read_lines
 from experiments.worlds.wan.benchmarks import ROUNDED, WEIGHTS, reward
 from experiments.worlds.wan.vbench_results import Video
 
@@ -41,7 +42,7 @@ def read(run: Path, manifest: Mapping[str, Video]) -> dict[str, Answer] | None:
         return None
     found: dict[str, Answer] = {}
     lowest = reward([-1] * len(WEIGHTS))
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
         try:
             entry = json.loads(line)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.networks.closed_form.gaussian_mixture import Mixture
+from lightning_modules.ranges import Finite, Positive, PositiveInt
 
 JITTER = 1e-10
 """Variance added to every observation: two clean copies of a frame would make them singular.
@@ -44,13 +45,13 @@ class GaussianWorld:
         ValueError: names the parameter that defines no distribution.
     """
 
-    means: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-    spread: float
-    decay: float
-    noise: float
-    angle: float
-    frames: int
+    means: tuple[tuple[Finite, ...], ...]
+    weights: tuple[Positive, ...]
+    spread: Positive
+    decay: Finite
+    noise: Positive
+    angle: Finite
+    frames: PositiveInt
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "means", tuple(map(tuple, self.means)))  # lists from JSON or YAML

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.wan.kv_cache import KVCache
+from lightning_modules.ranges import PositiveInt
 
 __all__ = ["ClosedForm"]
 
@@ -43,7 +44,11 @@ class ClosedForm(nn.Module, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, law: dict[str, Any], in_channels: int, out_channels: int, text_dim: int
+        self,
+        law: dict[str, Any],
+        in_channels: PositiveInt,
+        out_channels: PositiveInt,
+        text_dim: PositiveInt,
     ) -> None:
         super().__init__()
         self.law = GaussianWorld(**law)

@@ -20,6 +20,12 @@ def _to_unit(video: Tensor) -> Tensor:
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:
+    """Refuses pixels that are not finite: as bytes they would be black."""
+    if not torch.isfinite(pixels).all():
+        raise ValueError(
+            "the autoencoder decoded pixels that are not finite: latents far out of range, or"
+            " weights that do not fit its dtype"
+        )
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -18,6 +18,7 @@ from lightning_modules.networks.pipeline_folder import (
     require_tokenizer,
     weight_files,
 )
+from lightning_modules.ranges import PositiveInt, Seed
 
 WAN_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
@@ -50,7 +51,7 @@ class TinyText:
     """
 
     def __init__(
-        self, words: Sequence[str], length: int = 12, dim: int = 32, seed: int = 0
+        self, words: Sequence[str], length: PositiveInt = 12, dim: PositiveInt = 32, seed: Seed = 0
     ) -> None:
         self.length, self.dim, self._seed = length, dim, seed
         special = ["<pad>", "</s>", "<unk>"]
@@ -161,7 +162,17 @@ class WanText:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> float32 [B, length, dim]; longer prompts are cut."""
-        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+        return _embed(self._tokenizer, self._model, _cleaned(prompts), self.length)
 
-        cleaned = [prompt_clean(prompt) for prompt in prompts]
-        return _embed(self._tokenizer, self._model, cleaned, self.length)
+    def beyond(self, prompts: Sequence[str]) -> list[int]:
+        """Numbers of tokens, the end mark included, of those prompts that `encode` cuts."""
+        # A token is a byte or more, so most prompts need not be tokenised.
+        long = [text for text in _cleaned(prompts) if len(text.encode()) >= self.length - 1]
+        counts = [len(ids) for ids in self._tokenizer(long).input_ids] if long else []
+        return [count for count in counts if count > self.length]
+
+
+def _cleaned(prompts: Sequence[str]) -> list[str]:
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    return [prompt_clean(prompt) for prompt in prompts]

@@ -36,6 +36,7 @@ from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_contex
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
 from lightning_modules.networks.wan.static_cache import StaticKVCache
+from lightning_modules.ranges import Positive, PositiveInt
 
 __all__ = ["Wan"]
 
@@ -55,22 +56,22 @@ class Wan(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        num_attention_heads: int,
-        attention_head_dim: int,
-        in_channels: int,
-        out_channels: int,
-        text_dim: int,
-        ffn_dim: int,
-        num_layers: int,
-        freq_dim: int = 256,
-        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: PositiveInt,
+        attention_head_dim: PositiveInt,
+        in_channels: PositiveInt,
+        out_channels: PositiveInt,
+        text_dim: PositiveInt,
+        ffn_dim: PositiveInt,
+        num_layers: PositiveInt,
+        freq_dim: PositiveInt = 256,
+        patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2),
         cross_attn_norm: bool = True,
         qk_norm: str = "rms_norm_across_heads",
-        eps: float = 1e-6,
-        image_dim: int | None = None,
-        added_kv_proj_dim: int | None = None,
-        rope_max_seq_len: int = 1024,
-        pos_embed_seq_len: int | None = None,
+        eps: Positive = 1e-6,
+        image_dim: PositiveInt | None = None,
+        added_kv_proj_dim: PositiveInt | None = None,
+        rope_max_seq_len: PositiveInt = 1024,
+        pos_embed_seq_len: PositiveInt | None = None,
     ):
         super().__init__()
         if patch_size[0] != 1:

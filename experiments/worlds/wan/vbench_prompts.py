@@ -1,0 +1,83 @@
+"""VBench's two prompt lists, line by line the same prompts, and the names of their videos.
+
+`all_dimension.txt` has the wording that VBench asks for, `all_dimension_extended.txt` the one that
+is sampled from. Any other prompts can take their places.
+"""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from datamodules.curation.text_lists import read_lines
+
+PROMPTS = "all_dimension.txt"
+EXTENDED = "all_dimension_extended.txt"
+LONGEST = 255  # bytes of a file name
+
+
+def read_prompts(benchmark: Path) -> list[str]:
+    """The prompts in VBench's wording, by line.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: as `text_lists`.
+    """
+    path = benchmark / PROMPTS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; put VBench's prompts/all_dimension.txt there (docs/wan.md)"
+        )
+    return [line.strip() for _, line in read_lines(path)]
+
+
+def check_list(table: Path) -> None:
+    """Refuse a list that `score` would refuse after hours of sampling; others pass.
+
+    Raises:
+        FileNotFoundError: the list in VBench's wording is not beside it.
+        ValueError: a line stands in one of the two lists alone.
+    """
+    if table.name != EXTENDED:
+        return
+    sampled = [line.strip() for _, line in read_lines(table)]
+    pairs = zip_longest(read_prompts(table.parent), sampled, fillvalue="")
+    for number, (asked, used) in enumerate(pairs, 1):
+        if bool(asked) != bool(used):
+            there, other = (PROMPTS, EXTENDED) if asked else (EXTENDED, PROMPTS)
+            raise ValueError(
+                f"{table.parent}: line {number} of {there} is {(asked or used)[:60]!r}, {other} has"
+                " none; both lists must have the same prompts, line by line"
+            )
+
+
+def prompt_of(info: dict[str, Any], prompts: list[str]) -> str:
+    """VBench's wording of a prompt, by the line number it was curated from.
+
+    Args:
+        info: of the sample.
+        prompts: of `read_prompts`.
+
+    Raises:
+        ValueError: it comes from another list.
+    """
+    word, _, line = str(info.get("name", "")).partition("-")
+    if word != "line" or not line.isdecimal() or not 0 < int(line) <= len(prompts):
+        raise ValueError(
+            f"the prompt {info['caption']!r} has no line in {PROMPTS} ({len(prompts)} lines);"
+            " sample from prompts curated of all_dimension_extended.txt (recipe vbench_prompts)"
+        )
+    return prompts[int(line) - 1]
+
+
+def video_name(prompt: str, key: str, index: int) -> str:
+    """VBench's file name of the video number `index` of a prompt.
+
+    A prompt that is no file name (a slash, more than 255 bytes) is none of VBench's own, so nothing
+    looks for it by name: it is cut, and its sample's `key` makes it unique.
+    """
+    name = f"{prompt}-{index}.mp4"
+    if "/" not in name and len(name.encode()) <= LONGEST:
+        return name
+    end = f"-{key}-{index}.mp4"
+    start = prompt.replace("/", "_").encode()[: LONGEST - len(end)]
+    return start.decode(errors="ignore") + end
