@@ -8,6 +8,7 @@ from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.diffusion.noisy_past import NoisyPast
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
+from lightning_modules.ranges import NoiseLevel, NonNegativeInt
 
 
 class SFDMD(AsymmetricDMD):
@@ -20,22 +21,24 @@ class SFDMD(AsymmetricDMD):
         levels: noise levels of each block, the last ones repeated; ``[]``: the shifted grids of
             ``first_few_steps`` and ``few_steps``, which with shift 5 are the published ones.
         noisy_from: index of the first block that stays in the context as noisy as it was last seen
-            (``noisy_past.py``), published 1; -1: none.
+            (``noisy_past.py``), published 1; None: none.
 
     Raises:
         ValueError: levels that are no schedule; a noisy block of one step, which would be noise.
     """
 
-    def __init__(self, *, levels: list[list[float]], noisy_from: int, **stage: Any) -> None:
+    def __init__(
+        self, *, levels: list[list[NoiseLevel]], noisy_from: NonNegativeInt | None, **stage: Any
+    ) -> None:
         super().__init__(**stage)
-        self.noisy_from = noisy_from if noisy_from >= 0 else len(self.sizes)
+        self.noisy_from = len(self.sizes) if noisy_from is None else noisy_from
         self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         if levels:
             self.times = block_times(self.sizes, levels, "stage.levels")
         if any(len(times) < 2 for times in self.times[self.noisy_from : -1]):
             raise ValueError(
                 f"stage.noisy_from: {noisy_from}, but a block from there on has one step: its"
-                " context would be pure noise; give it two, or set noisy_from to -1"
+                " context would be pure noise; give it two, or set noisy_from to null"
             )
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:

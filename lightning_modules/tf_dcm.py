@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion.flow import add_noise, euler, shift, to_x0
 from lightning_modules.diffusion.losses import per_frame_regression, regression
+from lightning_modules.ranges import Positive, SolverSteps
 from lightning_modules.training.consistency import Consistency
 
 
@@ -23,7 +24,7 @@ class TFdCM(Consistency):
         time_shift: of ``s``, apart from the sampler's; published 3.
     """
 
-    def __init__(self, *, intervals: int, time_shift: float, **consistency: Any) -> None:
+    def __init__(self, *, intervals: SolverSteps, time_shift: Positive, **consistency: Any) -> None:
         super().__init__(**consistency)
         self.intervals, self.time_shift = intervals, time_shift
 

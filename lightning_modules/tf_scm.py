@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_modules.diffusion.flow import add_noise, per_frame
 from lightning_modules.diffusion.losses import per_frame_regression, regression
 from lightning_modules.diffusion.tangents import TANGENTS, Tangent
+from lightning_modules.ranges import Finite, NoiseLevel, NonNegative, NonNegativeInt, Positive
 from lightning_modules.training.consistency import Consistency
 
 
@@ -30,11 +31,11 @@ class TFsCM(Consistency):
         self,
         *,
         tangent: Tangent,
-        tangent_step: float,
-        tangent_warmup_steps: int,
-        tangent_floor: float,
-        time_mean: float,
-        time_std: float,
+        tangent_step: NoiseLevel,
+        tangent_warmup_steps: NonNegativeInt,
+        tangent_floor: NonNegative,
+        time_mean: Finite,
+        time_std: Positive,
         **consistency: Any,
     ) -> None:
         super().__init__(**consistency)

@@ -20,7 +20,7 @@ DMD = {
     "few_steps": 2, "first_few_steps": 4, "guidance": 2.0, "critic_learning_rate": 2e-3,
     "critic_steps": 5, "t_min": 0.0, "t_max": 1.0,
 }  # fmt: skip
-SF = DMD | {"levels": [], "noisy_from": -1}
+SF = DMD | {"levels": [], "noisy_from": None}
 SIZES = [1, 1, 1, 1]
 
 
@@ -136,7 +136,7 @@ def test_the_last_levels_are_those_of_all_later_blocks():
 def test_noise_as_context_is_refused():
     one = {"few_steps": 1, "noisy_from": 1}
     with pytest.raises(
-        ValueError, match=r"stage.noisy_from: 1, .*pure noise.*set noisy_from to -1"
+        ValueError, match=r"stage.noisy_from: 1, .*pure noise.*set noisy_from to null"
     ):
         made(SFDMD, **SF | one)
     made(SFDMD, **SF | {"few_steps": 1})

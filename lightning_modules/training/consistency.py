@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_modules.diffusion import forcing
+from lightning_modules.ranges import NonNegative
 from lightning_modules.training.stage import Stage
 
 
@@ -16,7 +17,7 @@ class Consistency(Stage):
         guidance: CFG scale of the teacher's velocity; published 3.
     """
 
-    def __init__(self, *, teacher: nn.Module, guidance: float, **stage: Any) -> None:
+    def __init__(self, *, teacher: nn.Module, guidance: NonNegative, **stage: Any) -> None:
         super().__init__(**stage)
         self.freeze("teacher", teacher)
         self.guidance = guidance
