@@ -42,6 +42,7 @@ class TFsCM(Consistency):
         self.tangent, self.tangent_step = TANGENTS[tangent], tangent_step
         self.tangent_warmup_steps, self.tangent_floor = tangent_warmup_steps, tangent_floor
         self.time_mean, self.time_std = time_mean, time_std
+        self.forward_mode = "stage.tangent" if tangent == "exact" else ""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips."""
