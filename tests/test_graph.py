@@ -143,6 +143,9 @@ def test_a_sweep_of_sweeps_has_the_cells_of_all_with_labels_that_tell_them_apart
     assert set(both.runs) == set(one.runs) and both.cells[3].labels == one.cells[3].labels | {
         "world": "one"
     }
+    path.write_text(f"sweeps: [{{sweep: {DIAMOND}}}]")
+    alone = load_sweep(path, "tiny", [0, 1], LIBRARY, {"steps": 2})
+    assert set(alone.runs) == set(one.runs) and (alone.scale, both.scale) == ("tiny", "")
     path.write_text(f"sweeps: [{part.replace('labels', 'label')}]")
     with pytest.raises(ValueError, match="sweeps.0.: unknown key 'label'; did you mean 'labels'"):
         load_sweep(path, "", [0], LIBRARY)

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from sweeps.report.claims import judge
 from sweeps.report.intervals import PaperNumbers, t_interval
 from sweeps.report.layout import Column, human_bytes, load_layout
 from sweeps.report.results import read_scores
-from sweeps.report.table import paper_table
+from sweeps.report.table import our_table, paper_table
 
 LAYOUT = load_layout(load_sweep("ablation", "tiny"))
 RANKED = {"total": "total", "quality": "quality", "semantic": "semantic",
@@ -108,6 +109,38 @@ def test_references_are_outside_the_ranking(ours):
         assert (total.rank, total.margin.value, row.n) == ("", value, f"1 × {CLIPS}")
         assert total.margin.high == pytest.approx(value + 0.7)  # the score's own
         assert row.entries["time"].text == "-"
+
+
+def test_controls_stand_in_their_block_and_are_not_ranked(tmp_path):
+    """Causal CD is the best of every block, in each column that Total decides; as a control it has
+    no rank, stands last in its block, and the second best are the best.
+    """
+    sweep = make_sweep(tmp_path, clips=False)
+    numbers = numbers_of(sweep, tmp_path)
+    before = our_table(numbers)
+    numbers.layout = replace(numbers.layout, controls=["causal_cd"])
+    for block, ranked in zip(our_table(numbers).blocks, before.blocks, strict=True):
+        best = next(row for row in ranked.rows if row.entries["total"].rank == "best")
+        assert best.id == "causal_cd" and block.rows[-1].id == "causal_cd"
+        assert [row.id for row in block.rows if row.entries["total"].rank == "best"] == [
+            row.id for row in ranked.rows if row.entries["total"].rank == "second"
+        ]
+        control = block.rows[-1].entries
+        assert not any(entry.rank or entry.like_best for entry in control.values())
+        assert control["total"].margin == best.entries["total"].margin
+
+
+def test_the_controls_sweep_is_the_ablation_and_its_controls():
+    sweep, ablation = load_sweep("controls", "tiny"), load_sweep("ablation", "tiny")
+    assert sweep.scale == "tiny" and set(ablation.runs) < set(sweep.runs)
+    controls = [cell for cell in sweep.cells if cell.labels["init"] in LAYOUT.controls]
+    assert {cell.labels["init"] for cell in controls} == set(LAYOUT.controls)
+    assert len(controls) == 6 and load_layout(sweep).preconditions
+    for cell in controls:
+        stage3 = cell.runs["stage3"].needs["samples"].needs["student"]
+        pairs = stage3.needs["student"].needs["data"]
+        own = pairs.needs["teacher"].recipe["recipe"] == "real_score"
+        assert own or pairs.recipe["pairs"]["guidance"] == 6
 
 
 def test_a_reference_of_several_seeds_is_their_mean_and_a_shared_one_counts_once(tmp_path):

@@ -17,7 +17,8 @@ format::
     table: ablation                      # how its results are shown: a folder of tables/, or the
                                          # keys themselves (report/layout.py); may be left out
 
-A sweep of sweeps has, in the place of cells, the sweeps that run and are shown together::
+A sweep of sweeps has, in the place of cells, the sweeps that run and are shown together; a part
+without a scale has the one that the command gives::
 
     sweeps:
       - {sweep: theory_switching, scale: switching, labels: {world: switching}}
@@ -126,8 +127,11 @@ def _load(
     title, table = tree.get("title", ""), tree.get("table") or {}
     given = [tree.get("settings", {}), settings]
     if "sweeps" in tree:
-        cells = _joined(tree["sweeps"], seeds, given, (*above, path), resolver_of)
-        return Sweep(path.stem, "", list(seeds), cells, title, table)
+        parts = [{"scale": scale, **part} for part in tree["sweeps"]]
+        cells = _joined(parts, seeds, given, (*above, path), resolver_of)
+        scales = {part["scale"] for part in parts}
+        shared = scale if scales == {scale} else ""
+        return Sweep(path.stem, shared, list(seeds), cells, title, table)
     resolver = resolver_of(scale)
     for number, group in enumerate(tree["cells"]):
         known = sorted(file.stem for file in resolver.library.scales.glob("*.yaml"))
@@ -199,8 +203,8 @@ def _check_parts(path: Path, parts: Any) -> None:
     for number, part in enumerate(parts):
         _check_keys(path, f"sweeps[{number}]: ", part, PART_KEYS)
         check_sections(part, ["labels"], path, f"sweeps[{number}]")
-        if not {"sweep", "scale"} <= set(part):
-            raise ValueError(f"{path}: sweeps[{number}] must name a sweep and its scale")
+        if "sweep" not in part:
+            raise ValueError(f"{path}: sweeps[{number}] must name a sweep")
 
 
 def _check_cells(path: Path, groups: Any) -> None:

@@ -8,7 +8,8 @@ has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `
     run: stage3               # which of a cell's runs the table shows; left out: all of them
     blocks: few_steps         # the label whose values are not compared with each other
     ranking: false            # no table of the cells: `tables` say all
-    references: [ceiling]     # rows with such a label stand outside the ranking
+    references: [ceiling]     # rows with such a label stand outside the ranking, below all blocks
+    controls: [other_teacher] # the same, but each stands in its block
     real: ceiling             # the reference whose curves are drawn beside those of the rows
     names: {init: {causal_cd: causal CD}, few_steps: "{}-step"}   # of labels' values
     heads: {few_steps: steps}                                     # of labels
@@ -77,6 +78,7 @@ class Layout:
     blocks: str = ""
     ranking: bool = True
     references: Sequence[str] = ()
+    controls: Sequence[str] = ()
     real: str = ""
     names: Mapping[str, Any] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +105,10 @@ class Layout:
         """Where among the references a cell stands; None when it is to be ranked."""
         found = [self.references.index(v) for v in labels.values() if v in self.references]
         return min(found, default=None)
+
+    def is_control(self, labels: Mapping[str, Any]) -> bool:
+        """Whether a cell is shown in its block and not ranked."""
+        return any(value in self.controls for value in labels.values())
 
     def head(self, label: str) -> str:
         """Column heading of a label."""

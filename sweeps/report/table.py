@@ -82,7 +82,7 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """All ranked rows."""
+        """All rows of the blocks."""
         return [row for block in self.blocks for row in block.rows]
 
 
@@ -100,22 +100,25 @@ def our_table(numbers: FrameNumbers) -> Table | None:
     _check_columns(frame.places.values(), columns)
     places = [place for place in frame.places.values() if layout.run in ("", place.name)]
     reference = {place.address: layout.rank_of_reference(place.labels) for place in places}
-    ranked = [place for place in places if reference[place.address] is None]
+    inside = [place for place in places if reference[place.address] is None]
+    ranked = [place for place in inside if not layout.is_control(place.labels)]
     outside = [place for place in places if reference[place.address] is not None]
     outside.sort(key=lambda place: reference[place.address])
     told = _telling(ranked, layout)
     blocks: dict[Any, list[Row]] = {}
     spare = (SPARE_COLOURS[number % len(SPARE_COLOURS)] for number in count())
     colours = dict(layout.colours)
-    for place in _in_order(ranked, told, numbers):
+    for place in _in_order(inside, told, numbers):
         row = _row(place, told, numbers)
         colour = colours.setdefault(row.id, next(spare))
         members = blocks.setdefault(place.labels.get(layout.blocks), [])
         members.append(replace(row, colour=colour))
-    shown = [
-        _ranked(_title(layout, at), blocks[at], columns, numbers)
-        for at in sorted(blocks, key=_by_size)
-    ]
+    shown = []
+    for at in sorted(blocks, key=_by_size):
+        rows = [row for row in blocks[at] if not layout.is_control(row.labels)]
+        controls = [row for row in blocks[at] if layout.is_control(row.labels)]
+        block = _ranked(_title(layout, at), rows, columns, numbers)
+        shown.append(replace(block, rows=[*block.rows, *controls]))
     head = layout.head(layout.blocks) if layout.blocks else ""
     return Table(
         f"Ours, {frame.sweep.scale} scale",
