@@ -9,6 +9,7 @@ Every rank writes a JSON of its losses and of what moved; the first one writes t
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -126,7 +127,8 @@ class StopAt(Checkpoint):
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
         last = trainer.global_rank == trainer.world_size - 1
-        self._signalled |= last and trainer.global_step + 1 == self.step
+        if last and trainer.global_step + 1 == self.step:
+            self._signal = signal.SIGTERM
 
 
 PLACE = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
