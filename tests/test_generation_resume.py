@@ -102,12 +102,16 @@ def test_a_helper_makes_pairs_and_the_verb_completes_them(tmp_path, monkeypatch)
     started = []
 
     def helper(command, env):
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0 and "made 1 shards" in done.stderr, done.stderr
         started.append(command)
-        return SimpleNamespace(terminate=lambda: None, wait=lambda: 0)
+        return SimpleNamespace(terminate=lambda: None, wait=lambda limit_s: 0)
 
-    monkeypatch.setattr(together, "subprocess", SimpleNamespace(Popen=helper))
+    monkeypatch.setattr(
+        together,
+        "subprocess",
+        SimpleNamespace(Popen=helper, TimeoutExpired=subprocess.TimeoutExpired),
+    )
     monkeypatch.setattr(pairs, "stack", None)  # nothing is left to make here
     assert main(words("pairs", two, "launch.devices=2")) == 0
     made = finished(two, "causal_pairs")

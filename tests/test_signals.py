@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from lightning.pytorch.callbacks import Callback
 from toy_training import Batches, Do, fit
@@ -128,14 +129,19 @@ def test_a_second_signal_ends_a_process_that_a_librarys_call_holds():
     code = (
         "import ctypes, datamodules.signals as signals\n"
         "signals.GRACE_S = 0.1; signals.interrupt_on_stop()\n"
-        "signals.end_at_second_stop('ended', 130); print('here', flush=True)\n"
+        "signals.end_at_second_stop('ended', 130)\n"
         "mutex = ctypes.create_string_buffer(64); libc = ctypes.CDLL(None)\n"
-        "libc.pthread_mutex_lock(mutex); libc.pthread_mutex_lock(mutex)\n"  # waits for itself
+        "libc.pthread_mutex_lock(mutex); print('here', flush=True)\n"
+        "libc.pthread_mutex_lock(mutex)\n"  # waits for itself
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout.readline() == b"here\n"
+    asleep = 0
+    while asleep < 10:  # so long that it is in the call
+        asleep = asleep + 1 if psutil.Process(process.pid).status() == "sleeping" else 0
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)  # the first one is heard by nobody
