@@ -158,10 +158,10 @@ def test_student_turn(kind, blocks):
 
 
 def test_one_exit_for_all_blocks_that_have_the_same_steps():
-    """In 100 seeds each pair of exits of first and later blocks appears, or only equal ones."""
+    """In 40 seeds each pair of exits of first and later blocks appears, or only equal ones."""
     for first_few_steps, pairs in ((2, 2), (3, 6)):
         found = set()
-        for seed in range(100):
+        for seed in range(40):
             module = made(AsymmetricDMD, seed=seed, first_few_steps=first_few_steps)
             left = []
             module.past = lambda text, module=module, left=left: Counted(module.student, text, left)
@@ -223,7 +223,7 @@ def test_only_prompts_are_read():
 def test_first_block_has_its_own_list():
     """One step for every block, four for the first: its exit is drawn apart."""
     calls = []
-    for seed in range(12):
+    for seed in range(40):  # each of four exits is missed by all with 1e-5
         module = made(AsymmetricDMD, seed=seed, few_steps=1)
         asked = []
         module.student.register_forward_pre_hook(

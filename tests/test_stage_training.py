@@ -83,7 +83,7 @@ def test_loss_falls(kind, own, states):
     student = network(1, std=0.05)
     before = mean_loss(stage(kind, student=student, **own), data)
     module = stage(kind, student=student, **own | {"learning_rate": 2e-2})
-    train(module, data, 100)
+    train(module, data, 200)
     after = mean_loss(stage(kind, student=module.student, **own), data)
     assert after < 0.85 * before, (before, after)
 
