@@ -36,7 +36,7 @@ class CausalCD(Stage):
         terminal_pair: include the pair that ends at t' = 0.
 
     Raises:
-        ValueError: ``steps_per_link`` does not divide ``intervals``.
+        ValueError: ``steps_per_link`` does not divide ``intervals``, or no pair of links is left.
     """
 
     def __init__(
