@@ -10,6 +10,8 @@
 Stage 2 would. Both keep the network contract, in parallel and with a cache.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from minimal import draw, stage
@@ -22,6 +24,8 @@ from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.ode_regression import CausalODE
+from lightning_modules.tf_dcm import TFdCM
+from lightning_modules.tf_scm import TFsCM
 
 pytestmark = [
     pytest.mark.numeric,
@@ -140,6 +144,91 @@ def test_links_that_do_not_fit_the_grid_are_refused():
     with pytest.raises(ValueError, match="steps_per_link: 3 does not divide the 8"):
         oracle(CausalCD, teacher=Velocity(), intervals=8, solver="euler", guidance=1.0,
                decay=0.9, terminal_pair=True, steps_per_link=3)  # fmt: skip
+
+
+SCM = {
+    "guidance": 1.0, "tangent_step": 1e-3, "tangent_warmup_steps": 0, "tangent_floor": 0.1,
+    "time_mean": -0.8, "time_std": 1.6,
+}  # fmt: skip
+
+
+def change_along_the_ode(student: nn.Module, tangent: str) -> float:
+    """Mean square of d/dt G along the teacher's ODE."""
+    module, seen = oracle(TFsCM, student, teacher=Velocity(), tangent=tangent, **SCM), {}
+    module.report = lambda name, value: seen.update({name: value.item()})
+    module.training_step(real(), 0)
+    return seen["train/loss"]
+
+
+def test_continuous_consistency_loss_of_the_exact_flow_map_vanishes():
+    assert change_along_the_ode(FlowMap(), "exact") < 1e-9
+    assert change_along_the_ode(FlowMap(), "central") < 1e-4
+    assert all(change_along_the_ode(Velocity(), tangent) > 0.1 for tangent in ("exact", "central"))
+
+
+def test_continuous_consistency_moves_each_clip_by_its_normalised_change():
+    """The gradient in the student's velocity is -2 g / n, g = h / (rms(h) + c) clip by clip."""
+    module, data = oracle(TFsCM, Velocity(), teacher=FlowMap(), tangent="central", **SCM), real(8)
+    grads, seen = [], []
+    velocity = module.velocity
+
+    def watched(net, *args):
+        v = velocity(net, *args)
+        if torch.is_grad_enabled():
+            v.register_hook(grads.append)
+        seen.append(v.detach())
+        return v
+
+    module.velocity = watched
+    module.training_step(data, 0).backward()
+    g = -grads[0] * grads[0].numel() / 2
+    now, teacher, ahead, behind = seen
+    t = torch.sigmoid(-0.8 + 1.6 * module.randomness(data).normal("time", (1,)))
+    t = t[:, :, None, None, None]
+    h = teacher - now - t * (ahead - behind) / 2e-3
+    rms = h.flatten(1).square().mean(1).sqrt()
+    expected = h / (rms + 0.1)[:, None, None, None, None]
+    torch.testing.assert_close(g, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_tangent_warmup_rises_to_one():
+    module = oracle(
+        TFsCM, teacher=Velocity(), tangent="upwind", **SCM | {"tangent_warmup_steps": 4}
+    )
+    found = []
+    for step in range(6):
+        module.trainer = SimpleNamespace(global_step=step)
+        found.append(module.warmed_up())
+    assert found == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def discrete_consistency(intervals: int, student: nn.Module) -> float:
+    module = oracle(TFdCM, student, teacher=Velocity(), guidance=1.0, intervals=intervals,
+                    time_shift=3.0)  # fmt: skip
+    return module.training_step(real(), 0).item()
+
+
+def test_discrete_consistency_loss_of_the_exact_flow_map_vanishes():
+    """An Euler step is wrong by h^2, so the loss by h^4; the velocity's own only by h^2."""
+    exact = [discrete_consistency(n, FlowMap()) for n in (24, 48, 96)]
+    naive = [discrete_consistency(n, Velocity()) for n in (24, 48, 96)]
+    for coarse, fine in zip(exact, exact[1:], strict=False):
+        assert 8 < coarse / fine < 24, exact
+    for coarse, fine in zip(naive, naive[1:], strict=False):
+        assert 2.5 < coarse / fine < 6, naive
+    assert exact[-1] < 1e-6 < naive[-1]
+
+
+def test_times_of_discrete_consistency_reach_both_ends():
+    """t in (s(1/N), 1], t' one interval lower, down to 0."""
+    module = oracle(TFdCM, teacher=Velocity(), guidance=1.0, intervals=4, time_shift=3.0)
+    asked = []
+    module.student.register_forward_pre_hook(lambda _, args: asked.append(args[1][:, -1]))
+    module.training_step(real(2000), 0)
+    t_next, t = asked
+    u, u_next = (t / (3 - 2 * t)), (t_next / (3 - 2 * t_next))  # shift undone
+    torch.testing.assert_close(u - u_next, torch.full_like(u, 1 / 4), atol=1e-5, rtol=0)
+    assert u.min() < 0.26 and u.max() > 0.99 and u_next.min() >= 0
 
 
 def ode_pairs(intervals: int, keep: int) -> dict:

@@ -13,6 +13,8 @@ from experiments.launch.hardware import Launch
 from experiments.launch.ranks.launcher import lost_peer
 from experiments.launch.ranks.topology import free_port
 from experiments.launch.strategies import STRATEGIES, check_strategy, launch_for, resumable
+from experiments.runs.recipe import resolve
+from experiments.verbs.fit import check
 from experiments.worlds.digits.probe import WorldProbe
 from lightning_modules.causal_cd import CausalCD
 
@@ -34,6 +36,23 @@ def test_what_is_offered_is_accepted(strategy):
 def test_what_cannot_work_is_refused_with_what_can(launch, precision, said):
     with pytest.raises(ValueError, match=said):
         check_strategy(Launch(**launch), precision)
+
+
+@pytest.mark.parametrize(
+    ("launch", "cure"),
+    [
+        ({"strategy": "deepspeed", "zero_stage": 3}, "launch.zero_stage=2"),
+        ({"attention": "flex"}, "launch.attention=dense"),
+        ({"attention": "flash"}, "launch.attention=dense"),
+    ],
+)
+def test_forward_mode_is_refused_where_it_has_no_derivative(launch, cure):
+    recipe = resolve("stage2_tf_scm", "tiny", {"stage": {"tangent": "exact"}}).recipe
+    recipe["launch"] |= launch
+    with pytest.raises(ValueError, match=f"stage.tangent: exact.*upwind or central.*{cure}"):
+        check(recipe)
+    recipe["stage"]["tangent"] = "upwind"
+    check(recipe)
 
 
 def test_a_stage_for_one_device_gets_one():

@@ -46,6 +46,29 @@ def check_strategy(launch: Launch, precision: str) -> None:
         )
 
 
+def check_forward_mode(stage: LightningModule, launch: Launch) -> None:
+    """Refuse to differentiate in forward mode through what has no forward derivative.
+
+    Raises:
+        ValueError: names the stage's setting and what can give it.
+    """
+    setting = getattr(stage, "forward_mode", "")
+    if not setting:
+        return
+    if launch.strategy == "deepspeed" and launch.zero_stage == 3:
+        raise ValueError(
+            f"{setting}: exact cannot pass the hooks of launch.zero_stage=3; set it to"
+            " upwind or central, or launch.zero_stage=2"
+        )
+    cuda = launch.accelerator != "cpu" and torch.cuda.is_available()
+    if launch.attention in ("flex", "flash") or (cuda and launch.attention != "dense"):
+        raise ValueError(
+            f"{setting}: exact has no forward derivative through launch.attention"
+            f"={launch.attention}; set it to upwind or central, or launch.attention=dense, whose"
+            " memory is quadratic in the tokens"
+        )
+
+
 def launch_for(kind: type[LightningModule], launch: Launch) -> Launch:
     """The launch of this stage: stages in ``ALONE`` train on one device."""
     if kind.__name__ not in ALONE:

@@ -40,7 +40,13 @@ from experiments.generation.generation import (
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
 from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
-from experiments.launch.strategies import check_strategy, launch_for, parallel, resumable
+from experiments.launch.strategies import (
+    check_forward_mode,
+    check_strategy,
+    launch_for,
+    parallel,
+    resumable,
+)
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.visibility import partition
@@ -78,10 +84,11 @@ class Training:
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
-    example_stage(recipe)
+    stage = example_stage(recipe)
     training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
+    check_forward_mode(stage, launch)
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
         check_network(recipe["network"])

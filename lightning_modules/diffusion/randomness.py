@@ -48,6 +48,10 @@ class Randomness:
         generator = _generator(self.seed, self.step, purpose)
         return int(torch.randint(below, (), generator=generator))
 
+    def in_turn(self, purpose: str, below: int, count: int) -> int:
+        """Not random: 0, 1, ... below-1 in turn, by how often it was asked before (``count``)."""
+        return count % below
+
     def _rows(self, draw, purpose: str, shape: Sequence[int]) -> Tensor:
         rows = [
             draw(tuple(shape), generator=_generator(self.seed, self.step, key, purpose))

@@ -171,6 +171,26 @@ def few_step_times(sizes: Sequence[int], steps: int, first_steps: int, by: float
     return [first] + [rest] * (len(sizes) - 1)
 
 
+def block_times(sizes: Sequence[int], levels: Sequence[Sequence[float]], key: str) -> list[Tensor]:
+    """Each block's noise levels from a list per block, the last one repeated.
+
+    Raises:
+        ValueError: names ``key``: more lists than blocks, a list that does not fall from 1 to above
+            0, or one that is longer than that of the block before.
+    """
+    if len(levels) > len(sizes):
+        raise ValueError(f"{key}: {len(levels)} lists for {len(sizes)} blocks; remove some")
+    for before, steps in zip([levels[0], *levels], levels, strict=False):
+        falls = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+        if not steps or steps[0] != 1 or steps[-1] <= 0 or not falls or len(steps) > len(before):
+            raise ValueError(
+                f"{key}: {list(steps)} must fall from 1 to above 0, and not be longer than that of"
+                " the block before"
+            )
+    times = [torch.tensor(steps, dtype=torch.float64).float() for steps in levels]
+    return times + times[-1:] * (len(sizes) - len(times))
+
+
 def stream(
     past: Past,
     noise: Tensor,

@@ -2,7 +2,8 @@
 
 Whatever a stage is, its own ``training_step`` says what it costs: which networks it calls, with how
 many frames under which mask, beside how large a cache and with what gradient. What chance decides
-for a whole step (``Randomness.shared_integer``) is enumerated, so expectations are exact.
+for a whole step (``Randomness.shared_integer``), or comes in turn (``in_turn``), is enumerated, so
+expectations are exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,6 +185,9 @@ class _Chosen(Randomness):
         self._choose = choose
 
     def shared_integer(self, purpose: str, below: int) -> int:
+        return self._choose(purpose, below)
+
+    def in_turn(self, purpose: str, below: int, count: int) -> int:
         return self._choose(purpose, below)
 
 

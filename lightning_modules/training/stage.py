@@ -61,6 +61,9 @@ class Stage(LightningModule):
     few_steps = 4
     """Steps of validation samples, for methods that do not fix their number."""
     first_few_steps = 4
+    forward_mode: str = ""
+    """The setting by which its steps differentiate a network in forward mode; "": none do. Neither
+    the hooks of ZeRO-3 nor FlexAttention and flash-attn have forward derivatives."""
     update_cycle = 1
     """Steps of one cycle of alternating updates, in which every trained network is updated."""
 

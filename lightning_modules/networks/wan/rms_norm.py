@@ -6,6 +6,8 @@ than the matrix product before it. The closed form needs only this:
     r = 1 / sqrt(mean(x^2) + eps)    g = dy
     dx = r (w g) - x r^3 mean(w g x)
     dw = sum over rows of r (g x)
+
+and forward, for tangents x', w':    y' = w (r x' - x r^3 mean(x x')) + r x w'
 """
 
 from typing import Any
@@ -20,6 +22,7 @@ class _RmsNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
         scale = (mean_square + eps).rsqrt()
         context.save_for_backward(x, weight, scale)
+        context.save_for_forward(x, weight, scale)
         return (x * scale).mul_(weight)
 
     @staticmethod
@@ -29,6 +32,19 @@ class _RmsNorm(torch.autograd.Function):
         mean = (rows @ weight).view(scale.shape) / x.shape[-1]
         to_x = (grad * weight).mul_(scale).addcmul_(x, mean * scale**3, value=-1)
         return to_x, rows.t() @ scale.flatten(), None
+
+    @staticmethod
+    def jvp(
+        context: Any, x_tangent: Tensor | None, weight_tangent: Tensor | None, _: None
+    ) -> Tensor:
+        x, weight, scale = context.saved_tensors
+        tangent = torch.zeros_like(x)
+        if x_tangent is not None:
+            mean = (x * x_tangent).mean(dim=-1, keepdim=True)
+            tangent = weight * (scale * x_tangent - x * scale**3 * mean)
+        if weight_tangent is not None:
+            tangent = tangent + scale * x * weight_tangent
+        return tangent
 
 
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:

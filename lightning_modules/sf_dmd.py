@@ -1,0 +1,70 @@
+"""Stage 3 in the regime of Causal-rCM: self-forcing DMD (SF-DMD, arXiv 2606.25473)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.diffusion.noisy_past import NoisyPast
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
+from lightning_modules.ranges import NoiseLevel, NonNegativeInt
+
+
+class SFDMD(AsymmetricDMD):
+    """Asymmetric DMD whose exits come in turn instead of by chance.
+
+    The n-th update of a network leaves block ``i`` after ``min(n mod N_1 + 1, N_i)`` of its ``N_i``
+    steps; the student and the fake score count their own updates.
+
+    Args:
+        levels: noise levels of each block, the last ones repeated; ``[]``: the shifted grids of
+            ``first_few_steps`` and ``few_steps``, which with shift 5 are the published ones.
+        noisy_from: index of the first block that stays in the context as noisy as it was last seen
+            (``noisy_past.py``), published 1; None: none.
+
+    Raises:
+        ValueError: levels that are no schedule; a noisy block of one step, which would be noise.
+    """
+
+    def __init__(
+        self, *, levels: list[list[NoiseLevel]], noisy_from: NonNegativeInt | None, **stage: Any
+    ) -> None:
+        super().__init__(**stage)
+        self.noisy_from = len(self.sizes) if noisy_from is None else noisy_from
+        self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
+        if levels:
+            self.times = block_times(self.sizes, levels, "stage.levels")
+        if any(len(times) < 2 for times in self.times[self.noisy_from : -1]):
+            raise ValueError(
+                f"stage.noisy_from: {noisy_from}, but a block from there on has one step: its"
+                " context would be pure noise; give it two, or set noisy_from to null"
+            )
+
+    def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
+        """Self-rollout, truncated at the exit whose turn it is."""
+        exit_step = random.in_turn("exit", len(self.times[0]), self.updates())
+        noise = random.normal("noise", self.clip_shape)
+        return rollout(
+            self.noisy_past(batch["text"], random),
+            noise,
+            self.sizes,
+            FewSteps(
+                self.times,
+                renoise=lambda step: random.normal(f"renoise/{step}", self.clip_shape),
+                exits=[min(exit_step, len(times) - 1) for times in self.times],
+            ),
+        )
+
+    def noisy_past(self, text: Tensor, random: Randomness) -> NoisyPast:
+        """The student's own context."""
+        eps = random.normal("context", self.clip_shape)
+        times = [levels.to(eps.device) for levels in self.times]
+        return NoisyPast(
+            self.student, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
+        )
+
+    def updates(self) -> int:
+        """Earlier updates of the network that this step updates."""
+        rounds, within = divmod(self.global_step, 1 + self.critic_steps)
+        return rounds if self.student_updated else self.critic_steps * rounds + within - 1
