@@ -1,7 +1,7 @@
 """Training of the probe: the small convolutional network that evaluates frames for the `world.*`
 metrics.
 
-For one 32x32 gray frame it predicts the digit, its position (centre of the 16x16 sprite, in pixels),
+For one 32x32 gray frame it predicts the digit, its position (centre of the 16x16 sprite, in px),
 the presence of exactly one digit, and which tiles of the ground are bright. Its 96 penultimate
 features span the space in which generated and real frames are compared (Frechet distance,
 precision, recall). It is trained on real clips only and shares no weights with a generator; it is
