@@ -1,0 +1,93 @@
+"""The law of transitions given the caption: what World Quality compares.
+
+One vector describes the step from a frame to the next: the probe's features of both, how the digit
+moved, how far the ground agrees with itself after moving to either side or not at all, and the
+caption. Agreement is the mean of (2 p - 1)(2 p' - 1) over tiles, p and p' the probe's
+probabilities that a tile is bright: 1 if both frames show the same levels, about 0 if they are
+independent, and about 0 for a gray between the levels, of which the probe is not sure.
+
+The Frechet distance of such vectors to real ones is the Frechet joint distance (DeVries et al.
+2019, arXiv 1907.08175), whose rule for the scale of a part is used for all parts: on real clips
+every part has the same mean norm as the features. So a set of clips is far from real if its frames
+are blurred, if they do not follow each other, or if they follow another caption, and clean single
+frames alone earn nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.metrics.distances import Gaussian, frechet_distances
+from experiments.worlds.digits.probe_network import Readings
+from experiments.worlds.digits.wanted import Wanted
+
+
+def pairs(features: np.ndarray) -> np.ndarray:
+    """Features of neighbouring frames side by side, [N, T-1, 2D]."""
+    return np.concatenate([features[:, :-1], features[:, 1:]], axis=-1)
+
+
+def ground_agreement(ground: np.ndarray) -> np.ndarray:
+    """How far the ground of a frame is that of the frame before, moved by a tile to the left, to
+    the right, or not moved: -1..1, [N, T-1, 3] of probabilities [N, T, rows, columns].
+    """
+    sign = 2 * ground - 1
+    before, after = sign[:, :-1], sign[:, 1:]
+    overlaps = (
+        (before[..., 1:], after[..., :-1]),
+        (before[..., :-1], after[..., 1:]),
+        (before, after),
+    )
+    return np.stack([(one * other).mean(axis=(-1, -2)) for one, other in overlaps], axis=-1)
+
+
+def ground_certainty(ground: np.ndarray) -> np.ndarray:
+    """Mean of |2 p - 1| over the tiles of each frame, 0..1, [N, T]."""
+    return np.abs(2 * ground - 1).mean(axis=(-1, -2))
+
+
+def ground_scroll(ground: np.ndarray) -> np.ndarray:
+    """Mean agreement after moving to one side, that which agrees best in the clip, -1..1, [N]."""
+    return ground_agreement(ground)[..., :2].mean(axis=1).max(axis=-1)
+
+
+@dataclass(frozen=True)
+class TransitionLaw:
+    """The Gaussian of real transitions, and the scale of each part of their vectors."""
+
+    scales: tuple[float, ...]
+    real: Gaussian
+
+    @classmethod
+    def of(cls, readings: Readings, wanted: Wanted) -> "TransitionLaw":
+        """Fit to what the probe reads of real clips, and their captions."""
+        parts = _parts(readings, wanted)
+        norms = [float(np.linalg.norm(part, axis=-1).mean()) for part in parts]
+        scales = tuple(norms[0] / norm for norm in norms)
+        vectors = _joined(parts, scales)
+        return cls(scales, Gaussian.of(vectors.reshape(-1, vectors.shape[-1])))
+
+    def distance(
+        self, readings: Readings, wanted: Wanted, weights: np.ndarray | None
+    ) -> tuple[float, np.ndarray]:
+        """Squared Frechet distance of clips to the law, and its bootstrap over clips.
+
+        Args:
+            readings: of the clips.
+            wanted: their captions.
+            weights: float [R, N] from `resample_weights`, or None for no bootstrap.
+        """
+        vectors = _joined(_parts(readings, wanted), self.scales)
+        return frechet_distances(vectors, self.real, weights)
+
+
+def _parts(readings: Readings, wanted: Wanted) -> list[np.ndarray]:
+    """Features, motion [px], ground and caption of each transition: four times [N, T-1, D_k]."""
+    both = pairs(readings.features)
+    caption = np.repeat(wanted.indicators()[:, None], both.shape[1], axis=1)
+    moved = np.diff(readings.position, axis=1)
+    return [both, moved, ground_agreement(readings.ground), caption]
+
+
+def _joined(parts: list[np.ndarray], scales: tuple[float, ...]) -> np.ndarray:
+    return np.concatenate([p * scale for p, scale in zip(parts, scales, strict=True)], axis=-1)
