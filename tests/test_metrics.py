@@ -167,7 +167,7 @@ def test_intervals_of_sets_tell_how_much_other_prompts_would_change():
             # The mean of four disjoint draws, since an interval from 48 clips is itself random:
             # single draws were measured at 0.87 (precision) to 27 (quality) times that of 192.
             if metric.id in ("world.quality", "world.total"):
-                continue  # `world.distance` stands for them: that of 48 clips is clipped to no quality
+                continue  # `world.distance` stands for them; of 48 clips it gives no quality
             few = [_reach(metric.compute(view("none", 48, first))) for first in QUARTERS]
             assert np.mean(few) > reach, metric.id
     assert max(distances.values()) < 2, distances
