@@ -24,7 +24,7 @@ from experiments.worlds.digits.moving_digits import (
 WORLD = World(
     size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0
 )
-TILED = replace(WORLD, scroll=8, dark=0.1, bright=0.25)
+TILED = replace(WORLD, scroll=8, dark=0.1, bright=0.3)
 ALL = [attributes_of(text) for text in all_captions()]
 
 
@@ -175,12 +175,9 @@ def test_sixteen_of_64_cosines_keep_the_picture(world):
 def test_the_ground_scrolls_by_whole_tiles_and_new_ones_are_fair_bits():
     grounds = [Ground.draw(np.random.default_rng(i), 32, 8, tile=8, scroll=8) for i in range(400)]
     seen = np.stack([ground.seen(32) for ground in grounds])  # [clips, frames, rows, columns]
-    left = np.array([ground.offsets[1] < ground.offsets[0] for ground in grounds])
-    assert seen.shape == (400, 8, 4, 4) and abs(left.mean() - 0.5) < 0.1
-    np.testing.assert_array_equal(seen[left, 1:, :, :-1], seen[left, :-1, :, 1:])
-    np.testing.assert_array_equal(seen[~left, 1:, :, 1:], seen[~left, :-1, :, :-1])
-    new = np.where(left[:, None, None], seen[:, 1:, :, -1], seen[:, 1:, :, 0])
-    before = np.where(left[:, None, None], seen[:, :-1, :, -1], seen[:, :-1, :, 0])
+    assert seen.shape == (400, 8, 4, 4)
+    np.testing.assert_array_equal(seen[:, 1:, :, :-1], seen[:, :-1, :, 1:])
+    new, before = seen[:, 1:, :, -1], seen[:, :-1, :, -1]
     assert abs(new.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(new.ravel(), before.ravel())[0, 1]) < 0.04
     assert abs(np.corrcoef(new[:, :, 0].ravel(), new[:, :, 1].ravel())[0, 1]) < 0.06
@@ -189,7 +186,7 @@ def test_the_ground_scrolls_by_whole_tiles_and_new_ones_are_fair_bits():
 def test_tiles_have_their_gray_levels_and_the_digit_stands_in_front():
     for clip in (TILED.clip(0, "train", i) for i in range(20)):
         middles = clip.video[:, 4::8, 4::8, 0].astype(int)  # past the soft edges of a tile
-        wanted = np.rint(255 * np.where(clip.ground.seen(32), 0.25, 0.1))
+        wanted = np.rint(255 * np.where(clip.ground.seen(32), 0.3, 0.1))
         at = np.arange(4, 32, 8) + 0.5
         aside = np.abs(at - clip.states[:, :1]) > 12  # of the digit: [T, 4]
         rows = np.broadcast_to(aside[:, None], wanted.shape)
@@ -197,16 +194,12 @@ def test_tiles_have_their_gray_levels_and_the_digit_stands_in_front():
         assert clip.video.max() > 230
 
 
-def test_the_ground_changes_nothing_else_of_a_clip_and_no_caption_tells_it():
+def test_the_ground_changes_nothing_else_of_a_clip():
     plain, tiled = clips(40), [TILED.clip(0, "train", i) for i in range(40)]
     for one, other in zip(plain, tiled, strict=True):
         assert one.attributes == other.attributes and one.image == other.image
         np.testing.assert_array_equal(one.states, other.states)
         assert not np.array_equal(one.video, other.video)
-    many = [TILED.clip(0, "train", i) for i in range(400)]
-    goes_left = [clip.ground.offsets[1] < clip.ground.offsets[0] for clip in many]
-    told_left = [clip.attributes.direction == "left" for clip in many]
-    assert abs(np.corrcoef(goes_left, told_left)[0, 1]) < 0.15
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lightning_modules.networks.encoders.autoencoders import PatchTransform
 
 WORLD = World(
     size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0,
-    tile=8, scroll=8, dark=0.1, bright=0.25,
+    tile=8, scroll=8, dark=0.1, bright=0.3,
 )  # fmt: skip
 SETTINGS = {
     "steps": 450,

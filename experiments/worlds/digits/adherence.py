@@ -12,7 +12,7 @@ from experiments.metrics.registry import Measurement, NotApplicable, metric
 from experiments.worlds.digits import appearance, quality
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.quality import of_resamples, per_clip
-from experiments.worlds.digits.transitions import ground_certainty, ground_scroll
+from experiments.worlds.digits.transitions import ground_agreement, ground_certainty
 
 SEMANTIC = ("digit", "moving", "direction", "speed", "all")
 
@@ -58,7 +58,7 @@ def bounds_of(view: View) -> dict[str, np.ndarray]:
         "sharpness_change": sharp.max(axis=1) - sharp.min(axis=1),
         "detail_gap": np.abs(sharp - np.log(view.reference.sharpness)).max(axis=1),
         "ground_doubt": 1 - ground_certainty(ground).min(axis=1),
-        "ground_change": 1 - ground_scroll(ground),
+        "ground_change": 1 - ground_agreement(ground)[..., 0].min(axis=1),
         "shape_change": 1 - appearance.consistency(identity),
     }
 

@@ -18,7 +18,7 @@ from experiments.worlds.digits.context import View
 from experiments.worlds.digits.quality import per_clip
 from experiments.worlds.digits.reference import MANIFOLD_CLIPS
 from experiments.worlds.digits.trajectory import BRANCHES, SPEEDS
-from experiments.worlds.digits.transitions import ground_certainty, ground_scroll, pairs
+from experiments.worlds.digits.transitions import ground_agreement, ground_certainty, pairs
 
 
 def digits_read(view: View) -> np.ndarray:
@@ -40,8 +40,8 @@ def certainty(view: View) -> Measurement:
 
 @metric("world.ground.scroll", "ground scrolls", "sample", "%")
 def scroll(view: View) -> Measurement:
-    """How far each ground is that of the frame before, moved to the side that the clip chose."""
-    return per_clip(ground_scroll(view.readings.ground), view.seed, 100)
+    """How far the ground of each frame is that of the frame before, moved as it should be."""
+    return per_clip(ground_agreement(view.readings.ground)[..., 0].mean(axis=1), view.seed, 100)
 
 
 @metric("world.identity.switches", "identity switches", "sample", "per clip", False)

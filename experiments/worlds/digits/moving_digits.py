@@ -106,7 +106,7 @@ class World:
     still: float  # share of clips that stand still
     spread: float  # starts lie at most this far from the middle of the frame, across and down
     tile: int = 8  # side of the ground's tiles
-    scroll: int = 0  # px/frame by which the ground moves
+    scroll: int = 0  # px/frame by which the ground moves to the left
     dark: float = 0.0  # of the ground's tiles, as a share of the digit's peak
     bright: float = 0.0
 

@@ -1,7 +1,7 @@
 """The law of transitions given the caption: what World Quality compares.
 
 One vector describes the step from a frame to the next: the probe's features of both, how the digit
-moved, how far the ground agrees with itself after moving to either side or not at all, and the
+moved, how far the ground of both agrees if it moved as it should and if it did not move, and the
 caption. Agreement is the mean of (2 p - 1)(2 p' - 1) over tiles, p and p' the probe's
 probabilities that a tile is bright: 1 if both frames show the same levels, about 0 if they are
 independent, and about 0 for a gray between the levels, of which the probe is not sure.
@@ -28,27 +28,18 @@ def pairs(features: np.ndarray) -> np.ndarray:
 
 
 def ground_agreement(ground: np.ndarray) -> np.ndarray:
-    """How far the ground of a frame is that of the frame before, moved by a tile to the left, to
-    the right, or not moved: -1..1, [N, T-1, 3] of probabilities [N, T, rows, columns].
+    """How far the ground of a frame is that of the frame before, moved left by a tile, and not
+    moved: -1..1, [N, T-1, 2] of probabilities [N, T, rows, columns].
     """
     sign = 2 * ground - 1
     before, after = sign[:, :-1], sign[:, 1:]
-    overlaps = (
-        (before[..., 1:], after[..., :-1]),
-        (before[..., :-1], after[..., 1:]),
-        (before, after),
-    )
+    overlaps = (before[..., 1:], after[..., :-1]), (before, after)
     return np.stack([(one * other).mean(axis=(-1, -2)) for one, other in overlaps], axis=-1)
 
 
 def ground_certainty(ground: np.ndarray) -> np.ndarray:
     """Mean of |2 p - 1| over the tiles of each frame, 0..1, [N, T]."""
     return np.abs(2 * ground - 1).mean(axis=(-1, -2))
-
-
-def ground_scroll(ground: np.ndarray) -> np.ndarray:
-    """Mean agreement after moving to one side, that which agrees best in the clip, -1..1, [N]."""
-    return ground_agreement(ground)[..., :2].mean(axis=1).max(axis=-1)
 
 
 @dataclass(frozen=True)
