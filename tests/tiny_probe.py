@@ -15,7 +15,7 @@ WORLD = World(
     tile=8, scroll=8, dark=0.1, bright=0.3,
 )  # fmt: skip
 SETTINGS = {
-    "steps": 450,
+    "steps": 600,
     "learning_rate": 4e-3,
     "position_weight": 1.0,
     "ground_weight": 2.0,
