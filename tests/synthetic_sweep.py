@@ -61,7 +61,7 @@ def make_sweep(
                         _shards(runs / sample.name / "shards", 90 - scores["world.total"])
                 cells.append(Cell({"init": init, "few_steps": steps, "seed": seed}, scored))
     given = {"base": 92.0, "real_score": 94.0}
-    given |= {f"floor_{kind}": floor for kind in ("noise", "shuffled", "captions")}
+    given |= {f"floor_{kind}": floor for kind in ("noise", "shuffled", "blurred", "captions")}
     for seed in seeds:
         for name, of, total in (
             ("ceiling", "real", 95.0),  # of all seeds

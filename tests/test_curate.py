@@ -66,6 +66,7 @@ def test_clips_have_latents_text_and_truth(clips):
         assert attributes_of(sample["caption"]) == clip.attributes
         assert sample["info"]["attributes"] == clip.attributes.as_dict()
         np.testing.assert_array_equal(sample["state"], clip.states)
+        np.testing.assert_array_equal(sample["ground"], clip.ground.seen(32))
 
 
 def test_latents_are_normalised_and_decode_to_the_clip(clips):
@@ -103,7 +104,9 @@ def test_other_splits_and_kinds_share_encoders_and_statistics(tmp_path, clips):
     for shards in (heldout, prompts, videos):
         for name in ("normalisation", "autoencoder", "text_encoder", "fps"):
             assert shards.manifest[name] == clips.manifest[name]
-    assert set(heldout.fields) == {"latents", "state", "text", "video"} == set(videos.fields)
+    assert (
+        set(heldout.fields) == {"latents", "state", "ground", "text", "video"} == set(videos.fields)
+    )
     assert prompts.fields == ("text",)
     for clip, prompt, video in zip(heldout, prompts, videos, strict=True):
         assert clip["key"] == prompt["key"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn, idctn
 
+from experiments.worlds.digits.ground import Ground
 from experiments.worlds.digits.moving_digits import (
     DIGITS,
     HEADINGS,
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.numeric
 WORLD = World(
     size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0
 )
+TILED = replace(WORLD, scroll=8, dark=0.1, bright=0.3)
 ALL = [attributes_of(text) for text in all_captions()]
 
 
@@ -160,9 +162,10 @@ def test_brightness_fills_the_range_without_clipping():
     assert (video == 255).mean() < 2e-3
 
 
-def test_sixteen_of_64_cosines_keep_the_picture():
+@pytest.mark.parametrize("world", [WORLD, TILED], ids=["black", "tiled"])
+def test_sixteen_of_64_cosines_keep_the_picture(world):
     """The tiny autoencoder's loss: below 33 dB it would be what the metrics measure."""
-    video = np.stack([c.video for c in clips(200)])[..., 0].astype(np.float64)
+    video = np.stack([world.clip(0, "train", i).video for i in range(200)])[..., 0].astype(float)
     patches = video.reshape(200, 8, 4, 8, 4, 8).swapaxes(3, 4)
     kept = dctn(patches, axes=(-2, -1), norm="ortho")
     kept[..., 4:, :] = kept[..., :, 4:] = 0
@@ -171,8 +174,49 @@ def test_sixteen_of_64_cosines_keep_the_picture():
     assert 10 * np.log10(255**2 / (error**2).mean(axis=(1, 2, 3, 4, 5)).max()) > 31
 
 
+def test_the_ground_scrolls_by_whole_tiles_and_new_ones_are_fair_bits():
+    grounds = [Ground.draw(np.random.default_rng(i), 32, 8, tile=8, scroll=8) for i in range(400)]
+    seen = np.stack([ground.seen(32) for ground in grounds])  # [clips, frames, rows, columns]
+    assert seen.shape == (400, 8, 4, 4)
+    np.testing.assert_array_equal(seen[:, 1:, :, :-1], seen[:, :-1, :, 1:])
+    new, before = seen[:, 1:, :, -1], seen[:, :-1, :, -1]
+    assert abs(new.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(new.ravel(), before.ravel())[0, 1]) < 0.04
+    assert abs(np.corrcoef(new[:, :, 0].ravel(), new[:, :, 1].ravel())[0, 1]) < 0.06
+
+
+def test_tiles_have_their_gray_levels_and_the_digit_stands_in_front():
+    for clip in (TILED.clip(0, "train", i) for i in range(20)):
+        middles = clip.video[:, 4::8, 4::8, 0].astype(int)  # past the soft edges of a tile
+        wanted = np.rint(255 * np.where(clip.ground.seen(32), 0.3, 0.1))
+        at = np.arange(4, 32, 8) + 0.5
+        aside = np.abs(at - clip.states[:, :1]) > 12  # of the digit: [T, 4]
+        rows = np.broadcast_to(aside[:, None], wanted.shape)
+        assert rows.any() and np.abs(middles - wanted)[rows].max() <= 1
+        assert clip.video.max() > 230
+
+
+def test_the_ground_changes_nothing_else_of_a_clip():
+    plain, tiled = clips(40), [TILED.clip(0, "train", i) for i in range(40)]
+    for one, other in zip(plain, tiled, strict=True):
+        assert one.attributes == other.attributes and one.image == other.image
+        np.testing.assert_array_equal(one.states, other.states)
+        assert not np.array_equal(one.video, other.video)
+
+
 @pytest.mark.parametrize(
-    "numbers", [{"fast": 1.0}, {"fast": 9.0}, {"turn": 1.5}, {"size": 16}, {"frames": 1}]
+    "numbers",
+    [
+        {"fast": 1.0},
+        {"fast": 9.0},
+        {"turn": 1.5},
+        {"size": 16},
+        {"frames": 1},
+        {"scroll": 4},
+        {"tile": 5},
+        {"dark": 0.3, "bright": 0.2},
+        {"bright": 1.0},
+    ],
 )
 def test_a_world_without_meaning_is_refused(numbers):
     with pytest.raises(ValueError, match="world: "):

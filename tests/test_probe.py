@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_probe import clips, probe, samples, train
+from tiny_probe import WORLD, clips, probe, samples, train
 
+from experiments.worlds.digits.moving_digits import World
 from experiments.worlds.digits.probe import handwriting, not_a_digit, worn
 from experiments.worlds.digits.probe_network import SIDE, ProbeNetwork, centred
 
@@ -16,6 +17,18 @@ def test_reads_unseen_handwriting_after_seconds_of_training():
     assert gate["accuracy"] > 0.93
     assert gate["position_error"] < 0.8
     assert gate["presence"] > 0.98
+    assert gate["ground"] > 0.97
+
+
+def test_a_gray_between_the_levels_is_read_as_neither():
+    """Undistorted frames alone teach the ground, so a ground that a mean has blurred stands out."""
+    data = clips("heldout", 64)
+    mean = round(255 * (WORLD.dark + WORLD.bright) / 2)
+    gray = np.where(data.videos < 255 * 0.3, mean, data.videos).astype(np.uint8)
+    sure, unsure = (
+        np.abs(2 * probe().network.read(videos).ground - 1).mean() for videos in (data.videos, gray)
+    )
+    assert sure > 0.8 and unsure < 0.6 * sure
 
 
 def test_noise_blank_and_overlaid_digits_are_no_digit():
@@ -62,7 +75,9 @@ def test_augmentation_is_a_function_of_its_generator_and_stays_in_range():
 
 def test_handwriting_keeps_the_place():
     data = clips("train", 32)
-    frames = torch.from_numpy(data.videos).reshape(-1, 1, SIDE, SIDE).float()
+    ink = World(**{**vars(WORLD), "dark": 0.0, "bright": 0.0})  # alone tells where the digit is
+    videos = np.stack([ink.clip(0, "train", number).video for number in range(32)])
+    frames = torch.from_numpy(videos).reshape(-1, 1, SIDE, SIDE).float()
     centre = torch.from_numpy(data.states[..., :2]).reshape(-1, 2)
     bent = handwriting(frames, centre, torch.Generator().manual_seed(0))
     across = torch.arange(SIDE) + 0.5
@@ -84,7 +99,7 @@ def test_hand_off_round_trip(tmp_path):
     loaded = ProbeNetwork.load(tmp_path / "probe")
     videos = clips("heldout", 16).videos
     here, there = probe().network.read(videos), loaded.read(videos)
-    for name in ("position", "presence", "classes", "features", "identity"):
+    for name in ("position", "presence", "classes", "ground", "features", "identity"):
         assert np.array_equal(getattr(here, name), getattr(there, name))
     meta = json.loads((tmp_path / "probe" / "meta.json").read_text())
     assert meta["gate"]["frames"] == 128 * 8 and len(meta["sha256"]) == 64

@@ -11,12 +11,14 @@ from experiments.worlds.digits.probe import WorldProbe
 from lightning_modules.networks.encoders.autoencoders import PatchTransform
 
 WORLD = World(
-    size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0
-)
+    size=32, frames=8, fps=8, sprite=16, slow=1.5, fast=3.5, turn=0.25, still=0.1, spread=2.0,
+    tile=8, scroll=8, dark=0.1, bright=0.3,
+)  # fmt: skip
 SETTINGS = {
-    "steps": 350,
+    "steps": 600,
     "learning_rate": 4e-3,
     "position_weight": 1.0,
+    "ground_weight": 2.0,
     "min_accuracy": 0.9,
     "max_position_error": 1.0,
     "kept": 16,
@@ -34,6 +36,7 @@ def clips(split: str, count: int, first: int = 0) -> SimpleNamespace:
         videos=codec.decode(codec.encode(torch.from_numpy(pixels))).numpy(),
         pixels=pixels,
         states=np.stack([clip.states for clip in made]),
+        ground=np.stack([clip.ground.seen(WORLD.size) for clip in made]),
         attributes=[clip.attributes.as_dict() for clip in made],
         captions=[caption(clip.attributes) for clip in made],
     )
@@ -42,9 +45,9 @@ def clips(split: str, count: int, first: int = 0) -> SimpleNamespace:
 def samples(source: SimpleNamespace) -> list[dict]:
     """As a shard reader yields them."""
     return [
-        {"video": video, "state": state, "info": {"attributes": attributes}}
-        for video, state, attributes in zip(
-            source.pixels, source.states, source.attributes, strict=True
+        {"video": video, "state": state, "ground": ground, "info": {"attributes": attributes}}
+        for video, state, ground, attributes in zip(
+            source.pixels, source.states, source.ground, source.attributes, strict=True
         )
     ]
 
@@ -61,6 +64,7 @@ def train(steps: int) -> WorldProbe:
         batch = {
             "video": torch.from_numpy(data.pixels[chosen]),
             "state": torch.from_numpy(data.states[chosen]),
+            "ground": torch.from_numpy(data.ground[chosen]),
             "info": [{"attributes": data.attributes[i]} for i in chosen],
         }
         loss = module.training_step(batch)

@@ -1,5 +1,4 @@
-"""Motion in pixels, from classical optical flow: VBench's rules with DIS instead of RAFT and
-AMT.
+"""Motion in pixels, from classical optical flow: VBench's rules with DIS instead of RAFT.
 
 Classical flow follows the true speed of a moving digit from 32 px upwards (Kroeger et al. 2016),
 but sees motion in noise too, hence the gate: a pair counts only when both frames look real.
@@ -66,27 +65,6 @@ def dynamic(
     if counts is not None:
         moving &= counts[:, :-1] & counts[:, 1:]
     return moving.sum(axis=1) >= rule.pairs
-
-
-def smoothness(videos: np.ndarray) -> np.ndarray:
-    """VBench's motion smoothness with a flow-warped midpoint instead of AMT, float [N] in 0..1.
-
-    Odd frames are dropped and interpolated back from their neighbours, half-way along the flow:
-    1 - mean absolute difference / 255.
-    """
-    flow = _flow()
-    clips, length, height, width = videos.shape[:4]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    errors = []
-    for t in range(1, length - 1, 2):
-        for n in range(clips):
-            before, after = videos[n, t - 1, ..., 0], videos[n, t + 1, ..., 0]
-            half = flow.calc(before, after, None) / 2
-            first = cv2.remap(before, x - half[..., 0], y - half[..., 1], cv2.INTER_LINEAR)
-            second = cv2.remap(after, x + half[..., 0], y + half[..., 1], cv2.INTER_LINEAR)
-            middle = (first.astype(np.float32) + second) / 2
-            errors.append(np.abs(middle - videos[n, t, ..., 0]).mean())
-    return 1 - np.reshape(errors, (-1, clips)).mean(axis=0) / 255
 
 
 def _flow() -> cv2.DISOpticalFlow:

@@ -9,10 +9,10 @@ sum_k a_k with a_k = +-1, over the questions of `answers`, equally weighted; the
 import numpy as np
 
 from experiments.metrics.registry import Measurement, NotApplicable, metric
-from experiments.metrics.statistics import resample_weights
 from experiments.worlds.digits import appearance, quality
 from experiments.worlds.digits.context import View
 from experiments.worlds.digits.quality import of_resamples, per_clip
+from experiments.worlds.digits.transitions import ground_agreement, ground_certainty
 
 SEMANTIC = ("digit", "moving", "direction", "speed", "all")
 
@@ -51,15 +51,14 @@ def semantic_table(view: View) -> dict[str, np.ndarray]:
 def bounds_of(view: View) -> dict[str, np.ndarray]:
     """Per-clip measures that the reward bounds by real clips, each [N]; lower is better."""
     sharp = np.log(np.maximum(view.sharpness, 1e-6))
-    real_sharp, _ = view.reference.appearance
-    identity = view.readings.identity
+    identity, ground = view.readings.identity, view.readings.ground
     return {
         "jump": view.path.step.max(axis=1),
         "unlawful": view.path.residual.max(axis=1),
         "sharpness_change": sharp.max(axis=1) - sharp.min(axis=1),
-        "detail_gap": np.abs(sharp - np.log(real_sharp)).max(axis=1),
-        "background_noise": view.noise.max(axis=1),
-        "background_change": 1 - quality.dimension(view, "background_consistency"),
+        "detail_gap": np.abs(sharp - np.log(view.reference.sharpness)).max(axis=1),
+        "ground_doubt": 1 - ground_certainty(ground).min(axis=1),
+        "ground_change": 1 - ground_agreement(ground)[..., 0].min(axis=1),
         "shape_change": 1 - appearance.consistency(identity),
     }
 
@@ -93,14 +92,14 @@ def answers(view: View) -> dict[str, np.ndarray]:
         "stays equally sharp": within["sharpness_change"],
         "has the detail of real clips": within["detail_gap"],
         "shows one digit and nothing else": view.on_manifold.all(axis=1),
-        "has a clean background": within["background_noise"],
-        "keeps its background": within["background_change"],
+        "has a ground of two levels": within["ground_doubt"],
+        "lets its ground scroll": within["ground_change"],
     }
 
 
 def _semantic(view: View) -> np.ndarray:
     """World Semantic [1 + R]: of all clips, then of the resamples."""
-    counts = np.vstack([np.ones(view.clips), resample_weights(view.clips, 1000, view.seed)])
+    counts = np.vstack([np.ones(view.clips), view.weights])
     columns = []
     for name, values in semantic_table(view).items():
         known = np.isfinite(values)
@@ -119,8 +118,7 @@ def total_of(quality_score: np.ndarray, semantic_score: np.ndarray) -> np.ndarra
 @metric("world.total", "World Total", "set", "0..100", needs=("probe", "calibration"))
 def world_total(view: View) -> Measurement:
     """(4 World Quality + World Semantic) / 5."""
-    scores = quality.quality_of(quality.resampled_means(view), quality.constants(view))
-    return of_resamples(total_of(scores, _semantic(view)), view.clips)
+    return of_resamples(total_of(quality.qualities(view), _semantic(view)), view.clips)
 
 
 @metric("world.semantic", "World Semantic", "set", "0..100")

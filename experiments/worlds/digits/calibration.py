@@ -1,13 +1,14 @@
 """The constants of World Quality and World Reward: measured by a run, which every score needs.
 
-Ceiling: the mean of each quality dimension on held-out real clips. Floor: the lowest mean over the
-corruptions of `corruption.PIXELS` (noise, grain, blur, shuffled frames, freezing, splicing). Bound
-of a question: what 95% of the real clips keep. Half of the clips are measured against the
+Ceiling: the Frechet joint distance of transitions (`transitions`) of held-out real clips. Floor:
+the least distance of their worthless versions, by every corruption of `corruption`. Bound of a
+question: what 95% of the real clips keep. Half of the clips are measured against the
 other half; the ceiling row of the table uses further clips.
 
 The run needs `reference` (held-out clips) and `probe`, and leaves `calibration.json`::
 
-    {"quality": {dimension: {"floor": 0.3, "ceiling": 0.9}}, "bounds": {name: 3.7},
+    {"distance": {"floor": 35.1, "ceiling": 7.9, "of": {corruption: 35.1}},
+     "bounds": {name: 3.7},
      "made_from": {"probe": run, "probe_sha256": ..., "reference": run, ...}}
 """
 
@@ -24,9 +25,9 @@ from datamodules.json_files import read_object
 from datamodules.shards.reader import open_shards
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
-from experiments.worlds.digits import adherence, distribution, quality  # noqa: F401  distribution registers its metrics
+from experiments.worlds.digits import adherence
 from experiments.worlds.digits.context import View
-from experiments.worlds.digits.corruption import PIXELS, corrupt
+from experiments.worlds.digits.corruption import WORTHLESS, corrupt
 from experiments.worlds.digits.probe_network import ProbeNetwork, read_probe_meta
 from experiments.worlds.digits.reference import Reference, read_clips, world_of
 from lightning_modules.ranges import PositiveInt
@@ -67,11 +68,11 @@ def measure_constants(
             against the first.
 
     Raises:
-        ValueError: too few clips, or a dimension whose floor is not below its ceiling.
+        ValueError: too few clips, or worthless clips as near as real ones.
     """
     real, attributes, manifest = read_clips(reference / "shards", 0, clips)
     half, network = clips // 2, ProbeNetwork.load(probe / "probe")
-    beside = Reference(real[:half], network, world_of(manifest), manifest["fps"])
+    beside = Reference(real[:half], attributes[:half], network, world_of(manifest), manifest["fps"])
     found = calibrate(real[half:], attributes[half:], beside)
     _require_sound(found, f"{clips} clips of {reference.name} through {probe.name}")
     meta = read_probe_meta(probe / "probe")
@@ -83,11 +84,11 @@ def measure_constants(
         "reference_fingerprint": open_shards(reference / "shards").fingerprint,
         "real": [0, half],
         "measured": [half, clips],
-        "floors": list(PIXELS),
+        "floors": list(WORTHLESS),
         "bounds_keep": SHARE,
     }
     write_text(folder.path / FILE, json.dumps(found, indent=1, sort_keys=True))
-    log.info("constants %s: %s", digest(found), found["quality"])
+    log.info("constants %s: %s", digest(found), found["distance"])
 
 
 def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the run holds no constants.
-        ValueError: one is missing, a floor is not below its ceiling, or they are of other runs.
+        ValueError: one is missing, worthless clips are as near as real ones, or of other runs.
     """
     path = run / FILE
     if not path.is_file():
@@ -123,43 +124,41 @@ def constants_of(run: Path, probe: str, reference: str) -> dict[str, Any]:
 
 
 def _require_sound(constants: dict[str, Any], where: str) -> None:
-    for name in quality.WEIGHTS:
-        bounds = constants.get("quality", {}).get(name, {})
-        if not {"floor", "ceiling"} <= set(bounds) or not bounds["floor"] < bounds["ceiling"]:
-            raise ValueError(
-                f"{where}: quality.{name} needs floor < ceiling, and has {bounds or 'neither'}:"
-                " take more clips (data.reference), or delete the run folder and measure again"
-            )
+    bounds = constants.get("distance", {})
+    sound = {"floor", "ceiling"} <= set(bounds) and 0 < bounds["ceiling"] < bounds["floor"]
+    if not sound:
+        raise ValueError(
+            f"{where}: distance needs 0 < ceiling < floor, and has {bounds or 'neither'}:"
+            " take more clips (data.reference), or delete the run folder and measure again"
+        )
 
 
 def digest(constants: dict[str, Any]) -> str:
     """Sixteen hex digits of the constants that enter a score."""
-    used = {part: constants[part] for part in ("quality", "bounds")}
+    used = {part: constants[part] for part in ("distance", "bounds")}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def calibrate(videos: np.ndarray, attributes: list[dict], reference: Reference) -> dict[str, Any]:
-    """Floors, ceilings and bounds from real clips `videos`, disjoint from the reference."""
+    """Floor, ceiling and bounds from real clips `videos`, disjoint from the reference."""
     clean = View(videos, attributes, reference, None, seed=0)
-    ceilings = _means(clean)
-    floors = [
-        _means(View(*corrupt(name, videos, attributes, 0), reference, None, seed=0))
-        for name in PIXELS
-    ]
-    bounds = adherence.bounds_of(clean)
+    worthless = {
+        name: _distance(View(*corrupt(name, videos, attributes, 0), reference, None, seed=0))
+        for name in WORTHLESS
+    }
     return {
-        "quality": {
-            name: {
-                "floor": round(min(floor[name] for floor in floors), 5),
-                "ceiling": round(ceilings[name], 5),
-            }
-            for name in quality.WEIGHTS
+        "distance": {
+            "floor": min(worthless.values()),
+            "ceiling": _distance(clean),
+            "of": worthless,
         },
         "bounds": {
-            name: round(float(np.quantile(values, SHARE)), 5) for name, values in bounds.items()
+            name: round(float(np.quantile(values, SHARE)), 5)
+            for name, values in adherence.bounds_of(clean).items()
         },
     }
 
 
-def _means(view: View) -> dict[str, float]:
-    return {name: float(np.nanmean(quality.dimension(view, name))) for name in quality.WEIGHTS}
+def _distance(view: View) -> float:
+    value, _ = view.reference.law.distance(view.readings, view.wanted, None)
+    return round(value, 5)

@@ -3,7 +3,6 @@
 Arrays: videos uint8 [N, T, H, W, 1]; per-frame values [N, T]; per-clip values [N].
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,43 +13,10 @@ from experiments.metrics.statistics import resample_weights
 from experiments.worlds.digits import appearance
 from experiments.worlds.digits.probe_network import Readings
 from experiments.worlds.digits.reference import Reference
-from experiments.worlds.digits.trajectory import HEADINGS, SPEEDS, Path, follow
+from experiments.worlds.digits.trajectory import Path, follow
+from experiments.worlds.digits.wanted import Wanted
 
 SET_RESAMPLES = 100  # of set-wise metrics; only their standard deviation is used
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Attributes in N captions: digit int [N], heading int [N] (-1 still), speed int [N]."""
-
-    digit: np.ndarray
-    heading: np.ndarray
-    speed: np.ndarray
-
-    @classmethod
-    def of(cls, attributes: list[dict[str, Any]]) -> "Wanted":
-        """From samples' `attributes` {digit, direction, speed}.
-
-        Raises:
-            ValueError: an attribute is missing or unknown; names the clip.
-        """
-        rows = []
-        for number, a in enumerate(attributes):
-            try:
-                direction = a["direction"]
-                heading = -1 if direction is None else HEADINGS.index(direction)
-                rows.append((int(a["digit"]), heading, SPEEDS.index(a["speed"])))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"clip {number}: attributes {a!r} are not those of the tiny world "
-                    "(digit 0..9, direction, speed): sample from its prompts"
-                ) from error
-        return cls(*(np.array(column) for column in zip(*rows, strict=True)))
-
-    @property
-    def moving(self) -> np.ndarray:
-        """Bool [N]."""
-        return self.speed > 0
 
 
 class View:
@@ -125,21 +91,11 @@ class View:
         return motion.fastest(self.videos[:, :: self.rule.interval])
 
     @cached_property
-    def mask(self) -> np.ndarray:
-        """Background pixels."""
-        return appearance.background(self.videos, self.readings.position)
-
-    @cached_property
     def sharpness(self) -> np.ndarray:
         """Variance of the Laplacian, [N, T]."""
         return appearance.sharpness(self.videos)
 
     @cached_property
-    def noise(self) -> np.ndarray:
-        """Gray levels in the background, [N, T]."""
-        return appearance.noise(self.videos, self.mask)
-
-
-def pairs(features: np.ndarray) -> np.ndarray:
-    """Features of neighbouring frames side by side, [N, T-1, 2D]."""
-    return np.concatenate([features[:, :-1], features[:, 1:]], axis=-1)
+    def distance(self) -> tuple[float, np.ndarray]:
+        """Frechet joint distance of transitions to real ones, and its resamples [R]."""
+        return self.reference.law.distance(self.readings, self.wanted, self.weights)

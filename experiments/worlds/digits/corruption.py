@@ -50,7 +50,8 @@ def splice(videos: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 PIXELS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     f.__name__: f for f in (noise, grain, blur, shuffle_frames, freeze, splice)
 }
-NAMES = ("none", *PIXELS, "shuffle_captions")
+WORTHLESS = (*PIXELS, "shuffle_captions")
+NAMES = ("none", *WORTHLESS)
 
 
 def corrupt(

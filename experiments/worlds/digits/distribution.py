@@ -14,10 +14,11 @@ from experiments.metrics.distances import (
 )
 from experiments.metrics.registry import Measurement, NotApplicable, metric
 from experiments.metrics.statistics import kendall, slope, spread_interval
-from experiments.worlds.digits.context import View, pairs
+from experiments.worlds.digits.context import View
 from experiments.worlds.digits.quality import per_clip
 from experiments.worlds.digits.reference import MANIFOLD_CLIPS
 from experiments.worlds.digits.trajectory import BRANCHES, SPEEDS
+from experiments.worlds.digits.transitions import ground_agreement, ground_certainty, pairs
 
 
 def digits_read(view: View) -> np.ndarray:
@@ -29,6 +30,18 @@ def digits_read(view: View) -> np.ndarray:
 def presence(view: View) -> Measurement:
     """Share of frames that show exactly one digit."""
     return per_clip((view.readings.presence > 0.5).mean(axis=1), view.seed, 100)
+
+
+@metric("world.ground.certainty", "ground of two levels", "sample", "%")
+def certainty(view: View) -> Measurement:
+    """How surely the probe reads each tile as dark or bright; a gray between them is 0."""
+    return per_clip(ground_certainty(view.readings.ground).mean(axis=1), view.seed, 100)
+
+
+@metric("world.ground.scroll", "ground scrolls", "sample", "%")
+def scroll(view: View) -> Measurement:
+    """How far the ground of each frame is that of the frame before, moved as it should be."""
+    return per_clip(ground_agreement(view.readings.ground)[..., 0].mean(axis=1), view.seed, 100)
 
 
 @metric("world.identity.switches", "identity switches", "sample", "per clip", False)
@@ -143,14 +156,13 @@ _register("coverage", "real frames with a generated neighbour")
 
 def curves(view: View) -> dict[str, list[float]]:
     """Per frame index (or per step between frames): shows where in the clip errors arise."""
-    sharp, _ = view.reference.appearance
     return {
         "world.fd_by_frame": [float(v) for v in fd_by_frame(view)[0]],
         "world.identity_by_frame": _mean(view.digit_right),
         "world.realism_by_frame": _mean(view.on_manifold),
         "world.presence_by_frame": _mean(view.readings.presence > 0.5),
-        "world.sharpness_by_frame": _mean(view.sharpness / sharp),
-        "world.noise_by_frame": _mean(view.noise),
+        "world.sharpness_by_frame": _mean(view.sharpness / view.reference.sharpness),
+        "world.ground_by_frame": _mean(ground_certainty(view.readings.ground)),
         "world.residual_by_step": _mean(view.path.residual),
         "world.motion_by_step": _mean(view.path.step),
     }

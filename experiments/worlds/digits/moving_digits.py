@@ -1,4 +1,4 @@
-"""The tiny world: a handwritten digit moves on a black background, with known states.
+"""The tiny world: a handwritten digit moves in front of a ground of tiles, with known states.
 
 It turns by 90 degrees at random and bounces off the walls. The future must be uncertain given the
 past (captions do not tell turns and bounces), since that separates the initialisations of a causal
@@ -12,7 +12,8 @@ The law, for a sprite centre p [px; x to the right, y down, from the outer edges
     v[k]    turned by +90 or -90 degrees with probability `turn`, for k >= 1
     p[k+1]  = p[k] + v[k] reflected at the walls; a component of v that met a wall changes sign
 
-State k is (x, y, vx, vy): the position in frame k and the velocity towards frame k+1.
+State k is (x, y, vx, vy): the position in frame k and the velocity towards frame k+1. The ground
+scrolls by a law of its own (`ground`), which no caption tells; without it the ground is black.
 
 Clip i of a split is a function of (seed, split, i) alone, hence independent of how many are made.
 A digit is drawn as a cubic B-spline surface over its 8x8 values: sub-pixel motion is smooth, and
@@ -28,7 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from lightning_modules.ranges import FrameRate, NonNegative, Positive, PositiveInt, UnitInterval
+from experiments.worlds.digits.ground import Ground
+from lightning_modules.ranges import (
+    FrameRate,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    UnitInterval,
+)
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HEADINGS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
@@ -104,6 +113,10 @@ class World:
     turn: UnitInterval  # probability of a 90 degree turn before each step but the first
     still: UnitInterval  # share of clips that stand still
     spread: NonNegative  # starts lie at most this far from the middle of the frame, across and down
+    tile: PositiveInt = 8  # side of the ground's tiles
+    scroll: NonNegativeInt = 0  # px/frame by which the ground moves to the left
+    dark: UnitInterval = 0.0  # of the ground's tiles, as a share of the digit's peak
+    bright: UnitInterval = 0.0
 
     def __post_init__(self) -> None:
         """Refuse parameters for which the dynamics are not defined."""
@@ -118,6 +131,13 @@ class World:
             raise ValueError("world: turn and still are chances, between 0 and 1")
         if not 0 <= self.spread <= room / 2:
             raise ValueError(f"world: spread {self.spread} must lie in 0 .. {room / 2}")
+        if self.tile < 2 or self.size % self.tile or self.scroll < 0 or self.scroll % self.tile:
+            raise ValueError(
+                f"world: tiles of {self.tile} px must fill {self.size} px, and scroll"
+                f" {self.scroll} px/frame be a multiple of them"
+            )
+        if not 0 <= self.dark <= self.bright < 1:
+            raise ValueError("world: the ground's levels need 0 <= dark <= bright < 1")
 
     def speed(self, attributes: Attributes) -> float:
         """Pixels a frame."""
@@ -156,12 +176,15 @@ class World:
             velocity = np.where(position == moved, velocity, -velocity)
         return states
 
-    def render(self, sprites: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Digits on black.
+    def render(
+        self, sprites: np.ndarray, states: np.ndarray, ground: Ground | None = None
+    ) -> np.ndarray:
+        """The digit in front of the ground, or of black.
 
         Args:
             sprites: [..., 8, 8] from `digit_bank`.
             states: [..., T, 4].
+            ground: of one clip.
 
         Returns:
             uint8 [..., T, size, size, 1].
@@ -169,8 +192,11 @@ class World:
         scale = self.sprite / 8
         across = _spline((self._offsets(states[..., 0])) / scale)  # [..., T, size, 8]
         down = _spline((self._offsets(states[..., 1])) / scale)
-        frames = down @ sprites[..., None, :, :] @ np.swapaxes(across, -1, -2)
-        return np.rint(255 * np.clip(frames, 0, 1)).astype(np.uint8)[..., None]
+        ink = np.clip(down @ sprites[..., None, :, :] @ np.swapaxes(across, -1, -2), 0, 1)
+        behind = 0.0
+        if ground is not None:
+            behind = self.dark + (self.bright - self.dark) * ground.brightness(self.size)
+        return np.rint(255 * (ink + (1 - ink) * behind)).astype(np.uint8)[..., None]
 
     def _offsets(self, centre: np.ndarray) -> np.ndarray:
         """Pixel centres minus centres of the digit's 8 columns, [..., size, 8] in pixels."""
@@ -186,16 +212,19 @@ class World:
         mine = np.flatnonzero(labels == attributes.digit)
         image = int(mine[rng.integers(len(mine))])
         states = self.trajectory(rng, attributes)
-        return Clip(attributes, image, states, self.render(sprites[image], states))
+        ground = Ground.draw(rng, self.size, self.frames, self.tile, self.scroll)
+        video = self.render(sprites[image], states, ground)
+        return Clip(attributes, image, states, ground, video)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip: `image` of the bank, true states [T, 4] f32, video [T, size, size, 1] u8."""
+    """A clip: `image` of the bank, true states [T, 4] f32, ground, video [T, size, size, 1] u8."""
 
     attributes: Attributes
     image: int
     states: np.ndarray
+    ground: Ground
     video: np.ndarray
 
 

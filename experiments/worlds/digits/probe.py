@@ -1,18 +1,22 @@
 """Training of the probe: the small convolutional network that evaluates frames for the `world.*`
 metrics.
 
-For one 32x32 gray frame it predicts the digit, its position (centre of the 16x16 sprite, in pixels)
-and the presence of exactly one digit. Its 64 penultimate features span the space in which
-generated and real frames are compared (Frechet distance, precision, recall). It is trained on real
-clips only and shares no weights with a generator; it is not one of the compared
-methods, so it is a LightningModule but not a `Stage`.
+For one 32x32 gray frame it predicts the digit, its position (centre of the 16x16 sprite, in px),
+the presence of exactly one digit, and which tiles of the ground are bright. Its 96 penultimate
+features span the space in which generated and real frames are compared (Frechet distance,
+precision, recall). It is trained on real clips only and shares no weights with a generator; it is
+not one of the compared methods, so it is a LightningModule but not a `Stage`.
 
-Loss per frame, with presence y in {0, 1}, digit c, centre p (px):
+Loss per frame, with presence y in {0, 1}, digit c, centre p (px), bright tiles b in {0, 1}:
 
-    L = BCE(presence, y) + y * [ CE(class, c) + position_weight * |p_hat - p|_smooth ]
+    L = BCE(presence, y) + y * [ CE(class, c) + position_weight * |p_hat - p|_smooth
+                                 + ground_weight * BCE(ground, b) ]
 
 Frames with y = 0 are made from the batch itself: noise, blank, two digits overlaid, one digit with
 its tiles permuted.
+
+The ground is learnt from undistorted frames alone, so that a blurred one is read as unlike either
+level.
 
 Arrays: videos uint8 [N, T, 32, 32, 1]; frames float [M, 1, 32, 32] in [0, 1]; state [N, T, 4] =
 (x, y, vx, vy) of the sprite's centre, px and px/frame.
@@ -105,6 +109,7 @@ class WorldProbe(lightning.LightningModule):
         steps: length of the learning-rate schedule (one cycle), equal to the trainer's steps.
         learning_rate: peak of the cycle.
         position_weight: weight of the position error in the loss.
+        ground_weight: weight of the ground's cross entropy.
         min_accuracy: gate, share of held-out frames whose digit is classified correctly.
         max_position_error: gate, px, mean distance between read and true centre on held-out frames.
         kept: coefficients that the world's autoencoder keeps; training clips are passed through it,
@@ -112,13 +117,14 @@ class WorldProbe(lightning.LightningModule):
         seed: of the weights and of all augmentation (a function of (seed, step)).
     """
 
-    fields = ("video", "state")
+    fields = ("video", "state", "ground")
 
     def __init__(
         self,
         steps: PositiveInt,
         learning_rate: NonNegative,
         position_weight: NonNegative,
+        ground_weight: NonNegative,
         min_accuracy: UnitInterval,
         max_position_error: Positive,
         kept: PositiveInt,
@@ -149,31 +155,32 @@ class WorldProbe(lightning.LightningModule):
         """Every second frame of each clip, one in five replaced by a negative example."""
         generator = torch.Generator().manual_seed(self.hparams.seed * 1_000_003 + self.global_step)
         seen = {**batch, "video": self.through_codec(batch["video"])}
-        frames, centre, digit = frames_of(seen)
+        frames, centre, digit, ground = frames_of(seen)
         chosen = torch.randperm(len(frames), generator=generator)[: max(2, len(frames) // 2)]
-        frames, centre, digit = frames[chosen], centre[chosen], digit[chosen]
-        part = len(frames) // 5
+        frames, centre, digit, ground = (x[chosen] for x in (frames, centre, digit, ground))
+        part, half = len(frames) // 5, len(frames) // 2
         real = torch.ones(len(frames))
         real[:part] = 0
         bent = frames.clone()
-        bent[: len(frames) * 3 // 4] = handwriting(
-            frames[: len(frames) * 3 // 4], centre[: len(frames) * 3 // 4], generator
-        )
-        jitter = torch.empty_like(centre).uniform_(-1.5, 1.5, generator=generator)
-        second = torch.rand(len(frames), generator=generator) < 0.3
-        middle = torch.full_like(centre, SIDE / 2) - jitter
-        bent = torch.where(second[:, None, None, None], centred(bent, centre + jitter), bent)
-        centre = torch.where(second[:, None], middle, centre)
-        bent[part:] = worn(bent[part:], generator)
+        bent[:half] = handwriting(frames[:half], centre[:half], generator)
+        jitter = torch.empty_like(centre[:half]).uniform_(-1.5, 1.5, generator=generator)
+        second = torch.rand(half, generator=generator) < 0.5
+        moved = centred(bent[:half], centre[:half] + jitter)
+        bent[:half] = torch.where(second[:, None, None, None], moved, bent[:half])
+        centre[:half] = torch.where(second[:, None], SIDE / 2 - jitter, centre[:half])
+        bent[part:half] = worn(bent[part:half], generator)
         bent[:part] = not_a_digit(bent[:part], generator)
-        _, logits, place, presence = self.network(bent)
+        _, logits, place, presence, bright = self.network(bent)
         loss_presence = F.binary_cross_entropy_with_logits(presence, real)
         loss_digit = F.cross_entropy(logits[part:], digit[part:], label_smoothing=0.05)
         loss_centre = F.smooth_l1_loss(place[part:], centre[part:])
+        loss_ground = F.binary_cross_entropy_with_logits(bright[half:], ground[half:])
+        self.log("train/ground", loss_ground)
         self.log("train/presence", loss_presence)
         self.log("train/digit", loss_digit)
         self.log("train/centre", loss_centre)
         loss = loss_presence + loss_digit + self.hparams.position_weight * loss_centre
+        loss = loss + self.hparams.ground_weight * loss_ground
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -190,13 +197,15 @@ class WorldProbe(lightning.LightningModule):
 
         Returns:
             accuracy (share of frames whose digit is read rightly), position_error (px, mean),
-            presence (share of frames seen as a digit), frames.
+            presence (share of frames seen as a digit), ground (share of tiles read rightly),
+            frames.
         """
         samples = list(samples)
         if not samples:
             raise ValueError("the probe cannot be measured on an empty held-out set: curate one")
         videos = np.stack([np.asarray(sample["video"]) for sample in samples])
         states = np.stack([np.asarray(sample["state"]) for sample in samples])
+        bright = np.stack([np.asarray(sample["ground"]) for sample in samples]) > 0.5
         digits = np.array([int(sample["info"]["attributes"]["digit"]) for sample in samples])
         seen = self.through_codec(torch.from_numpy(videos)).numpy()
         readings = self.network.read(seen)
@@ -205,6 +214,7 @@ class WorldProbe(lightning.LightningModule):
             "accuracy": float((readings.classes.argmax(-1) == digits[:, None]).mean()),
             "position_error": float(error.mean()),
             "presence": float((readings.presence > 0.5).mean()),
+            "ground": float(((readings.ground > 0.5) == bright).mean()),
             "frames": float(error.size),
         }
         log.info("probe on held-out handwriting: %s", self.gate)
@@ -239,16 +249,16 @@ class WorldProbe(lightning.LightningModule):
         write_text(target / "meta.json", json.dumps(meta, indent=2, sort_keys=True))
 
 
-def frames_of(batch: dict) -> tuple[Tensor, Tensor, Tensor]:
+def frames_of(batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A batch of clips as single frames.
 
     Returns:
-        frames [B*T, 1, 32, 32] in [0, 1], centre [B*T, 2] px, digit int64 [B*T].
+        frames [B*T, 1, 32, 32] in [0, 1], centre [B*T, 2] px, digit int64 [B*T], bright tiles of
+        the ground [B*T, 4, 4].
     """
     video = torch.as_tensor(batch["video"])
-    length = video.shape[1]
     frames = video.reshape(-1, 1, SIDE, SIDE).float() / 255
     centre = torch.as_tensor(batch["state"])[..., :2].reshape(-1, 2).float()
     digits = [int(info["attributes"]["digit"]) for info in batch["info"]]
-    digit = torch.tensor(digits).repeat_interleave(length)
-    return frames, centre, digit
+    digit = torch.tensor(digits).repeat_interleave(video.shape[1])
+    return frames, centre, digit, torch.as_tensor(batch["ground"]).flatten(0, 1).float()

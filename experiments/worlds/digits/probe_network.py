@@ -1,4 +1,4 @@
-"""The probe's network: position and class of a digit, and whether there is exactly one.
+"""The probe's network: position and class of a digit, whether there is exactly one, and the ground.
 
 Two passes: the class read from the original frame is less accurate near the border, so `read`
 evaluates a second time, with the sprite moved to the centre of a black frame. The centred features
@@ -26,6 +26,7 @@ SPRITE = 16  # px, of the digit's square
 MARGIN = (SIDE - SPRITE) // 2  # px, around a sprite in the middle
 CLASSES = 10
 _META = ("width", "sha256", "gate")
+GROUND = (4, 4)  # tiles of the ground in a frame (`Ground.seen` of 8 px tiles)
 
 
 @dataclass
@@ -35,14 +36,15 @@ class Readings:
     position: np.ndarray  # [N, T, 2] centre of the sprite, px
     presence: np.ndarray  # [N, T] probability of exactly one digit
     classes: np.ndarray  # [N, T, 10] class probabilities, second pass
-    features: np.ndarray  # [N, T, 64] of the original frame
-    identity: np.ndarray  # [N, T, 64] of the centred sprite
+    ground: np.ndarray  # [N, T, 4, 4] probability that each tile of the ground is bright
+    features: np.ndarray  # [N, T, 96] of the original frame
+    identity: np.ndarray  # [N, T, 96] of the centred sprite
 
 
 class ProbeNetwork(nn.Module):
-    """Four convolutions, one hidden layer of `width` features, three linear heads."""
+    """Four convolutions, one hidden layer of `width` features, four linear heads."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.width = width
         self.trunk = nn.Sequential(
@@ -58,14 +60,17 @@ class ProbeNetwork(nn.Module):
         self.digit = nn.Linear(width, CLASSES)
         self.place = nn.Linear(width, 2)
         self.presence = nn.Linear(width, 1)
+        self.ground = nn.Linear(width, GROUND[0] * GROUND[1])
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Frames [M, 1, 32, 32] -> features [M, 64], class logits [M, 10], centre [M, 2] px,
-        presence logit [M].
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Frames [M, 1, 32, 32] -> features [M, 96], class logits [M, 10], centre [M, 2] px,
+        presence logit [M], logits of a bright ground [M, 4, 4].
         """
         features = self.trunk(frames)
         centre = SIDE / 2 + MARGIN * self.place(features)
-        return features, self.digit(features), centre, self.presence(features).squeeze(1)
+        presence = self.presence(features).squeeze(1)
+        ground = self.ground(features).unflatten(1, GROUND)
+        return features, self.digit(features), centre, presence, ground
 
     @torch.inference_mode()
     def read(self, videos: np.ndarray, batch: int = 1024) -> Readings:
@@ -85,10 +90,11 @@ class ProbeNetwork(nn.Module):
         columns: list[tuple[Tensor, ...]] = []
         for some in torch.from_numpy(videos).reshape(-1, 1, SIDE, SIDE).split(batch):
             frames = some.float() / 255
-            features, _, centre, presence = self(frames)
-            identity, digit, again, _ = self(centred(frames, centre))
+            features, _, centre, presence, ground = self(frames)
+            identity, digit, again, *_ = self(centred(frames, centre))
             centre = centre + again - SIDE / 2  # offset from the centre found in the second pass
-            columns.append((centre, presence.sigmoid(), digit.softmax(1), features, identity))
+            read = centre, presence.sigmoid(), digit.softmax(1), ground.sigmoid()
+            columns.append((*read, features, identity))
         joined = [torch.cat(column).numpy() for column in zip(*columns, strict=True)]
         return Readings(*(values.reshape(clips, length, *values.shape[1:]) for values in joined))
 

@@ -11,11 +11,13 @@ from datamodules.shards.reader import ShardReader, open_shards
 from experiments.generation.codec import autoencoder_of
 from experiments.metrics.distances import Manifold
 from experiments.worlds.digits import trajectory
-from experiments.worlds.digits.appearance import background, noise, sharpness
+from experiments.worlds.digits.appearance import sharpness
 from experiments.worlds.digits.moving_digits import World
 from experiments.worlds.digits.probe_network import ProbeNetwork, Readings
+from experiments.worlds.digits.transitions import TransitionLaw
+from experiments.worlds.digits.wanted import Wanted
 
-MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold (2,048 frames)
+MANIFOLD_CLIPS = 512  # clips whose every second frame spans the real manifold
 
 
 class Reference:
@@ -23,12 +25,21 @@ class Reference:
 
     Args:
         clips: uint8 [M, T, 32, 32, 1].
+        attributes: of their captions.
         probe: the gated network.
         world: parameters of the world.
         fps: frames a second.
     """
 
-    def __init__(self, clips: np.ndarray, probe: ProbeNetwork, world: World, fps: float) -> None:
+    def __init__(
+        self,
+        clips: np.ndarray,
+        attributes: list[dict[str, Any]],
+        probe: ProbeNetwork,
+        world: World,
+        fps: float,
+    ) -> None:
+        self.wanted = Wanted.of(attributes)
         self.clips, self.probe, self.world, self.fps = clips, probe, world, fps
 
     @cached_property
@@ -48,14 +59,14 @@ class Reference:
         return Manifold(features.reshape(-1, features.shape[-1]))
 
     @cached_property
-    def appearance(self) -> tuple[float, float]:
-        """Geometric mean sharpness and mean noise of real frames."""
-        sharp = sharpness(self.clips)
-        mask = background(self.clips, self.readings.position)
-        return (
-            float(np.exp(np.log(np.maximum(sharp, 1e-6)).mean())),
-            float(noise(self.clips, mask).mean()),
-        )
+    def law(self) -> TransitionLaw:
+        """The law of real transitions."""
+        return TransitionLaw.of(self.readings, self.wanted)
+
+    @cached_property
+    def sharpness(self) -> float:
+        """Geometric mean sharpness of real frames."""
+        return float(np.exp(np.log(np.maximum(sharpness(self.clips), 1e-6)).mean()))
 
 
 def read_clips(

@@ -142,9 +142,9 @@ def score_clips(
 @lru_cache(maxsize=1)
 def _reference(run: Path, fingerprint: str, clips: int, probe: Path, probe_hash: str) -> Reference:
     """Cached, since a sweep's worker scores many samples against one reference; keyed by hashes."""
-    real, _, manifest = read_clips(run / "shards", 0, clips)
+    real, attributes, manifest = read_clips(run / "shards", 0, clips)
     network = ProbeNetwork.load(probe / "probe")
-    return Reference(real, network, world_of(manifest), manifest["fps"])
+    return Reference(real, attributes, network, world_of(manifest), manifest["fps"])
 
 
 def _disjoint(same: bool, first: int, reference_clips: int) -> None:

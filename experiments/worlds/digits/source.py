@@ -3,8 +3,9 @@
 Clips are synthetic, so none is rejected. Every split is normalised by statistics of the same
 training clips, so latents of all splits share one scale.
 
-Kinds: ``clips`` have latents, text and state; held-out ones also pixels. ``prompts`` have text
-and attributes, drawn like those of clips. ``videos`` are clips as pixels, state and latents.
+Kinds: ``clips`` have latents, text, state and the ground's visible tiles (`Ground.seen`); held-out
+ones also pixels. ``prompts`` have text and attributes, drawn like those of clips. ``videos`` are
+clips as pixels, state, ground and latents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,7 @@ def _samples(
     latents = autoencoder.encode(_videos(clips)).numpy().astype(np.float16)
     with_pixels = kind == "videos" or split == "heldout"
     for number, clip, latent in zip(numbers, clips, latents, strict=True):
-        arrays = {"latents": latent, "state": clip.states}
+        arrays = {"latents": latent, "state": clip.states, "ground": clip.ground.seen(law.size)}
         if with_pixels:
             arrays["video"] = clip.video
         info = {"caption": caption(clip.attributes), "attributes": clip.attributes.as_dict()}
