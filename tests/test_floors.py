@@ -23,7 +23,7 @@ FLOORS = {
         ["runs"],
         ["checkpoints", "metrics"],
         ["launch", "generation"],
-        ["worlds", "bench"],
+        ["worlds", "bench", "lineage"],
         ["verbs"],
     ],
     "sweeps": [["plan"], ["executors"], ["run"], ["report"]],

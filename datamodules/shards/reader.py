@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,15 @@ class ShardReader(Sequence[dict[str, Any]]):
             first += shard["count"]
             self._check_hash(shard, hashlib.sha256(data).hexdigest())
 
-    def verify(self) -> None:
-        """Hash every tar; ValueError naming the first that differs from the manifest."""
+    def file_of(self, index: int) -> str:
+        """Name of the tar that holds sample `index`."""
+        return self._places[index][0]
+
+    def verify(self, files: Collection[str] | None = None) -> None:
+        """Hash these tars, or all; ValueError naming the first that differs from the manifest."""
         for shard in self.manifest["shards"]:
-            self._check_hash(shard, sha256(self.folder / shard["file"]))
+            if files is None or shard["file"] in files:
+                self._check_hash(shard, sha256(self.folder / shard["file"]))
 
     def _check_hash(self, shard: dict[str, Any], found: str) -> None:
         if found != shard["sha256"]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.bench import command as bench
+from experiments.lineage import command as lineage
 from experiments.runs.folder import home_path as path
 
 
@@ -100,6 +101,9 @@ TOOLS = {
     "export": Tool("write a network where stock diffusers loads it", _declare_export, _export),
     "results": Tool(
         "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
+    ),
+    "explain": Tool(
+        "say by which runs, code, data and seeds a result was made", lineage.declare, lineage.run
     ),
     "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
 }
