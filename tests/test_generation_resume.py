@@ -1,4 +1,4 @@
-"""Pairs and samples after a kill: what was finished is kept, the result is the same to the bit."""
+"""Shards after a kill, and by several processes: what was finished is kept, no bit differs."""
 
 import importlib
 import json
@@ -14,17 +14,20 @@ from types import SimpleNamespace
 import pytest
 from minimal_runs import SETTINGS, copied, finished, only
 
+from datamodules.shards import work as shard_work
 from experiments.__main__ import main
 from experiments.generation import generation
+from experiments.launch import execute
 from experiments.launch import shard_workers as together
 from experiments.runs.folder import RunFolder
 from experiments.verbs import pairs
 
-SHARD_BYTES = {"pairs": 14_000, "sample": 4_400}  # two and three samples of the smallest size
-TARS = {"pairs": 4, "sample": 3}
+SHARD_BYTES = {"pairs": 14_000, "sample": 4_400, "curate": 2**29}  # a batch of the smallest size
+TARS = {"pairs": 4, "sample": 4}
 KINDS = {
     "pairs": ["pairs", "causal_pairs", "stages.pairs.batch=2"],
     "sample": ["sample", "sample", "sampling.save=mp4", "sampling.batch=2"],
+    "curate": ["curate", "clips", "data.clips=40"],
 }
 
 
@@ -42,12 +45,18 @@ def slowly(kind: str, runs: Path) -> None:
     main(words(kind, runs))
 
 
-def killed(kind: str, runs: Path) -> tuple[Path, set[str]]:
-    """Kill the verb when it has finished a tar and noted it; its folder, and what is in tars."""
+def forked(target, *arguments) -> multiprocessing.process.BaseProcess:
+    """A process that has imported everything and runs nothing but this."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.__main__", "experiments.verbs.pairs"])
-    process = context.Process(target=slowly, args=(kind, runs))
+    process = context.Process(target=target, args=arguments)
     process.start()
+    return process
+
+
+def killed(kind: str, runs: Path) -> tuple[Path, set[str]]:
+    """Kill the verb when it has finished a tar and noted it; its folder, and what is in tars."""
+    process = forked(slowly, kind, runs)
     limit = time.monotonic() + 60
     while not list(runs.glob(f"{KINDS[kind][1]}-*/shards/000000.json")):
         assert process.is_alive() and time.monotonic() < limit
@@ -69,7 +78,7 @@ def contents(run: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARS)
 def test_killed_and_gone_on_with(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(generation, "SHARD_BYTES", SHARD_BYTES[kind])
     whole, runs = (copied(tmp_path / name) for name in ("whole", "killed"))
@@ -120,3 +129,90 @@ def test_a_helper_makes_pairs_and_the_verb_completes_them(tmp_path, monkeypatch)
     assert contents(made) == expected
     record = RunFolder(made).read_record()
     assert record["devices"] == 2 and record["device_s"] == pytest.approx(2 * record["wall_s"])
+
+
+# -- several nodes ---------------------------------------------------------------------------------
+
+
+def torchrun(rank: int, nodes: int, devices: int) -> dict[str, str]:
+    """What torchrun sets for a process per device."""
+    local = {"LOCAL_RANK": rank % devices, "LOCAL_WORLD_SIZE": devices}
+    world = {"RANK": rank, "WORLD_SIZE": nodes * devices}
+    return {name: str(value) for name, value in (world | local).items()} | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"
+    }  # fmt: skip
+
+
+def by_hand(rank: int, nodes: int, devices: int) -> dict[str, str]:
+    """What a user sets for a process per node, which starts those of the other devices."""
+    return {"NODE_RANK": str(rank)}
+
+
+def of_several(kind: str, runs: Path, environment: dict, devices: str, pause_s: float = 0.0):
+    """The body of one of a run's processes."""
+    os.environ.update(environment)
+    generation.SHARD_BYTES, execute.LEADERLESS_S, execute.POLL_S = SHARD_BYTES[kind], 1.0, 0.1
+    shard_work.POLL_S = 0.1
+    module = importlib.import_module(f"experiments.verbs.{kind}")
+    if pause_s:
+        stack = module.stack
+        module.stack = lambda *given: time.sleep(pause_s) or stack(*given)
+    raise SystemExit(main(words(kind, runs, *devices.split())))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process makes, by kind; made once."""
+    made = {}
+
+    def make(kind: str) -> dict[str, bytes]:
+        if kind not in made:
+            runs = copied(tmp_path_factory.mktemp(kind), "clips" if kind == "curate" else "-")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(generation, "SHARD_BYTES", SHARD_BYTES[kind])
+                assert main(words(kind, runs)) == 0
+            made[kind] = contents(finished(runs, KINDS[kind][1]))
+        return made[kind]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "kind, launcher, nodes, devices",
+    [("pairs", by_hand, 2, 1), ("pairs", torchrun, 2, 2), ("sample", torchrun, 1, 2),
+     ("curate", by_hand, 2, 1)],
+)  # fmt: skip
+def test_any_number_makes_the_same_bytes(tmp_path, alone, kind, launcher, nodes, devices):
+    runs = copied(tmp_path, "clips" if kind == "curate" else "-")
+    launch = f"launch.nodes={nodes} launch.devices={devices}"
+    count = nodes if launcher is by_hand else nodes * devices
+    processes = [
+        forked(of_several, kind, runs, launcher(rank, nodes, devices), launch)
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count
+    run = finished(runs, KINDS[kind][1])
+    assert contents(run) == alone(kind)
+    record = RunFolder(run).read_record()
+    assert record["devices"] == nodes * devices
+    assert len(list(run.glob("log.rank*.txt"))) == count - 1
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["leader", "other"])
+def test_a_lost_node_costs_the_shard_it_was_making(tmp_path, alone, lost):
+    runs, launch = copied(tmp_path), "launch.nodes=2"
+    processes = [
+        forked(of_several, "pairs", runs, by_hand(rank, 2, 1), launch, 0.3) for rank in range(2)
+    ]
+    limit = time.monotonic() + 60
+    while not list(runs.glob("causal_pairs-*/shards/*.tar")):
+        assert all(process.is_alive() for process in processes) and time.monotonic() < limit
+        time.sleep(0.02)
+    os.kill(processes[lost].pid, signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("causal_pairs-*/shards/*.tar")}
+    processes[1 - lost].join(60)
+    assert processes[1 - lost].exitcode == 0
+    assert contents(finished(runs, "causal_pairs")) == alone("pairs")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none was made again"

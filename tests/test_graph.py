@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.runs.recipe import Library
-from sweeps.plan.costs import Costs, duration, forecast, remaining, urgency
+from experiments.runs.recipe import Library, resolve
+from sweeps.plan.costs import Costs, devices_of, duration, forecast, remaining, urgency
 from sweeps.plan.graph import load_sweep, sweeps
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -151,6 +151,23 @@ def test_a_sweep_of_sweeps_has_the_cells_of_all_with_labels_that_tell_them_apart
         load_sweep(path, "", [0], LIBRARY)
 
 
+def test_time_follows_from_the_devices_that_are_set(tmp_path):
+    """What one device does in a day, two nodes of four do in three hours."""
+    record = {"recipe": "causal_pairs", "scale": "tiny", "device_s": 86_400, "wall_s": 86_400}
+    folder = tmp_path / "causal_pairs-00000000"
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "done.json").touch()
+    costs = Costs(tmp_path)
+    spread = {"launch.nodes": 2, "launch.devices": 4}
+    for settings, devices in (({}, 1), (spread, 8)):
+        run = resolve("causal_pairs", "tiny", settings)
+        assert (devices_of(run), costs.device_s(run)) == (devices, 86_400)
+        assert costs.estimate(run) == 86_400 / devices
+    costs.learn(run, 100.0)
+    assert costs.device_s(run) == 800
+
+
 def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):
     sweep = diamond()
     by_recipe = {run.recipe["recipe"]: run for run in reversed(sweep.runs.values())}
@@ -159,7 +176,7 @@ def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):
     for number, wall in enumerate((10, 30, 20)):
         folder = tmp_path / f"join-0000000{number}"
         folder.mkdir()
-        record = {"recipe": "join", "scale": "tiny", "wall_s": wall}
+        record = {"recipe": "join", "scale": "tiny", "device_s": wall}
         (folder / "record.json").write_text(json.dumps(record))
         (folder / "done.json").touch()
     costs = Costs(tmp_path)

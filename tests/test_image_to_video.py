@@ -11,12 +11,13 @@ from test_sample import SETTINGS
 from videos import picture
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
+from datamodules.shards.work import ShardMaker
 from experiments.generation.conditioning import encoded_images, first_frames_of_clips, read_image
 from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs import sample as verb
-from experiments.verbs.sample import check, generate_clips
+from experiments.verbs.sample import check, generated_clips
 from lightning_modules.networks.encoders import PatchTransform, WanVAE
 
 pytestmark = pytest.mark.numeric
@@ -71,7 +72,10 @@ def sampled(prompts, tmp_path, where) -> ShardReader:
     needs = f"needs: {{student: base-00000000, pictures: {where}}}"
     (run / "recipe.yaml").write_text(f"recipe: sample\nverb: sample\nseed: 7\n{needs}\n")
     settings = Sampling(**(SETTINGS | {"given": 1}))
-    generate_clips(network(1), prompts, settings, RunFolder(run), 7, CPU)
+    folder = RunFolder(run)
+    maker = ShardMaker(generated_clips(network(1), prompts, settings, folder, 7, CPU), folder)
+    maker.make_all()
+    maker.complete()
     return open_shards(run / "shards")
 
 

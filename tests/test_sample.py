@@ -6,10 +6,11 @@ import torch
 from minimal import SHAPE, SHIFT, TEXT, draw, network
 
 from datamodules.shards.reader import ShardWriter, open_shards
+from datamodules.shards.work import ShardMaker
 from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
-from experiments.verbs.sample import check, generate_clips
+from experiments.verbs.sample import check, generated_clips
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 
@@ -47,7 +48,12 @@ def sampled(prompts, tmp_path, student, **settings) -> torch.Tensor:
     recipe = "recipe: sample\nverb: sample\nseed: 7\nneeds: {student: base-00000000}\n"
     (run / "recipe.yaml").write_text(recipe)
     chosen = Sampling(**(SETTINGS | settings))
-    generate_clips(student, prompts, chosen, RunFolder(run), 7, torch.device("cpu"))
+    folder = RunFolder(run)
+    maker = ShardMaker(
+        generated_clips(student, prompts, chosen, folder, 7, torch.device("cpu")), folder
+    )
+    maker.make_all()
+    maker.complete()
     shards = open_shards(run / "shards")
     return torch.from_numpy(
         np.stack([shards.read(i, ["latents"])["latents"] for i in range(COUNT)])

@@ -2,7 +2,13 @@
 
 import pytest
 
-from experiments.launch.ranks.topology import first_host, ranks_here, topology_of
+from experiments.launch.ranks.topology import (
+    SHARDED,
+    first_host,
+    ranks_here,
+    topology_of,
+    wanted,
+)
 
 
 def fit(nodes=1, devices=1, **launch) -> dict:
@@ -18,7 +24,7 @@ def test_one_device_is_this_process():
 @pytest.mark.parametrize(
     "other",
     [
-        {"verb": "curate"},
+        {"verb": "score"},
         {"fit": {"steps": 0}},
         {"stage": {"class": "WorldProbe"}},
     ],
@@ -107,3 +113,42 @@ def test_as_many_tasks_as_nodes_on_one_node_are_no_nodes():
 )  # fmt: skip
 def test_first_host(nodes, first):
     assert first_host(nodes) == first
+
+
+def pairs(nodes=1, devices=1) -> dict:
+    return {"verb": "pairs", "launch": {"nodes": nodes, "devices": devices}}
+
+
+@pytest.mark.parametrize("verb", SHARDED)
+def test_what_makes_shards_takes_all_devices_of_all_nodes(verb):
+    assert wanted(pairs(2, 8) | {"verb": verb}) == (2, 8)
+    assert wanted({"verb": "score", "launch": {"nodes": 2, "devices": 8}}) == (1, 1)
+
+
+def test_a_worker_of_a_node_or_of_a_device():
+    """One per node sees a local world of 1 and starts the others; one per device does not."""
+    node = topology_of(pairs(2, 4), {"NODE_RANK": "1"})
+    assert (node.rank, node.world) == (1, 2) and node.environment()["LOCAL_WORLD_SIZE"] == "1"
+    assert ranks_here(pairs(2, 4), {"NODE_RANK": "1"}) == []
+    assert topology_of(pairs(1, 4), {"NODE_RANK": "3"}).rank == 0, "one node is node 0"
+    task = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    task |= {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+    assert topology_of(pairs(2, 4), task).environment()["LOCAL_WORLD_SIZE"] == "1"
+    task |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+    task |= {"SLURM_PROCID": "6", "SLURM_LOCALID": "2"}
+    device = topology_of(pairs(2, 4), task)
+    assert (device.rank, device.node, device.local_rank) == (6, 1, 2)
+    assert device.environment()["LOCAL_WORLD_SIZE"] == "4"
+
+
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        ({}, "launch.nodes: 2 nodes, but not which one this is.*NODE_RANK"),
+        ({"NODE_RANK": "2"}, r"NODE_RANK \(0 to 1\)"),
+        ({"RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}, "3 processes were started"),
+    ],
+)
+def test_workers_that_are_started_otherwise_are_refused(environment, said):
+    with pytest.raises(ValueError, match=said):
+        topology_of(pairs(2, 4), environment)

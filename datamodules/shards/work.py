@@ -53,7 +53,7 @@ class Work:
         make: samples and rejections of some consecutive items, in order; must depend on the items
             alone.
         items_per_shard: number of items per shard.
-        negative: makes the embedding of the negative prompt, [L, D].
+        negative: makes the embedding of the negative prompt, [L, D]; of a set without one, None.
         refused: rejections before any item is processed.
         wanted: number of samples: the first so many accepted ones; None: all accepted ones.
     """
@@ -63,7 +63,7 @@ class Work:
     items: Sequence[Any]
     make: Callable[[Sequence[Any]], Iterator[Sample | Refusal]]
     items_per_shard: int
-    negative: Callable[[], np.ndarray]
+    negative: Callable[[], np.ndarray | None]
     refused: Sequence[Refusal] = ()
     wanted: int | None = None
 

@@ -1,7 +1,7 @@
-"""Shared by the verbs that generate: inference networks, precision, and resumable batches."""
+"""Shared by the verbs that generate: inference networks, precision, sizes of shards."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,21 +54,6 @@ def samples_per_shard(shapes: Mapping[str, Sequence[int]], bytes_each: int = 4) 
     """Samples per shard of about `SHARD_BYTES`, at most webdataset's usual 1024."""
     sample = bytes_each * sum(prod(shape) for shape in shapes.values())
     return max(1, min(1024, SHARD_BYTES // sample))
-
-
-def batches(
-    shards: ShardReader, numbers: range, size: int, fields: Sequence[str], written: set[str]
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Batches with at least one sample not yet ``written``, each with the index it ends at.
-
-    A partly written batch is generated again as a whole: the bits of a sample may depend on the
-    batch that it is computed in.
-    """
-    keys = shards.keys
-    for start in range(numbers.start, numbers.stop, size):
-        stop = min(start + size, numbers.stop)
-        if not written.issuperset(keys[start:stop]):
-            yield stop, [shards.read(number, fields) for number in range(start, stop)]
 
 
 def stack(samples: Sequence[dict[str, Any]], field: str, device: torch.device) -> Tensor:

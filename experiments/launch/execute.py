@@ -1,7 +1,8 @@
 """Executing a run folder: lock, log, verb, record, done.
 
-Rank 0 of a fit does all this; the other ranks only run the verb and keep a log of their own. A
-process that was not started as a rank launches the ranks (``launcher.py``).
+Rank 0 does all this; the other ranks only run the verb and keep a log of their own. A process that
+was not started as a rank of a fit launches the ranks (``launcher.py``). Where shards are made
+together, a rank that finds no shard left to begin takes the place of a rank 0 that is lost.
 
 The same function serves the command line and the workers of a sweep. A worker executes many runs,
 so process-wide state (random states, torch's switches, logging, signals, environment, working
@@ -25,19 +26,22 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from types import ModuleType
 
 from datamodules.signals import STOP
 from experiments.launch.ranks.launcher import execute_ranks, lost_peer
-from experiments.launch.ranks.topology import Topology, ranks_here, topology_of
+from experiments.launch.ranks.topology import SHARDED, Topology, ranks_here, topology_of
 from experiments.launch.run_log import logged
 from experiments.launch.run_record import recorded
 from experiments.runs.errors import report, told
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import Busy, RunFolder
 from experiments.runs.unchanged import check_contents
 
 log = logging.getLogger(__name__)
+POLL_S = 0.5
+LEADERLESS_S = 30.0  # longer than rank 0 takes to start
 
 
 def verb_module(verb: str, package: str = "experiments.verbs") -> ModuleType:
@@ -73,7 +77,19 @@ def _execute(
     topology = topology_of(folder.recipe)
     if topology.rank:
         _join(folder, topology, package)
+        if folder.recipe["verb"] in SHARDED:
+            _replace_lost_leader(folder, topology, package)
         return True
+    return _lead(folder, topology, progress, package)
+
+
+def _lead(
+    folder: RunFolder,
+    topology: Topology,
+    progress: Callable[[int, int, str], None] | None,
+    package: str,
+) -> bool:
+    """Execute the run as rank 0; False if another process has finished it meanwhile."""
     folder.on_progress = progress
     with folder.lock():
         if folder.done:  # the previous holder finished it
@@ -104,6 +120,19 @@ def _join(folder: RunFolder, topology: Topology, package: str) -> None:
         os.environ.update(topology.environment())
         module.check(folder.recipe)
         module.run(folder.recipe, folder)
+
+
+def _replace_lost_leader(folder: RunFolder, topology: Topology, package: str) -> None:
+    """Wait for the end of the run; lead it when nobody has done so for ``LEADERLESS_S``."""
+    led = time.monotonic()
+    while not (folder.done or folder.failure()):
+        if folder.running():
+            led = time.monotonic()
+        elif time.monotonic() - led > LEADERLESS_S:
+            log.info("%s: %s leads now", folder.name, topology)
+            with suppress(Busy):  # another rank was faster
+                _lead(folder, replace(topology, rank=0), None, package)
+        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""Shard workers: several processes that make one shard set, one per device, and any that join.
+"""Shard workers: processes that make one shard set, one per device, and any that join.
 
-A worker is ``python -m experiments join <run folder>``; it makes shards that no other worker has
-claimed until none is left (``datamodules/shards/work.py``), on any machine that sees the folder.
+A worker makes shards that no other worker has claimed until none is left
+(``datamodules/shards/work.py``), on any machine that sees the folder; it is lost with no more than
+the shard it is making. The processes of a run are the leader, which holds the run's lock and
+completes the set, and one on each other node; both start a worker (``python -m experiments join
+<run folder>``) for each further device of their node. Where ``srun`` or ``torchrun`` starts a
+process per device, each of these is a worker. A leader that is lost is replaced (``execute.py``).
 """
 
 import logging
@@ -26,11 +30,16 @@ Plan = Callable[[dict[str, Any], RunFolder], Work]
 
 
 def make_together(plan: Plan, recipe: dict[str, Any], folder: RunFolder) -> None:
-    """Make or resume ``folder/shards`` with ``launch.devices`` workers."""
+    """Make or resume ``folder/shards`` with the workers of this node; rank 0 completes the set."""
     maker = ShardMaker(plan(recipe, folder), folder)
-    with _workers(folder, _devices(launch_of(recipe))[1:]):
-        maker.make_all()
-    maker.complete()
+    leads = int(os.environ.get("RANK", 0)) == 0
+    with _workers(folder, _further_devices(launch_of(recipe))):
+        if leads:
+            maker.make_all()
+        else:
+            log.info("made %d shards; none is left to begin", maker.help())
+    if leads:
+        maker.complete()
 
 
 def join(folder: RunFolder, parent: int | None = None) -> None:
@@ -86,12 +95,19 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         worker.wait()
 
 
-def _devices(launch: Launch) -> list[str]:
-    """The ids of ``launch.devices`` CUDA devices; empty strings for CPU processes.
+def _further_devices(launch: Launch) -> list[str]:
+    """The devices of this node that have no worker yet; empty strings for CPU processes.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than ``launch.devices``.
     """
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:  # each has one: a launcher started them
+        return []
+    return _devices(launch)[1:]
+
+
+def _devices(launch: Launch) -> list[str]:
+    """The ids of ``launch.devices`` CUDA devices; empty strings for CPU processes."""
     if launch.accelerator == "cpu" or not torch.cuda.is_available():
         return [""] * launch.devices
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

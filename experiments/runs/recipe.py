@@ -64,7 +64,7 @@ class Run:
     ``recipe`` is the plain tree that is written to the run folder; its needs are run names, or
     paths and hub ids (which always hold a "/"). Its ``contents``, if it has any, are the
     fingerprints of paths, by role. ``needs`` holds the runs among the needs by role.
-    ``expected_s`` is the scale's hint of the run's wall time in seconds
+    ``expected_s`` is the scale's hint of the run's cost in device-seconds
     (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
     asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
     """

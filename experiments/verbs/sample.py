@@ -6,19 +6,19 @@ clip in ``needs.prompts``. Clips longer than the training clips need a ``window`
 (``lightning_modules/diffusion/fast_past.py``).
 """
 
-import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
+from datamodules.shards.reader import ShardReader, open_shards
+from datamodules.shards.work import Sample, Work
 from experiments.generation.codec import follow_autoencoder
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
 from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
-    batches,
     encoders_of,
     frozen,
     require_given,
@@ -30,12 +30,11 @@ from experiments.generation.outputs import Saver
 from experiments.generation.sampling import Sampling, sampler_of
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
+from experiments.launch.shard_workers import make_together
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
-
-log = logging.getLogger(__name__)
 
 
 def check(recipe: dict[str, Any]) -> None:
@@ -46,6 +45,12 @@ def check(recipe: dict[str, Any]) -> None:
 
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Sample ``needs.student`` on the prompts of ``needs.prompts``."""
+    make_together(plan, recipe, folder)
+
+
+def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
+    """Plan of the shard set; everything is checked before the student is loaded."""
+    check(recipe)
     device, settings = prepare(recipe), _settings(recipe)
     prompts = open_shards(folder.need("prompts") / "shards")
     follow_autoencoder(prompts, folder)
@@ -66,7 +71,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         pixels=settings.save != "latents" or "pictures" in recipe["needs"],
     )
     student = frozen(where, device, settings.precision)
-    generate_clips(
+    return generated_clips(
         accelerated(student, launch_of(recipe), device),
         prompts,
         settings,
@@ -87,15 +92,17 @@ def _settings(recipe: dict[str, Any]) -> Sampling:
 
 
 @torch.no_grad()
-def generate_clips(
+def generated_clips(
     student: VelocityNetwork,
     prompts: ShardReader,
     settings: Sampling,
     folder: RunFolder,
     seed: int,
     device: torch.device,
-) -> None:
-    """Write, or resume writing, the clips as shards, each with its prompt's metadata.
+) -> Work:
+    """The clips as shards, each with its prompt's metadata; whole batches per shard.
+
+    The bits of a clip may depend on the batch that it is computed in.
 
     Raises:
         FileNotFoundError: a prompt has no image.
@@ -106,31 +113,28 @@ def generate_clips(
     negative = torch.from_numpy(prompts.negative).to(device)
     generate = sampler_of(student, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields = ["text", *conditioning.fields]
+    fields, batch = ["text", *conditioning.fields], settings.batch
     about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
-    writer = ShardWriter(
-        folder.path / "shards",
-        saver.kind,
-        about=about,
-        samples_per_shard=samples_per_shard({"clip": settings.shape, "text": negative.shape}),
-        resume=True,
-    )
-    with writer:
-        for stop, samples in batches(prompts, numbers, settings.batch, fields, writer.written):
+
+    def make(numbers: Sequence[int]) -> Iterator[Sample]:
+        for start in range(0, len(numbers), batch):
+            samples = [prompts.read(number, fields) for number in numbers[start : start + batch]]
             keys = [sample["key"] for sample in samples]
-            text, frames = stack(samples, "text", device), conditioning.frames(samples)
-            inputs = text, Randomness(seed, 0, keys, device), frames
-            with autocast(device, settings.precision):
-                clips = generate(*inputs)
-                again = partial(generate, *inputs)
-                require_sound(clips, keys, student, "student", again)
-            for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
-                if sample["key"] not in writer.written:
-                    writer.write(sample["key"], arrays, sample["info"])
-            folder.progress(stop - numbers.start, settings.count, "clips")
-    log.info("%d clips by %s", settings.count, settings.sampler)
+            with torch.no_grad():
+                text, frames = stack(samples, "text", device), conditioning.frames(samples)
+                inputs = text, Randomness(seed, 0, keys, device), frames
+                with autocast(device, settings.precision):
+                    clips = generate(*inputs)
+                    require_sound(clips, keys, student, "student", partial(generate, *inputs))
+                stored = saver.arrays(samples, clips)
+            for sample, arrays in zip(samples, stored, strict=True):
+                yield sample["key"], arrays, sample["info"]
+
+    tar = samples_per_shard({"clip": settings.shape, "text": negative.shape})
+    whole = max(1, tar // batch) * batch
+    return Work(saver.kind, about, numbers, make, whole, negative=lambda: None)
 
 
 def _conditioning(

@@ -1,6 +1,7 @@
 """Resources of a Slurm job: ``launch.slurm`` of the scale, and what follows from the recipe.
 
-A job is one task per node, which starts the ranks of its node (``launch/ranks/launcher.py``).
+A job is one task per node, which starts the ranks of its node (``launch/ranks/launcher.py``) or its
+shard workers (``launch/shard_workers.py``). Ranks end together; workers go on without a lost node.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
-from experiments.launch.ranks.topology import wanted
+from experiments.launch.ranks.topology import SHARDED, wanted
 from experiments.runs.config import nearest
 from experiments.runs.signature import bind
 from sweeps.executors.devices import wants_gpu
@@ -124,9 +125,16 @@ class Resources:
             "cpus_per_task": self.cpus_per_task,
             "time": self.timeout_min,
             "signal_delay_s": self.signal_s,
-            # srun ignores sbatch's cpus-per-task; if a node is lost, its task ends the others
-            "srun_args": [f"--cpus-per-task={self.cpus_per_task}", "--kill-on-bad-exit=1"],
+            # srun ignores sbatch's cpus-per-task
+            "srun_args": [f"--cpus-per-task={self.cpus_per_task}", *_when_a_task_is_lost(recipe)],
         }
+
+
+def _when_a_task_is_lost(recipe: Mapping[str, Any]) -> list[str]:
+    """Options of srun: one lost rank ends the others; shard workers go on without it."""
+    if recipe["verb"] in SHARDED:
+        return ["--kill-on-bad-exit=0", "--no-kill"]
+    return ["--kill-on-bad-exit=1"]
 
 
 def _check_further(name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from experiments.launch.ranks.topology import SHARDED
 from experiments.runs.environment import slurms
 from sweeps.executors import Job, Unreachable
 from sweeps.executors.refusals import Full, Refused
@@ -63,6 +65,11 @@ def submit(job: Job, after: Sequence[str], package: str) -> str:
     if after:
         more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
     parameters = asks.parameters(job.recipe)
+    if parameters["nodes"] > 1 and job.recipe["verb"] in SHARDED:
+        more["no-kill"] = (
+            True  # one lost node is no end: what counts is whether the set is complete
+        )
+        parameters["teardown"] = [f"test -f {shlex.quote(str(job.folder / 'done.json'))}"]
     submitter = _Submitter(job.folder / "slurm", max_num_timeout=asks.restarts)
     submitter.stay = asks.left_to_user
     submitter.update_parameters(**parameters, job_name=job.run, additional_parameters=more)

@@ -1,6 +1,7 @@
 """Costs of runs: measured by earlier runs of the same recipe, else the scale's hint, else unknown.
 
-Seconds of wall time of one run on one worker.
+Measured and hinted are device-seconds. Wall time follows from the launch that is set, as if a run
+on twice the devices took half of it.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from statistics import median
 
+from experiments.launch.ranks.topology import wanted
 from experiments.runs.recipe import Run
 
 
@@ -22,18 +25,28 @@ class Costs:
         for done in runs_dir.glob("*/done.json"):
             try:
                 record = json.loads((done.parent / "record.json").read_text(encoding="utf-8"))
-                found[record["scale"], record["recipe"]].append(float(record["wall_s"]))
+                found[record["scale"], record["recipe"]].append(float(record["device_s"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # an unreadable record only loses an estimate
         self._measured = {key: median(values) for key, values in found.items()}
 
-    def estimate(self, run: Run) -> float | None:
-        """Expected seconds, None if unknown."""
+    def device_s(self, run: Run) -> float | None:
+        """Expected seconds over all devices of a run, None if unknown."""
         return self._measured.get((run.scale, run.recipe["recipe"]), run.expected_s)
+
+    def estimate(self, run: Run) -> float | None:
+        """Expected seconds of wall time on the devices of ``launch``, None if unknown."""
+        seconds = self.device_s(run)
+        return None if seconds is None else seconds / devices_of(run)
 
     def learn(self, run: Run, wall_s: float) -> None:
         """Add the measured cost of a run."""
-        self._measured[run.scale, run.recipe["recipe"]] = wall_s
+        self._measured[run.scale, run.recipe["recipe"]] = wall_s * devices_of(run)
+
+
+def devices_of(run: Run) -> int:
+    """Devices that a run uses, on all nodes together."""
+    return prod(wanted(run.recipe))
 
 
 def urgency(runs: Mapping[str, Run], costs: Costs) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.launch.ranks.topology import wanted
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
 from sweeps.executors import Unreachable
@@ -30,7 +31,9 @@ class State:
         spent_s: wall time so far, over all attempts.
         left_s: estimated remaining wall time, None if unknown.
         job: its last Slurm job, or "".
+        devices: nodes x devices of its launch.
         device_s: seconds over all its devices so far.
+        device_left_s: expected seconds over all its devices, None if unknown.
         log: path of its log, None if there is none yet.
         why: the last line of its traceback, or "".
     """
@@ -43,7 +46,9 @@ class State:
     spent_s: float
     left_s: float | None
     job: str
+    devices: str
     device_s: float
+    device_left_s: float | None
     log: Path | None
     why: str
 
@@ -96,6 +101,8 @@ def state_of(
     left = None if expected_s is None else max(expected_s - spent, 0.0)
     if state == "running" and done:
         left = spent * (total - done) / done
+    left = 0.0 if state == "done" else left
+    nodes, devices = wanted(folder.recipe) if (folder.path / "recipe.yaml").is_file() else (1, 1)
     return State(
         name=folder.name,
         state=state,
@@ -103,9 +110,11 @@ def state_of(
         done=done,
         total=total,
         spent_s=spent,
-        left_s=0.0 if state == "done" else left,
+        left_s=left,
         job=last_job(folder.path),
+        devices=f"{nodes}x{devices}",
         device_s=record.get("device_s", 0.0),
+        device_left_s=None if left is None else left * nodes * devices,
         log=folder.path / "log.txt" if (folder.path / "log.txt").is_file() else None,
         why=(folder.failure().strip().splitlines() or [""])[-1] if state == "failed" else "",
     )

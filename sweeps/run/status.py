@@ -6,7 +6,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -18,7 +17,7 @@ from experiments.launch.ranks.topology import wanted
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
 from sweeps.executors.devices import cores
-from sweeps.plan.costs import Costs, duration, forecast, remaining
+from sweeps.plan.costs import Costs, devices_of, duration, forecast, remaining
 from sweeps.plan.graph import Sweep
 from sweeps.run.state import STATES, State, states
 
@@ -44,8 +43,7 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
     unshared = sum(len(run.closure()) for cell in sweep.cells for run in cell.runs.values())
     seconds, known = remaining(left, {}, sweep.runs, costs, cores())
     unknown = sum(costs.estimate(run) is None for run in left)
-    spread = max((prod(wanted(run.recipe)) for run in left), default=1)
-    hours = sum((costs.estimate(run) or 0.0) * prod(wanted(run.recipe)) for run in left) / 3600
+    hours = sum(costs.device_s(run) or 0.0 for run in left) / 3600
     console = _console()
     console.print(table)
     console.print(
@@ -53,33 +51,47 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         f" {len(sweep.runs) - len(left)} done, {len(left)} to run"
     )
     if left:
+        spread = max(map(devices_of, left))
         more = f" (the cost of {unknown} runs is unknown)" if unknown else ""
         console.print(f"on {cores()} workers: {forecast(seconds, known)}{more}")
-    if spread > 1:
-        console.print(f"{hours:,.0f} device-hours, on up to {spread} devices a run")
+        console.print(f"{_hours(hours)} device-hours, on up to {spread} devices a run")
 
 
 def _planned(sweep: Sweep, states: Mapping[str, str], costs: Costs) -> Table:
-    table = Table("run", "verb", "state", "cost", "needs", box=None, header_style="bold")
+    names = ("run", "verb", "state", "devices", "time", "device-h", "needs")
+    table = Table(*names, box=None, header_style="bold")
     for name, run in sweep.runs.items():
         needs = ", ".join(sorted(need.name for need in run.needs.values()))
-        cost = "" if states[name] == "done" else duration(costs.estimate(run))
-        table.add_row(name, run.verb, _coloured(states[name]), cost, needs)
+        cost = ("", "", "") if states[name] == "done" else _cost([run], costs)
+        table.add_row(name, run.verb, _coloured(states[name]), *cost, needs)
     return table
 
 
 def _planned_by_recipe(sweep: Sweep, states: Mapping[str, str], costs: Costs) -> Table:
-    table = Table("recipe", "verb", "runs", "states", "cost", box=None, header_style="bold")
+    names = ("recipe", "verb", "runs", "states", "devices", "time", "device-h")
+    table = Table(*names, box=None, header_style="bold")
     recipes: dict[str, list[Run]] = defaultdict(list)
     for run in sweep.runs.values():
         recipes[run.recipe["recipe"]].append(run)
     for recipe, runs in recipes.items():
         counts = Counter(states[run.name] for run in runs)
         shown = [f"{counts[state]} {_coloured(state)}" for state in STATES if counts[state]]
-        each = [costs.estimate(run) for run in runs if states[run.name] != "done"]
-        cost = None if None in each else sum(each)
-        table.add_row(recipe, runs[0].verb, f"{len(runs)}", ", ".join(shown), duration(cost))
+        cost = _cost([run for run in runs if states[run.name] != "done"], costs)
+        table.add_row(recipe, runs[0].verb, f"{len(runs)}", ", ".join(shown), *cost)
     return table
+
+
+def _cost(runs: Sequence[Run], costs: Costs) -> tuple[str, str, str]:
+    """Devices of one run, and wall time and device-hours of these runs one after the other."""
+    spread = sorted({"x".join(map(str, wanted(run.recipe))) for run in runs})
+    wall, devices = [costs.estimate(run) for run in runs], [costs.device_s(run) for run in runs]
+    if None in wall:
+        return ", ".join(spread), duration(None), "unknown"
+    return ", ".join(spread), duration(sum(wall)), _hours(sum(devices) / 3600)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def print_status(sweep: Sweep, runs_dir: Path, choice: str) -> None:
@@ -110,7 +122,7 @@ def watch(sweep: Sweep, runs_dir: Path) -> None:
 
 
 def _table(found: Sequence[State]) -> Table:
-    names = ("run", "state", "progress", "time", "left", "job", "device-h", "log")
+    names = ("run", "state", "progress", "time", "left", "job", "devices", "device-h", "log")
     table = Table(*names, box=None, header_style="bold")
     for each in found:
         known = each.total and each.state != "done"
@@ -122,7 +134,8 @@ def _table(found: Sequence[State]) -> Table:
             duration(each.spent_s) if each.spent_s else "",
             "" if each.state == "done" else duration(each.left_s),
             each.job,
-            f"{each.device_s / 3600:.2f}" if each.device_s else "",
+            each.devices,
+            _hours(each.device_s / 3600) if each.device_s else "",
             escape(_shown(each.log)) if each.log else "",
         )
     return table
@@ -130,9 +143,12 @@ def _table(found: Sequence[State]) -> Table:
 
 def _summary(found: Sequence[State]) -> str:
     counts = {state: sum(each.state == state for each in found) for state in STATES}
-    hours = sum(each.device_s for each in found) / 3600
+    spent = sum(each.device_s for each in found) / 3600
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return f"{text}; {hours:.2f} device-hours so far"
+    known = all(each.device_left_s is not None for each in found)
+    left = sum(each.device_left_s or 0.0 for each in found) / 3600
+    more = f"{'' if known else 'at least '}{_hours(left)} left"
+    return f"{text}; {_hours(spent)} device-hours so far, {more}"
 
 
 def _shown(path: Path) -> str:

@@ -6,6 +6,9 @@ A fit takes ``launch.nodes`` x ``launch.devices`` ranks. They are started by
   every node, with NODE_RANK and MASTER_ADDR set or by ``srun`` with one task per node;
 * ``torchrun``, or ``srun`` with one task per rank: then every process *is* a rank.
 
+A verb that makes shards takes as many workers, started in the same ways (`shard_workers_of`); they
+meet in the run folder alone.
+
 Nothing heavy is imported.
 """
 
@@ -21,7 +24,7 @@ from typing import Any
 from lightning_modules import ALONE
 
 PORT = 29500  # torchrun's default too
-HELPED = ("curate", "pairs")
+SHARDED = ("curate", "pairs", "sample")
 """Verbs whose shards are made by one worker per device, without a process group
 (``shard_workers.py``)."""
 ISOLATED = ("ddp", "deepspeed")
@@ -70,8 +73,9 @@ class Topology:
 
 def wanted(recipe: Mapping[str, Any]) -> tuple[int, int]:
     """Nodes, and devices per node, that a recipe's run uses, by ranks or shard workers."""
-    if recipe["verb"] in HELPED:
-        return 1, recipe.get("launch", {}).get("devices", 1)
+    if recipe["verb"] in SHARDED:
+        launch = recipe.get("launch", {})
+        return launch.get("nodes", 1), launch.get("devices", 1)
     return _ranks(recipe)
 
 
@@ -111,32 +115,66 @@ def ranks_here(
 
 
 def topology_of(recipe: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Topology:
-    """The topology of a process that is a rank itself.
+    """The topology of a process that is a rank itself, or works on shards.
 
     Raises:
         ValueError: a launcher started another number of processes than the recipe requires.
     """
+    if recipe["verb"] in SHARDED:
+        return _of_shard_worker(recipe, environment)
     nodes, devices = _ranks(recipe)
     tasks, per_node = _tasks(environment), _tasks_per_node(environment)
     if tasks != nodes * devices or per_node - {devices}:
-        spread = f", {' or '.join(map(str, sorted(per_node)))} on a node" if per_node else ""
-        raise ValueError(
-            f"{tasks} processes were started{spread}, but the run takes launch.nodes x"
-            f" launch.devices = {nodes} x {devices}: set both to what was started, or start as many"
-            " (torchrun --nnodes --nproc-per-node, srun --nodes --ntasks-per-node)"
-            + ("; a run that does not train takes one process" if nodes * devices == 1 else "")
-        )
+        raise _otherwise_started(nodes, devices, environment)
+    return Topology() if tasks == 1 else _started(nodes, devices, environment)
+
+
+def _of_shard_worker(recipe: Mapping[str, Any], environment: Mapping[str, str]) -> Topology:
+    """Of one process per device, or of one per node (its ``world`` is then the number of nodes).
+
+    Raises:
+        ValueError: another number of processes was started, or it is not known on which node.
+    """
+    nodes, devices = wanted(recipe)
+    tasks, per_node = _tasks(environment), _tasks_per_node(environment)
     if tasks == 1:
-        return Topology()
+        node = 0 if nodes == 1 else int(environment.get("NODE_RANK", -1))
+        if not 0 <= node < nodes:
+            raise ValueError(
+                f"launch.nodes: {nodes} nodes, but not which one this is: start the same command on"
+                f" every node with NODE_RANK (0 to {nodes - 1}) set, by srun with one task per node"
+                " or per device, or by torchrun"
+            )
+        return Topology(node, nodes, 0, node, nodes)
+    if tasks == nodes * devices and not per_node - {devices}:
+        return _started(nodes, devices, environment)
+    if tasks == nodes and not per_node - {1}:
+        return _started(nodes, 1, environment)
+    raise _otherwise_started(nodes, devices, environment)
+
+
+def _otherwise_started(nodes: int, devices: int, environment: Mapping[str, str]) -> ValueError:
+    """What to say where other processes were started than the recipe requires."""
+    per_node = _tasks_per_node(environment)
+    spread = f", {' or '.join(map(str, sorted(per_node)))} on a node" if per_node else ""
+    return ValueError(
+        f"{_tasks(environment)} processes were started{spread}, but the run takes launch.nodes x"
+        f" launch.devices = {nodes} x {devices}: set both to what was started, or start as many"
+        " (torchrun --nnodes --nproc-per-node, srun --nodes --ntasks-per-node)"
+        + ("; a run that does not train takes one process" if nodes * devices == 1 else "")
+    )
+
+
+def _started(nodes: int, devices: int, environment: Mapping[str, str]) -> Topology:
+    """The topology of this process among the ``nodes`` x ``devices`` that a launcher started."""
     if "RANK" in environment:
         names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         rank, local_rank, address, port = (environment[name] for name in names)
     else:
         rank, local_rank = environment["SLURM_PROCID"], environment["SLURM_LOCALID"]
         address, port = _rendezvous(environment)
-    return Topology(
-        int(rank), tasks, int(local_rank), int(rank) // devices, nodes, address, int(port)
-    )
+    world, node = nodes * devices, int(rank) // devices
+    return Topology(int(rank), world, int(local_rank), node, nodes, address, int(port))
 
 
 def free_port() -> int:
