@@ -46,7 +46,12 @@ def case(stage: str, zero: int | str, parts: int = 1) -> dict:
     return about | {"name": name(stage, zero, parts), "parts": parts, "stop": stop}
 
 
-MATRIX = [(stage, zero) for stage in STAGES for zero in WAYS]
+TRAINED = ("TeacherForcing", "CausalCD", *DMD)
+"""One stage for each set of networks: what ZeRO 1 and 2 split does not depend on the objective; DDP
+and ZeRO 3 follow a stage's forwards."""
+MATRIX = [
+    (stage, zero) for stage in STAGES for zero in WAYS if zero in (3, "ddp") or stage in TRAINED
+]
 OTHER = {"stage": "AsymmetricDMD", "strategy": "deepspeed"}
 DDP = OTHER | {"strategy": "ddp"}
 CASES = {

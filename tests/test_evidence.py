@@ -9,8 +9,6 @@ from synthetic_sweep import CLIPS, make_sweep, numbers_of, row_of, table_of
 from sweeps.report.intervals import over_prompts, t_interval
 from sweeps.report.results import read_scores
 
-pytestmark = pytest.mark.numeric
-
 GAP = [(1.0, "causal_cd-2/stage3/total"), (-1.0, "causal_ode-2/stage3/total")]
 
 

@@ -148,16 +148,21 @@ def by_hand(rank: int, nodes: int, devices: int) -> dict[str, str]:
     return {"NODE_RANK": str(rank)}
 
 
-def of_several(kind: str, runs: Path, environment: dict, devices: str, pause_s: float = 0.0):
-    """The body of one of a run's processes."""
+def of_several(kind: str, runs: Path, environment: dict, launch: list[str]) -> None:
+    """The body of one of a run's processes. It makes one tar only while ``hold`` is there."""
     os.environ.update(environment)
     generation.SHARD_BYTES, execute.LEADERLESS_S, execute.POLL_S = SHARD_BYTES[kind], 1.0, 0.1
     shard_work.POLL_S = 0.1
-    module = importlib.import_module(f"experiments.verbs.{kind}")
-    if pause_s:
-        stack = module.stack
-        module.stack = lambda *given: time.sleep(pause_s) or stack(*given)
-    raise SystemExit(main(words(kind, runs, *devices.split())))
+    make = shard_work.ShardMaker._make
+
+    def held(self, number: int) -> None:
+        while self.__dict__.get("held") and (runs / "hold").exists():
+            time.sleep(0.02)
+        self.held = True
+        make(self, number)
+
+    shard_work.ShardMaker._make = held
+    raise SystemExit(main(words(kind, runs, *launch)))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +189,7 @@ def alone(tmp_path_factory):
 )  # fmt: skip
 def test_any_number_makes_the_same_bytes(tmp_path, alone, kind, launcher, nodes, devices):
     runs = copied(tmp_path, "clips" if kind == "curate" else "-")
-    launch = f"launch.nodes={nodes} launch.devices={devices}"
+    launch = [f"launch.nodes={nodes}", f"launch.devices={devices}"]
     count = nodes if launcher is by_hand else nodes * devices
     processes = [
         forked(of_several, kind, runs, launcher(rank, nodes, devices), launch)
@@ -202,16 +207,18 @@ def test_any_number_makes_the_same_bytes(tmp_path, alone, kind, launcher, nodes,
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["leader", "other"])
 def test_a_lost_node_costs_the_shard_it_was_making(tmp_path, alone, lost):
-    runs, launch = copied(tmp_path), "launch.nodes=2"
+    runs, launch = copied(tmp_path), ["launch.nodes=2"]
+    (runs / "hold").touch()
     processes = [
-        forked(of_several, "pairs", runs, by_hand(rank, 2, 1), launch, 0.3) for rank in range(2)
+        forked(of_several, "pairs", runs, by_hand(rank, 2, 1), launch) for rank in range(2)
     ]
     limit = time.monotonic() + 60
-    while not list(runs.glob("causal_pairs-*/shards/*.tar")):
+    while len(list(runs.glob("causal_pairs-*/shards/*.tar"))) < 2:
         assert all(process.is_alive() for process in processes) and time.monotonic() < limit
         time.sleep(0.02)
     os.kill(processes[lost].pid, signal.SIGKILL)
     kept = {path: path.stat().st_mtime_ns for path in runs.glob("causal_pairs-*/shards/*.tar")}
+    (runs / "hold").unlink()
     processes[1 - lost].join(60)
     assert processes[1 - lost].exitcode == 0
     assert contents(finished(runs, "causal_pairs")) == alone("pairs")

@@ -160,8 +160,8 @@ def test_time_follows_from_the_devices_that_are_set(tmp_path):
     (folder / "done.json").touch()
     costs = Costs(tmp_path)
     spread = {"launch.nodes": 2, "launch.devices": 4}
-    for settings, devices in (({}, 1), (spread, 8)):
-        run = resolve("causal_pairs", "tiny", settings)
+    for launch, devices in (({}, 1), (spread, 8)):
+        run = resolve("causal_pairs", "tiny", launch)
         assert (devices_of(run), costs.device_s(run)) == (devices, 86_400)
         assert costs.estimate(run) == 86_400 / devices
     costs.learn(run, 100.0)

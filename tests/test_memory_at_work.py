@@ -10,8 +10,6 @@ from torch.utils._pytree import tree_iter
 
 from experiments.launch.memory.count import FULL, HALF
 
-pytestmark = pytest.mark.numeric
-
 
 class Peak(TorchDispatchMode):
     """Bytes of the tensors that were made under it and live at one time, at most."""

@@ -12,8 +12,6 @@ from experiments.metrics.statistics import (
     spread_interval,
 )
 
-pytestmark = pytest.mark.numeric
-
 
 def test_bootstrap_matches_the_standard_error_and_is_seeded():
     values = np.random.default_rng(0).normal(3, 2, 400)

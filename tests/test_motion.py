@@ -9,8 +9,6 @@ from tiny_probe import WORLD, clips
 from experiments.metrics import motion
 from experiments.worlds.digits.trajectory import HEADINGS, SPEEDS, follow
 
-pytestmark = pytest.mark.numeric
-
 
 @pytest.mark.parametrize(
     ("shape", "fps", "rule"),

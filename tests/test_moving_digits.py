@@ -21,8 +21,6 @@ from experiments.worlds.digits.moving_digits import (
     generator,
 )
 
-pytestmark = pytest.mark.numeric
-
 WORLD = World(
     size=32, frames=8, fps=8, sprite=16, slow=1.25, fast=3.0, turn=0.25, still=0.1, spread=8.0
 )

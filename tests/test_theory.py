@@ -18,8 +18,6 @@ from sweeps.report.command import write as write_report
 from sweeps.report.intervals import NOT_RUN, number
 from sweeps.report.layout import load_layout
 
-pytestmark = pytest.mark.numeric
-
 SEEDS = [0, 1, 2]
 FACTS = "switching/law/facts/law.injectivity.bidirectional"
 

@@ -1,11 +1,16 @@
 """A probe trained for seconds, and clips of the tiny world, shared by the tests of the metrics."""
 
+import fcntl
+import hashlib
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
+from datamodules.atomic import replacing
 from experiments.worlds.digits.moving_digits import World, caption
 from experiments.worlds.digits.probe import WorldProbe
 from lightning_modules.networks.encoders.autoencoders import PatchTransform
@@ -75,9 +80,31 @@ def train(steps: int) -> WorldProbe:
     return module
 
 
+def trained() -> WorldProbe:
+    """The weights of the shared probe, trained by the first process of this checkout that asks.
+
+    They are kept for as long as the code that they depend on stays the same.
+    """
+    root = Path(__file__).parent.parent
+    code = [Path(__file__), *sorted((root / "experiments" / "worlds" / "digits").glob("*.py"))]
+    text = b"".join(file.read_bytes() for file in code) + torch.__version__.encode()
+    file = root / ".pytest_cache" / f"probe-{hashlib.sha256(text).hexdigest()[:16]}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    with open(file.with_suffix(".lock"), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.is_file():
+            module = train(SETTINGS["steps"])
+            with replacing(file) as part:
+                save_file(module.state_dict(), part)
+            return module
+    module = WorldProbe(**SETTINGS)
+    module.load_state_dict(load_file(file))
+    return module
+
+
 @lru_cache(maxsize=1)
 def probe() -> WorldProbe:
     """The shared probe, measured on held-out handwriting."""
-    module = train(SETTINGS["steps"])
+    module = trained()
     module.measure(samples(clips("heldout", 128)))
     return module
