@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules.shards.reader import ShardWriter, open_shards
+from experiments.__main__ import main
 from experiments.worlds.wan import vbench, vbench_prompts
 
 
@@ -62,3 +63,20 @@ def test_only_vbenchs_lists_are_compared(tmp_path):
     (tmp_path / "all_dimension.txt").unlink()
     with pytest.raises(FileNotFoundError, match="put VBench's prompts"):
         vbench_prompts.check_list(tmp_path / "all_dimension_extended.txt")
+
+
+def test_a_list_of_prompts_becomes_a_benchmark(tmp_path, capsys):
+    """The published one has no line number or extended wording: both lists are the same."""
+    file, folder = tmp_path / "text_align.txt", tmp_path / "new" / "actions"
+    file.write_bytes("\ufeffa dog runs\r\n\r\n  a 50/50 split \r\n漢\r\n".encode())
+    for _ in range(2):
+        assert main(["prompts", str(file), "--to", str(folder)]) == 0
+        assert vbench_prompts.read_prompts(folder) == ["a dog runs", "a 50/50 split", "漢"]
+        vbench_prompts.check_list(folder / vbench_prompts.EXTENDED)
+    file.write_text("a cat runs\n")
+    assert main(["prompts", str(file), "--to", str(folder)]) == 1
+    assert "all_dimension.txt has other prompts" in capsys.readouterr().err
+    file.write_text(" \n\n")
+    assert main(["prompts", str(file), "--to", str(tmp_path / "none")]) == 1
+    assert f"{file}: there is no prompt" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -3,15 +3,14 @@
 Encoding needs networks, hence it is a verb and not part of a datamodule. A source is a module of
 ``experiments/worlds``; the signature of its ``plan`` defines the recipe's settings.
 
-With ``launch.devices`` above one, that many processes make a run's shards together. Processes on
-other machines that share the run folder can join, for instance in a job array, by
+``launch.nodes`` x ``launch.devices`` processes make a run's shards together, each the shards that
+no other has claimed, until none is left; rank 0 completes the set. Processes elsewhere that share
+the run folder can join, for instance in a job array, by
 
     python -m experiments join <run folder>
 
-Each makes shards that no other process has claimed, until none is left. The set is completed by
-``python -m experiments curate <run folder>``, which also makes all missing shards. Claims are file
-locks and reach other machines on NFS 4 and on Lustre mounted with ``flock``; elsewhere some shards
-may be made twice, with the same result.
+Claims are file locks and reach other machines on NFS 4 and on Lustre mounted with ``flock``;
+elsewhere some shards may be made twice, with the same result.
 """
 
 import importlib

@@ -83,6 +83,17 @@ def _results(chosen: argparse.Namespace) -> None:
     add_results(chosen.run, chosen.motion)
 
 
+def _declare_prompts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=path, help="one prompt a line, such as text_align.txt")
+    parser.add_argument("--to", dest="folder", type=path, required=True, help="the new folder")
+
+
+def _prompts(chosen: argparse.Namespace) -> None:
+    from experiments.worlds.wan.vbench_prompts import write_lists
+
+    write_lists(chosen.file, chosen.folder)
+
+
 def _declare_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=path, help="the folder of a run that makes shards")
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)  # shall not outlive this process
@@ -99,6 +110,9 @@ TOOLS = {
     "join": Tool("help another process make the shards of its run", _declare_join, _join),
     "import": Tool("turn a published checkpoint into a diffusers folder", _declare_import, _import),
     "export": Tool("write a network where stock diffusers loads it", _declare_export, _export),
+    "prompts": Tool(
+        "turn a list of prompts into a folder to sample and score from", _declare_prompts, _prompts
+    ),
     "results": Tool(
         "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
     ),

@@ -4,11 +4,15 @@
 is sampled from. Any other prompts can take their places.
 """
 
+import logging
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from datamodules.atomic import write_text
 from datamodules.curation.text_lists import read_lines
+
+log = logging.getLogger(__name__)
 
 PROMPTS = "all_dimension.txt"
 EXTENDED = "all_dimension_extended.txt"
@@ -28,6 +32,29 @@ def read_prompts(benchmark: Path) -> list[str]:
             f"{path}: no such file; put VBench's prompts/all_dimension.txt there (docs/wan.md)"
         )
     return [line.strip() for _, line in read_lines(path)]
+
+
+def write_lists(file: Path, benchmark: Path) -> int:
+    """Write both lists, with the prompts of a file of one prompt a line; returns their number.
+
+    Such as the 100 prompts of Dynamic Degree, VisionReward and Instruct in the tables of Causal
+    Forcing and Causal Forcing++: text_align.txt, attached to issue 25 of thu-ml/Causal-Forcing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no prompts, or other prompts in the folder.
+    """
+    prompts = [line.strip() for _, line in read_lines(file) if line.strip()]
+    if not prompts:
+        raise ValueError(f"{file}: there is no prompt; it must have one a line")
+    for name in (PROMPTS, EXTENDED):
+        path = benchmark / name
+        if path.is_file() and [line for _, line in read_lines(path)] != prompts:
+            raise ValueError(f"{path} has other prompts; write to another folder")
+    for name in (PROMPTS, EXTENDED):
+        write_text(benchmark / name, "\n".join(prompts) + "\n")
+    log.info("%d prompts in %s", len(prompts), benchmark)
+    return len(prompts)
 
 
 def check_list(table: Path) -> None:
