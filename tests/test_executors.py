@@ -13,6 +13,7 @@ from experiments.runs.recipe import Library, Resolver, recipes
 from sweeps.executors import devices, executor
 from sweeps.executors.local import LocalPool
 from sweeps.executors.resources import Resources
+from sweeps.plan.costs import Costs
 from sweeps.plan.graph import load_sweep
 from sweeps.run.checks import Refused, job_of
 from sweeps.run.runner import Runner
@@ -177,8 +178,12 @@ def test_a_job_is_one_task_a_node_with_the_gpus_of_its_ranks():
     found = asked.parameters(RECIPE_OF_16)
     assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (2, 1, 8)
     assert found["mem"] == "819200M" and "--cpus-per-task=96" in found["srun_args"]
-    one = asked.parameters(RECIPE_OF_16 | {"verb": "sample"})
-    assert (one["nodes"], one["gpus_per_node"]) == (1, 1), "only training takes several"
+    assert "--kill-on-bad-exit=1" in found["srun_args"], "ranks end together"
+    one = asked.parameters(RECIPE_OF_16 | {"verb": "score"})
+    assert (one["nodes"], one["gpus_per_node"]) == (1, 1), "only training and shards take several"
+    shards = asked.parameters(RECIPE_OF_16 | {"verb": "sample"})
+    assert (shards["nodes"], shards["ntasks_per_node"], shards["gpus_per_node"]) == (2, 1, 8)
+    assert {"--kill-on-bad-exit=0", "--no-kill"} <= set(shards["srun_args"])
     numbers = Resources.of({"timeout_min": 60, "cpus_per_task": 2, "signal_s": 30}).parameters(
         RECIPE_OF_16
     )
@@ -252,9 +257,9 @@ def test_a_scale_on_top_of_another_says_what_single_recipes_ask_for(tmp_path):
 
 
 @pytest.mark.parametrize("scale", sorted(path.stem for path in Library().scales.glob("*.yaml")))
-def test_a_job_may_be_started_again_as_often_as_its_run_takes(scale):
+def test_a_job_may_be_started_again_as_often_as_its_run_takes(scale, tmp_path):
     """Twice as often as by the scale's own costs: those are estimates."""
-    resolver = Resolver(scale)
+    resolver, costs = Resolver(scale), Costs(tmp_path)
     for name in recipes():
         try:
             run = resolver.resolve(name)
@@ -262,7 +267,7 @@ def test_a_job_may_be_started_again_as_often_as_its_run_takes(scale):
             continue  # not a recipe of this scale
         asks = Resources.of(run.slurm)
         segment_s = 60 * asks.timeout_min - asks.signal_s
-        assert asks.restarts >= 2 * (run.expected_s or 0) / segment_s, name
+        assert asks.restarts >= 2 * (costs.estimate(run) or 0) / segment_s, name
 
 
 def test_sweeps_do_not_import_torch_to_submit():

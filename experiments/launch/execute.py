@@ -69,18 +69,18 @@ def execute(
 def _execute(
     folder: RunFolder, progress: Callable[[int, int, str], None] | None, package: str
 ) -> bool:
-    if ranks := ranks_here(folder.recipe):
-        try:
+    try:
+        if ranks := ranks_here(folder.recipe):
             return execute_ranks(folder, ranks, progress, package)
-        except KeyboardInterrupt as stop:  # without a message: stopped at once
-            raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
-    topology = topology_of(folder.recipe)
-    if topology.rank:
+        topology = topology_of(folder.recipe)
+        if not topology.rank:
+            return _lead(folder, topology, progress, package)
         _join(folder, topology, package)
         if folder.recipe["verb"] in SHARDED:
             _replace_lost_leader(folder, topology, package)
         return True
-    return _lead(folder, topology, progress, package)
+    except KeyboardInterrupt as stop:  # without a message: stopped at once
+        raise KeyboardInterrupt(str(stop) or saved(folder)) from stop
 
 
 def _lead(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from experiments.launch.ranks.topology import wanted
@@ -59,7 +60,7 @@ def states(runs: Mapping[str, Run], runs_dir: Path) -> list[State]:
     folders = [RunFolder(runs_dir / name) for name in runs]
     jobs = jobs_of(folders)
     return [
-        state_of(folder, jobs, costs.estimate(run))
+        state_of(folder, jobs, costs.estimate(run), wanted(run.recipe))
         for folder, run in zip(folders, runs.values(), strict=True)
     ]
 
@@ -80,9 +81,12 @@ def jobs_of(folders: Sequence[RunFolder]) -> dict[Path, Listed]:
 
 
 def state_of(
-    folder: RunFolder, jobs: Mapping[Path, Listed], expected_s: float | None = None
+    folder: RunFolder,
+    jobs: Mapping[Path, Listed],
+    expected_s: float | None = None,
+    spread: tuple[int, int] = (1, 1),
 ) -> State:
-    """State of one run; ``expected_s`` is its expected wall time."""
+    """State of one run, with its expected wall time and its nodes and devices per node."""
     record, entry = folder.read_record(), jobs.get(folder.path)
     reached = record.get("progress") or {}
     done, total = reached.get("done", 0), reached.get("total", 0)
@@ -102,7 +106,6 @@ def state_of(
     if state == "running" and done:
         left = spent * (total - done) / done
     left = 0.0 if state == "done" else left
-    nodes, devices = wanted(folder.recipe) if (folder.path / "recipe.yaml").is_file() else (1, 1)
     return State(
         name=folder.name,
         state=state,
@@ -112,9 +115,9 @@ def state_of(
         spent_s=spent,
         left_s=left,
         job=last_job(folder.path),
-        devices=f"{nodes}x{devices}",
+        devices="x".join(map(str, spread)),
         device_s=record.get("device_s", 0.0),
-        device_left_s=None if left is None else left * nodes * devices,
+        device_left_s=None if left is None else left * prod(spread),
         log=folder.path / "log.txt" if (folder.path / "log.txt").is_file() else None,
         why=(folder.failure().strip().splitlines() or [""])[-1] if state == "failed" else "",
     )
