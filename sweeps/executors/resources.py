@@ -133,7 +133,7 @@ class Resources:
 def _when_a_task_is_lost(recipe: Mapping[str, Any]) -> list[str]:
     """Options of srun: one lost rank ends the others; shard workers go on without it."""
     if recipe["verb"] in SHARDED:
-        return ["--kill-on-bad-exit=0", "--no-kill"]
+        return ["--kill-on-bad-exit=0", "--no-kill", "--wait=0"]
     return ["--kill-on-bad-exit=1"]
 
 

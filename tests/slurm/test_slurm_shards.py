@@ -20,12 +20,12 @@ from sweeps.run.runner import Runner
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 HERE = Path(__file__).parent
-OWN = ["stages.pairs.count=24", "stages.pairs.batch=2", "launch.timeout_s=60"]
+OWN = ["stages.pairs.count=24", "stages.pairs.batch=2"]
 TARS = 12
 SCRIPT = """#!/bin/sh
 #SBATCH --nodes={nodes} --ntasks-per-node={devices} --no-kill --output={runs}/sbatch.txt
 export OMP_NUM_THREADS=1 HOLD={runs}/hold
-srun --kill-on-bad-exit=0 --no-kill {python} {program} {run}
+srun --kill-on-bad-exit=0 --no-kill --wait=0 {python} {program} {run}
 test -f {run}/done.json
 """
 
@@ -43,7 +43,9 @@ def begun(runs, nodes, devices) -> RunFolder:
 
 
 def tars(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder.path / "shards").glob("*.*")}
+    """The set, without claims of workers that were killed."""
+    files = (path for path in (folder.path / "shards").iterdir() if path.suffix != ".claim")
+    return {path.name: path.read_bytes() for path in files}
 
 
 def count(folder) -> int:
@@ -80,14 +82,6 @@ def submit(cluster, folder, nodes, devices):
     places = {"runs": folder.path.parent, "run": folder.path, "program": HERE / "shards.py"}
     script.write_text(SCRIPT.format(nodes=nodes, devices=devices, python=sys.executable, **places))
     assert "Submitted batch job" in cluster.call("sbatch", str(script))
-
-
-@pytest.mark.parametrize("nodes, devices", [(1, 2), (2, 1), (2, 2)])
-def test_any_number_of_processes_makes_the_same_tars(cluster, tmp_path, expected, nodes, devices):
-    folder = begun(copied(tmp_path), nodes, devices)
-    submit(cluster, folder, nodes, devices)
-    wait(lambda: folder.done, 240)
-    assert tars(folder) == expected
 
 
 def test_three_of_four_are_killed(cluster, tmp_path, expected):
@@ -134,7 +128,7 @@ def test_a_node_of_a_job_is_lost(cluster, tmp_path, expected, monkeypatch):
 
     def lose():
         others = [p for p in workers(folder, "_submit") if p.environ()["SLURM_PROCID"] == "1"]
-        assert cluster.call("squeue", "-h", "-o", "%D").split() == ["2"] and others
+        assert cluster.call("squeue", "-h", "-t", "R", "-o", "%D").split() == ["2"] and others
         for process in others:
             process.kill()
 
