@@ -148,18 +148,22 @@ def test_every_block_of_a_rollout_reads_the_prompt_anew():
     assert counted == pytest.approx(kept, rel=0.05)
 
 
+@pytest.fixture
+def _unseen():
+    """What earlier tests have left is not among the objects of the garbage collector meanwhile."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_unseen")
 def test_a_recomputed_rollouts_graph_grows_with_its_frames_not_with_their_square():
     """All tensors that Python reaches, by their storages: checkpointing keeps arguments."""
 
-    def tensors():
-        gc.collect()
-        return [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-
-    others = tensors()  # of earlier tests, some of them without a storage; held, so ids stay theirs
-    theirs = set(map(id, others))
-
     def alive():
-        ours = (each for each in tensors() if id(each) not in theirs)
+        gc.collect()
+        ours = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
         storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in ours)}
         return sum(storages.values())
 
