@@ -115,7 +115,7 @@ DAMAGES = {
     f"{SAMPLE}/recipe.yaml": "not readable as YAML",
     f"{SAMPLE}/record.json": "remove it",
     f"{SAMPLE}/shards/manifest.json": "write the set again",
-    "tables/records.csv": "make it again by sweeps table",
+    "tables/records.csv": "make it again: python -m sweeps table",
 }
 
 

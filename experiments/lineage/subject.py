@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.curation.text_lists import read_records
 from experiments.runs.config import nearest
 from experiments.runs.folder import RunFolder
 
@@ -15,6 +15,7 @@ _CURE = (
     "explain reads what lies in run folders, and the records.csv of a table: give a path in your"
     " runs folder; what was copied or exported from there is explained by its original"
 )
+_TABLE_CURE = "make it again: python -m sweeps table"
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def _weights(path: Path) -> dict[str, Any]:
 
 def _cell(path: Path, labels: Sequence[str], runs_dir: Path) -> Subject:
     """The score runs behind the lines of a records.csv that have all labels."""
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file, strict=True))
-    if not lines or "folder" not in lines[0] or None in lines[0]:
-        raise ValueError(f"{path} is damaged, or no table's: make it again by sweeps table")
+    records = list(read_records(path, ("folder",), _TABLE_CURE))
+    wrong = next((record.problem for record in records if record.problem), "")
+    if wrong or not records:
+        raise ValueError(f"{path} is damaged: {wrong or 'it has no line'}; {_TABLE_CURE}")
+    lines = [record.values for record in records]
     for label in labels:
         column, _, value = label.partition("=")
         if column not in lines[0]:
