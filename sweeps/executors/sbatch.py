@@ -66,9 +66,8 @@ def submit(job: Job, after: Sequence[str], package: str) -> str:
         more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
     parameters = asks.parameters(job.recipe)
     if parameters["nodes"] > 1 and job.recipe["verb"] in SHARDED:
-        more["no-kill"] = (
-            True  # one lost node is no end: what counts is whether the set is complete
-        )
+        # One lost node is no end: what counts is whether the set is complete.
+        more["no-kill"] = True
         parameters["teardown"] = [f"test -f {shlex.quote(str(job.folder / 'done.json'))}"]
     submitter = _Submitter(job.folder / "slurm", max_num_timeout=asks.restarts)
     submitter.stay = asks.left_to_user

@@ -8,15 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 from minimal_runs import SETTINGS, copied
-from test_runner import Heard
-from test_slurm_sweeps import jobs, wait
+from test_slurm_sweeps import jobs, starts, wait
 
 from experiments.runs.folder import RunFolder
 from experiments.runs.lock import Lease
-from experiments.runs.recipe import parse_settings
-from sweeps.executors.slurm import SlurmQueue
-from sweeps.plan.graph import load_sweep
-from sweeps.run.runner import Runner
+from experiments.runs.recipe import parse_settings, resolve
+from experiments.runs.yaml_reader import dump_yaml
+from sweeps.executors import Job
+from sweeps.executors.submission import submit_once
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 HERE = Path(__file__).parent
@@ -30,15 +29,9 @@ test -f {run}/done.json
 """
 
 
-def sweep(runs, nodes, devices=1):
-    launch = [f"launch.nodes={nodes}", f"launch.devices={devices}"]
-    slurm = {"launch.slurm": {"default": {"partition": "low", "mem_gb": 2, "timeout_min": 10}}}
-    settings = parse_settings([*SETTINGS, *OWN, *launch]) | slurm
-    return load_sweep(HERE / "shards.yaml", "tiny", settings=settings, runs=runs)
-
-
 def begun(runs, nodes, devices) -> RunFolder:
-    (pairs,) = (run for run in sweep(runs, nodes, devices).runs.values() if run.verb == "pairs")
+    launch = [f"launch.nodes={nodes}", f"launch.devices={devices}"]
+    pairs = resolve("causal_pairs", "tiny", parse_settings([*SETTINGS, *OWN, *launch]))
     return RunFolder.create(pairs, runs)
 
 
@@ -102,51 +95,44 @@ def test_three_of_four_are_killed(cluster, tmp_path, expected):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "none was made again"
 
 
-def run(runs, monkeypatch, heard):
-    monkeypatch.setenv("HOLD", str(runs / "hold"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (runs / "hold").touch()
-    return Runner(sweep(runs, 2), runs, SlurmQueue("small_shards"), heard).run()
+def job_of_two_nodes(folder: Path) -> str:
+    """The id of a sweep's job for a run of two nodes, when both are at work; they are held."""
+    recipe = {"recipe": "pairs", "verb": "pairs", "seed": 0, "needs": {}}
+    recipe["launch"] = {"nodes": 2, "accelerator": "cpu"}
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(dump_yaml(recipe))
+    (folder / "hold").touch()
+    asks = {"partition": "low", "mem_gb": 1, "timeout_min": 5, "signal_s": 30}
+    id, _ = submit_once(Job("run", "pairs", recipe, folder, asks), [], "fixture_verbs")
+    wait(lambda: {path.name for path in folder.glob("rank.*")} == {"rank.0", "rank.1"})
+    assert cluster_nodes(folder) == {"node1", "node2"}
+    return id
 
 
-def disturbed(folder, runs, disturb):
-    """A listener of the runner's that waits for a tar of each node, and then disturbs the job."""
-
-    def hear(line):
-        if line[0] == "started" and (runs / "hold").exists():
-            wait(lambda: count(folder) == 2, 240)
-            disturb()
-            (runs / "hold").unlink()
-
-    return Heard(hear)
+def cluster_nodes(folder) -> set[str]:
+    return {each.environ()["SLURMD_NODENAME"] for each in workers(RunFolder(folder), "_submit")}
 
 
-def test_a_node_of_a_job_is_lost(cluster, tmp_path, expected, monkeypatch):
-    """The job goes on, and ends well: what waits for it in the queue is not withdrawn."""
-    runs = copied(tmp_path)
-    folder = begun(runs, 2, 1)
-
-    def lose():
-        others = [p for p in workers(folder, "_submit") if p.environ()["SLURM_PROCID"] == "1"]
-        assert cluster.call("squeue", "-h", "-t", "R", "-o", "%D").split() == ["2"] and others
-        for process in others:
+@pytest.mark.parametrize("rank", ["1", "0"], ids=["other", "leader"])
+def test_a_job_goes_on_without_a_lost_node(cluster, tmp_path, rank):
+    """And ends well, so that what waits for it in the queue is not withdrawn."""
+    folder = tmp_path / "pairs"
+    job_of_two_nodes(folder)
+    for process in workers(RunFolder(folder), "_submit"):
+        if process.environ()["SLURM_PROCID"] == rank:
             process.kill()
+    (folder / "hold").unlink()
+    wait(lambda: RunFolder(folder).done)
+    wait(lambda: list(jobs(cluster, folder).values()) == ["COMPLETED"])
 
-    outcome = run(runs, monkeypatch, disturbed(folder, runs, lose))
-    assert not outcome.failed and tars(folder) == expected
-    wait(lambda: list(jobs(cluster, runs).values()) == ["COMPLETED"])
 
-
-def test_a_job_is_preempted_and_goes_on(cluster, tmp_path, expected, monkeypatch):
-    runs = copied(tmp_path)
-    folder = begun(runs, 2, 1)
+def test_a_preempted_job_is_queued_again_and_both_nodes_go_on(cluster, tmp_path):
+    folder = tmp_path / "pairs"
+    id = job_of_two_nodes(folder)
     urgent = ["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
-
-    def preempt():
-        cluster.call(*urgent)
-        wait(lambda: not workers(folder, "_submit"), 60)
-
-    outcome = run(runs, monkeypatch, disturbed(folder, runs, preempt))
-    assert not outcome.failed and tars(folder) == expected
-    assert (folder.path / "log.txt").read_text().count(" starts (process") == 2
-    wait(lambda: list(jobs(cluster, runs).values()) == ["COMPLETED"])
+    cluster.call(*urgent)
+    wait(lambda: starts(folder) == 2)
+    (folder / "hold").unlink()
+    wait(lambda: RunFolder(folder).done)
+    wait(lambda: jobs(cluster, folder) == {id: "COMPLETED"})
+    assert "interrupted" in (folder / "log.rank1.txt").read_text()
