@@ -13,7 +13,7 @@ FLOORS = {
     "lightning_modules": [["ranges"], ["diffusion", "networks"], ["training"]],  # then: stages
     "datamodules": [
         ["signals"],
-        ["atomic", "json_files", "order", "values"],
+        ["atomic", "cameras", "json_files", "order", "values"],
         ["curation"],
         ["shards"],
         ["loader"],
