@@ -19,6 +19,8 @@ from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
     batches,
+    camera_fields,
+    cameras_of,
     encoders_of,
     frozen,
     require_given,
@@ -34,6 +36,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.networks.cameras import Posed
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     prompts = open_shards(folder.need("prompts") / "shards")
     follow_autoencoder(prompts, folder)
     where = folder.need("student")
-    require_usable("student", where, "sample.clip_shape", settings.clip_shape, prompts)
+    require_usable("student", where, "sample.clip_shape", settings.shape, prompts)
     before_generation(
         where,
         prompts,
@@ -104,9 +107,11 @@ def generate_clips(
     numbers = _numbers(prompts, settings)
     conditioning = _conditioning(prompts, settings, folder, numbers, device)
     negative = torch.from_numpy(prompts.negative).to(device)
-    generate = sampler_of(student, settings, negative)
+    cameras = camera_fields(prompts)
+    network = Posed(student) if cameras else student
+    generate = sampler_of(network, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields = ["text", *conditioning.fields]
+    fields = ["text", *conditioning.fields, *cameras]
     about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
@@ -122,12 +127,15 @@ def generate_clips(
             keys = [sample["key"] for sample in samples]
             text, frames = stack(samples, "text", device), conditioning.frames(samples)
             inputs = text, Randomness(seed, 0, keys, device), frames
+            if cameras:
+                network.cameras = cameras_of(samples, device)
             with autocast(device, settings.precision):
                 clips = generate(*inputs)
                 again = partial(generate, *inputs)
                 require_sound(clips, keys, student, "student", again)
             for sample, arrays in zip(samples, saver.arrays(samples, clips), strict=True):
                 if sample["key"] not in writer.written:
+                    arrays |= {name: sample[name] for name in cameras}
                     writer.write(sample["key"], arrays, sample["info"])
             folder.progress(stop - numbers.start, settings.count, "clips")
     log.info("%d clips by %s", settings.count, settings.sampler)
