@@ -1,4 +1,4 @@
 """The camera world: a painted room that one walks through, rendered exactly from known cameras."""
 
-SOURCES: dict[str, str] = {}
-JUDGES: dict[str, str] = {}
+SOURCES = {"room": "source"}
+JUDGES = {"room": "score"}
