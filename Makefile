@@ -36,7 +36,7 @@ theory: $(READY)  ## the paper's theory in worlds whose law is known (three seed
 	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) theory --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
-world: $(READY)  ## a room one can walk through: the world model of few-step students (SEEDS), then its table; 1-2 hours
+world: $(READY)  ## a room one can walk through: the world model of few-step students (SEEDS), then its table; first says what it will cost
 	@$(SWEEPS) plan world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 	@$(SWEEPS) run world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) table world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)

@@ -7,6 +7,7 @@ import torch
 from experiments.metrics.registry import METRICS, NotApplicable
 from experiments.worlds.room.context import Commanded, View, apart
 from experiments.worlds.room.metrics import MIRRORED, keys
+from experiments.worlds.room.render import LIGHTS
 from experiments.worlds.room.score import corrupted
 from experiments.worlds.room.walks import KEYS, Room, placed, step
 from lightning_modules.networks.encoders import PatchTransform, measure_patches
@@ -51,12 +52,8 @@ def test_the_gate_on_real_walks_through_the_autoencoder(real):
 def test_the_lamp_is_read_off_the_picture(real, walks):
     assert np.array_equal(real.light > 0.5, np.stack([walk.dark for walk in walks]))
     assert value(real, "blended") == 0
-    half = real.videos.copy()
-    lit = np.stack([walk.faces is not None for walk in walks])
-    assert lit.all()
-    half[:, 2] = (real.rendered[:, 2] * (1 + np.array([0.35, 0.40, 0.60])) / 2 * 255).astype(
-        np.uint8
-    )
+    half, between = real.videos.copy(), (1 + LIGHTS[1]) / 2
+    half[:, 2] = (real.rendered[:, 2] * between * 255).astype(np.uint8)
     assert value(view_of(walks, half), "blended") == pytest.approx(1 / 5)
     switched = np.diff(np.stack([walk.dark for walk in walks]).astype(int)) != 0
     assert value(real, "switches") == pytest.approx(switched.mean())
