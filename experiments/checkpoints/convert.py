@@ -35,6 +35,7 @@ from experiments.checkpoints.wan_keys import (
     Weights,
     check_fits,
     config_of,
+    has_cameras,
     to_diffusers,
     to_published,
     unwrapped,
@@ -80,6 +81,8 @@ def import_checkpoint(
     try:
         named = to_diffusers(unwrapped(weights))
         settings = network_config(config) if config else config_of(named)
+        if has_cameras(named):
+            settings = settings | {"cameras": True}
         check_fits(named, settings)
         _require_sound(named)
     except ValueError as error:

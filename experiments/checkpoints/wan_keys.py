@@ -105,13 +105,17 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     for config in PUBLISHED.values():
         if (width, layers) == (_width(config), config["num_layers"]):
-            cameras = any(".to_prope." in name for name in weights)
-            return config | ({"cameras": True} if cameras else {})
+            return config
     sizes = ", ".join(f"{name}: {c['num_layers']} x {_width(c)}" for name, c in PUBLISHED.items())
     raise ValueError(
         f"{layers} layers of width {width} are of no published size ({sizes}); say which it is:"
         " --config, a folder with its config.json"
     )
+
+
+def has_cameras(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights under diffusers' names have heads under PRoPE."""
+    return any(".attn1.to_prope." in name for name in weights)
 
 
 def check_fits(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
