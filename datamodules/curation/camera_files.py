@@ -198,7 +198,8 @@ def _square(rows: np.ndarray) -> np.ndarray:
 def _checked(track: Track, path: Path) -> Track:
     turned = track.poses[:, :3, :3]
     apart = np.abs(turned @ np.swapaxes(turned, 1, 2) - np.eye(3)).max((1, 2))
-    sound = np.isfinite(track.poses).all((1, 2)) & (apart < RIGID) & (np.linalg.det(turned) > 0)
+    right_handed = (np.cross(turned[:, 0], turned[:, 1]) * turned[:, 2]).sum(1) > 0
+    sound = np.isfinite(track.poses).all((1, 2)) & (apart < RIGID) & right_handed
     if not sound.all():
         number = int(np.argmin(sound))
         raise ValueError(f"{path}: camera {number} is not rigid: no rotation; {CURE}")
