@@ -19,7 +19,7 @@ FOLDER  = $(call quoted,$(RUNS))
 CHOICE  = $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation theory test test-numeric test-all plan table status tensorboard benchmark lint clean
+.PHONY: help ablation theory world test test-numeric test-all plan table status tensorboard benchmark lint clean
 
 help:  ## this list
 	@echo $(call quoted,Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS))
@@ -35,6 +35,11 @@ theory: $(READY)  ## the paper's theory in worlds whose law is known (three seed
 	@$(SWEEPS) run theory_switching --scale switching --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) theory --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
+
+world: $(READY)  ## a room one can walk through: the world model of few-step students (SEEDS), then its table; first says what it will cost
+	@$(SWEEPS) plan world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
+	@$(SWEEPS) run world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) table world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 test: $(READY)  ## run the test suite
 	@$(PYTEST) -m "not slow and not gpu"

@@ -7,7 +7,7 @@ written to TensorBoard (an animated image and a contact sheet) and to the run's 
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,12 +46,14 @@ class Panel:
         keys: P sample keys; they decide the noise.
         captions: P sentences, drawn under the clips.
         videos: uint8 [P, T, H, W, c], the real clips; None for prompts alone.
+        cameras: poses [P, F, 3, 4] and intrinsics [P, F, 4], where frames have them.
     """
 
     text: Tensor
     keys: list[str]
     captions: list[str]
     videos: Tensor | None
+    cameras: dict[str, Tensor] = field(default_factory=dict)
 
 
 class SampleClips(Callback):
@@ -110,11 +112,17 @@ class SampleClips(Callback):
         text, keys, some = self._panel.text.to(pl_module.device), self._panel.keys, self._at_once
         average = nullcontext() if self._ema is None else self._ema.swapped(pl_module)
         with average, self._autocast():
+            parts = [slice(start, start + some) for start in range(0, len(keys), some)]
             clips = [
-                pl_module.sample(text[start : start + some], keys[start : start + some])
-                for start in range(0, len(keys), some)
+                pl_module.sample(text[part], keys[part], **self._cameras(part, pl_module.device))
+                for part in parts
             ]
         return torch.cat(clips)
+
+    def _cameras(self, part: slice, device: torch.device) -> dict[str, dict[str, Tensor]]:
+        """The argument `cameras` of `sample`; none where the panel has none."""
+        cameras = {name: each[part].to(device) for name, each in self._panel.cameras.items()}
+        return {"cameras": cameras} if cameras else {}
 
     def _decoded(self, latents: Tensor) -> np.ndarray:
         """Uint8 [P, T, H, W, c], clip by clip, as one of Wan's has a hundred million pixels."""

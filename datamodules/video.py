@@ -7,6 +7,8 @@ A batch is
     text           [b, L, D]             float32
     trajectory     [b, S, F, C, H, W]    float32
     state          [b, T, 4]             float32
+    poses          [b, F, 3, 4]          float32
+    intrinsics     [b, F, 4]             float32
     video          [b, T, H, W, c]       uint8
 
 with the fields of the set (or the requested ones) and b the global batch divided by the

@@ -31,7 +31,7 @@ class AsymmetricDMD(DistributionMatching):
         if self.first_few_steps != self.few_steps:
             first_exit = random.shared_integer("first_exit", self.first_few_steps)
         return rollout(
-            self.past(batch["text"]),
+            self.past(batch),
             random.normal("noise", self.clip_shape),
             self.sizes,
             FewSteps(
@@ -41,14 +41,15 @@ class AsymmetricDMD(DistributionMatching):
             ),
         )
 
-    def past(self, text: Tensor) -> Past:
+    def past(self, batch: dict[str, Any]) -> Past:
         """The student's own context; without gradient (fake-score steps) with fewer calls."""
+        student, text = self.posed(self.student, batch), batch["text"]
         if torch.is_grad_enabled():
-            return Past(self.student, text)
-        return FastPast(self.student, text, frames=self.clip_shape[0], commit="fused")
+            return Past(student, text)
+        return FastPast(student, text, frames=self.clip_shape[0], commit="fused")
 
     def velocity(
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
         """Both scores are bidirectional."""
-        return forcing.bidirectional(net, x_t, t, text)
+        return forcing.bidirectional(self.posed(net, batch), x_t, t, text)

@@ -77,7 +77,8 @@ class CausalCD(Stage):
         x_t = add_noise(x0, random.normal("noise", self.clip_shape), t)
 
         def v(net: nn.Module, x: Tensor, t: Tensor, text: Tensor = text) -> Tensor:
-            return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=x0)
+            posed = self.posed(net, batch)
+            return forcing.teacher_forcing(posed, x, t, text, self.sizes, clean=x0)
 
         def teacher(x: Tensor, t: Tensor) -> Tensor:
             return forcing.guided(

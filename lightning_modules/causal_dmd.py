@@ -35,4 +35,5 @@ class CausalDMD(DistributionMatching):
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
         """Teacher forcing: conditioned on the clean real clip."""
+        net = self.posed(net, batch)
         return forcing.teacher_forcing(net, x_t, t, text, self.sizes, clean=batch["latents"])

@@ -26,11 +26,12 @@ class CausVidDMD(DistributionMatching):
         step = random.integer("level", self.few_steps, (len(self.sizes),))
         t = levels[step][:, self.block_of_frame]
         x_t = add_noise(batch["latents"], random.normal("noise", self.clip_shape), t)
-        v = forcing.diffusion_forcing(self.student, x_t, t, batch["text"], self.sizes)
+        student = self.posed(self.student, batch)
+        v = forcing.diffusion_forcing(student, x_t, t, batch["text"], self.sizes)
         return to_x0(x_t, v, t)
 
     def velocity(
         self, net: nn.Module, x_t: Tensor, t: Tensor, text: Tensor, batch: dict[str, Any]
     ) -> Tensor:
         """Both scores are bidirectional."""
-        return forcing.bidirectional(net, x_t, t, text)
+        return forcing.bidirectional(self.posed(net, batch), x_t, t, text)

@@ -1,5 +1,7 @@
 """Diffusion forcing: the alternative Stage 1, conditioned on noisy context."""
 
+from typing import Any
+
 from torch import Tensor
 
 from lightning_modules.diffusion import forcing
@@ -13,6 +15,6 @@ class DiffusionForcing(TeacherForcing):
     teacher forcing removes.
     """
 
-    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+    def velocity(self, net: Any, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
         """Each block conditioned on the noisy blocks before it."""
-        return forcing.diffusion_forcing(self.student, x_t, t, text, self.sizes)
+        return forcing.diffusion_forcing(net, x_t, t, text, self.sizes)

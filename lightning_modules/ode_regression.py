@@ -54,7 +54,8 @@ class CausalODE(_ODERegression):
         random, trajectory, text = self.randomness(batch), batch["trajectory"], batch["text"]
         j = random.integer("time", len(self.times), (1,)).expand(-1, self.clip_shape[0])
         x_t, t = self.state_at(trajectory, j)
-        v = forcing.teacher_forcing(self.student, x_t, t, text, self.sizes, clean=batch["latents"])
+        student = self.posed(self.student, batch)
+        v = forcing.teacher_forcing(student, x_t, t, text, self.sizes, clean=batch["latents"])
         return self.learn(x_t, v, t, trajectory[:, -1])
 
 
@@ -74,5 +75,6 @@ class SelfForcingODE(_ODERegression):
         random, trajectory, text = self.randomness(batch), batch["trajectory"], batch["text"]
         j = random.integer("time", len(self.times), (len(self.sizes),))
         x_t, t = self.state_at(trajectory, j[:, self.block_of_frame])
-        v = forcing.diffusion_forcing(self.student, x_t, t, text, self.sizes)
+        student = self.posed(self.student, batch)
+        v = forcing.diffusion_forcing(student, x_t, t, text, self.sizes)
         return self.learn(x_t, v, t, trajectory[:, -1])

@@ -46,7 +46,7 @@ class SFDMD(AsymmetricDMD):
         exit_step = random.in_turn("exit", len(self.times[0]), self.updates())
         noise = random.normal("noise", self.clip_shape)
         return rollout(
-            self.noisy_past(batch["text"], random),
+            self.noisy_past(batch, random),
             noise,
             self.sizes,
             FewSteps(
@@ -56,12 +56,17 @@ class SFDMD(AsymmetricDMD):
             ),
         )
 
-    def noisy_past(self, text: Tensor, random: Randomness) -> NoisyPast:
+    def noisy_past(self, batch: dict[str, Any], random: Randomness) -> NoisyPast:
         """The student's own context."""
         eps = random.normal("context", self.clip_shape)
         times = [levels.to(eps.device) for levels in self.times]
         return NoisyPast(
-            self.student, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
+            self.posed(self.student, batch),
+            batch["text"],
+            sizes=self.sizes,
+            times=times,
+            eps=eps,
+            noisy_from=self.noisy_from,
         )
 
     def updates(self) -> int:

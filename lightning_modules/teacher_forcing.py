@@ -1,6 +1,7 @@
 """Stage 1: autoregressive diffusion by teacher forcing (Causal Forcing++, sec. 3.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.training.flow_matching import FlowMatching
+from lightning_modules.training.stage import NO_CAMERAS
 
 
 class TeacherForcing(FlowMatching):
@@ -24,13 +26,16 @@ class TeacherForcing(FlowMatching):
         """An independent time for every block."""
         return self.times_per_block(random)
 
-    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+    def velocity(self, net: Any, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
         """Each block conditioned on the clean blocks before it."""
-        return forcing.teacher_forcing(self.student, x_t, t, text, self.sizes, clean=x0)
+        return forcing.teacher_forcing(net, x_t, t, text, self.sizes, clean=x0)
 
     @torch.no_grad()
-    def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
+    def sample(
+        self, text: Tensor, keys: Sequence[str], cameras: Mapping[str, Tensor] = NO_CAMERAS
+    ) -> Tensor:
         """Block by block by the guided ODE, conditioned on its own generated context."""
         noise = Randomness(self.seed, 0, keys, self.device).normal("noise", self.clip_shape)
-        past = Past(self.evaluated, text, self.negative, self.guidance)
+        student = self.posed(self.evaluated, cameras)
+        past = Past(student, text, self.negative, self.guidance)
         return rollout(past, noise, self.sizes, Solve(time_grid(self.intervals, self.shift)))

@@ -21,15 +21,15 @@ class Recorder:
     def __init__(self):
         self.recorded, self.replayed = 0, 0
 
-    def __call__(self, call, x, t):
+    def __call__(self, call, *inputs):
         self.recorded += 1
-        own_x, own_t = x.clone(), t.clone()
+        own = [each.clone() for each in inputs]
 
-        def replay(x, t):
+        def replay(*inputs):
             self.replayed += 1
-            own_x.copy_(x)
-            own_t.copy_(t)
-            return call(own_x, own_t).clone()
+            for mine, value in zip(own, inputs, strict=True):
+                mine.copy_(value)
+            return call(*own).clone()
 
         return replay
 

@@ -13,7 +13,7 @@ FLOORS = {
     "lightning_modules": [["ranges"], ["diffusion", "networks"], ["training"]],  # then: stages
     "datamodules": [
         ["signals"],
-        ["atomic", "json_files", "order", "values"],
+        ["atomic", "cameras", "json_files", "order", "values"],
         ["curation"],
         ["shards"],
         ["loader"],
@@ -58,7 +58,8 @@ LIGHT = ("lightning_modules/__init__.py", "lightning_modules/ranges.py", "datamo
          "experiments/launch/run_record.py",
          "experiments/launch/ranks", "experiments/launch/memory/cgroup.py",
          "experiments/worlds/__init__.py", "experiments/worlds/closed_form/__init__.py",
-         "experiments/worlds/digits/__init__.py", "experiments/worlds/wan/__init__.py",
+         "experiments/worlds/digits/__init__.py", "experiments/worlds/room/__init__.py",
+         "experiments/worlds/wan/__init__.py",
          "sweeps/__main__.py", "sweeps/plan", "sweeps/executors", "sweeps/run")  # fmt: skip
 HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "scipy")
 FILES = files(ROOT)

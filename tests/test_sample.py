@@ -105,7 +105,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.window": 1}, "sample.window: 1 has no room for 0 sinks, a block of 1"),
         ({"sample.window": 4, "sample.sinks": 3}, "use 5 or more"),
         ({"sample.sinks": 1}, "sample.window: 0 has no room for 1 sinks"),
-        ({"sample.given": 8}, "sample.given: 8 frames do not end with a block"),
+        ({"sample.given": 9}, "sample.given: 9 frames do not end with a block"),
         ({"sample.given": 1, "blocks": 2}, r"use one of \[2, 4, 6\]"),
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),

@@ -13,6 +13,8 @@ Fields (all samples of a set have the same ones, with one shape and dtype each):
     text        [L, D]           float16 or float32   prompt embedding; stored without its padding
     video       [T, H, W, c]     uint8                pixels
     state       [T, 4]           float32              true x, y [px], vx, vy [px/frame]
+    poses       [F, 3, 4]        float32              cameras (datamodules/cameras.py)
+    intrinsics  [F, 4]           float32              fx, fy, cx, cy in fractions of the image
     trajectory  [S, F, C, H, W]  float16 or float32   a teacher's trajectory, noise first, x0 last
 
 The rows of `text` beyond a prompt's tokens are zero; not stored, restored on reading.

@@ -15,6 +15,9 @@ and once, outside the blocks: patches in and out ``16 C Q D``, per frame the tim
 ``2 (f D + 7 D^2)``, the text embedding ``2 T (d D + D^2)``. ``P`` counts *visible* pairs, not what
 a kernel computes: a dense mask computes more and shows it as a lower share of the roofline.
 
+With cameras attention has twice the heads, and another output projection: ``2 Q D^2`` and
+``4 D P`` more.
+
 A backward pass counts as two forwards; recomputing a checkpointed block adds one, which counts
 as hardware work but not as model work.
 
@@ -60,8 +63,8 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
     d, queries = size.width, call.frames * tokens
     prompt = text if call.reads_prompt else 0
     block = (
-        8 * queries * d * d
-        + 4 * d * call.seen * tokens * tokens
+        (8 + 2 * size.cameras) * queries * d * d
+        + (1 + size.cameras) * 4 * d * call.seen * tokens * tokens
         + 4 * queries * d * d
         + 4 * d * queries * text
         + 4 * prompt * d * d
@@ -72,7 +75,8 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
         + 2 * call.frames * (size.freq_dim * d + 7 * d * d)
         + 2 * prompt * (size.text_dim * d + d * d)
     )
-    moved = size.layers * d * (2 * call.cached * tokens + 2 * queries + 2 * text)
+    past = (1 + size.cameras) * call.cached * tokens
+    moved = size.layers * d * (2 * past + 2 * queries + 2 * text)
     return Work(
         call.batch * (size.layers * block + beside),
         width_bytes * (size.parameters + call.batch * moved),

@@ -20,7 +20,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,10 +35,12 @@ from experiments.checkpoints.wan_keys import (
     Weights,
     check_fits,
     config_of,
+    has_cameras,
     to_diffusers,
     to_published,
     unwrapped,
 )
+from lightning_modules.networks import Wan
 from lightning_modules.networks.pipeline_folder import weight_files
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def import_checkpoint(
     try:
         named = to_diffusers(unwrapped(weights))
         settings = network_config(config) if config else config_of(named)
+        if has_cameras(named):
+            settings = settings | {"cameras": True}
         check_fits(named, settings)
         _require_sound(named)
     except ValueError as error:
@@ -219,7 +222,7 @@ def _all_tensors(found: Any) -> bool:
 def _save(weights: Weights, config: Mapping[str, Any], folder: Path) -> None:
     """config.json and safetensors, as diffusers writes them; every tensor keeps its dtype."""
     with torch.device("meta"):
-        network = WanTransformer3DModel(**config)
+        network = Wan(**config)
     network.load_state_dict(weights, assign=True)
     network.save_pretrained(folder)
 

@@ -36,6 +36,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _HOLDERS = re.compile(r"^((model|module|diffusion_model)\.)+")
+_CAMERA_OUTPUT = re.compile(r"\.attn1\.(prope_o|to_out_prope\.0)\.")
+"""The output projection of the heads under PRoPE, in minWM's and in HY-WorldPlay's files."""
 # diffusers converts in one direction only; this is the other.
 _TO_PUBLISHED = [
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
@@ -50,6 +52,7 @@ _TO_PUBLISHED = [
     (r"\.attn2\.", ".cross_attn."),
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".o."),
+    (r"\.to_prope\.", ".prope_o."),
     (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
     (r"\.ffn\.net\.2\.", ".ffn.2."),
     (r"\.norm2\.", ".norm3."),
@@ -75,9 +78,10 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> Weights:
     """Weights under diffusers' names, from diffusers' or published names without wrappers."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    if any(name.startswith("condition_embedder.") for name in weights):
-        return dict(weights)
-    return convert_wan_transformer_to_diffusers(dict(weights))
+    named = dict(weights)
+    if not any(name.startswith("condition_embedder.") for name in weights):
+        named = convert_wan_transformer_to_diffusers(named)
+    return {_CAMERA_OUTPUT.sub(".attn1.to_prope.", name): w for name, w in named.items()}
 
 
 def to_published(weights: Mapping[str, Tensor]) -> Weights:
@@ -107,6 +111,11 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         f"{layers} layers of width {width} are of no published size ({sizes}); say which it is:"
         " --config, a folder with its config.json"
     )
+
+
+def has_cameras(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights under diffusers' names have heads under PRoPE."""
+    return any(".attn1.to_prope." in name for name in weights)
 
 
 def check_fits(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

@@ -20,11 +20,14 @@ from experiments.checkpoints.networks import (
     network_section,
 )
 from experiments.runs.recipe import RUN_NAME
+from lightning_modules.networks.cameras import projective
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed")
 ENCODED_BY = ("fps", "channels", "normalisation", "autoencoder", "text_encoder", "negative_prompt")
 """Manifest entries that generated shards inherit from their source."""
+CAMERA_FIELDS = ("poses", "intrinsics")
+"""Arrays of a sample whose frames have cameras (`datamodules/cameras.py`)."""
 SHARD_BYTES = 2**29
 """Target size of a generated shard, which is what an interruption can lose."""
 
@@ -59,6 +62,11 @@ def samples_per_shard(shapes: Mapping[str, Sequence[int]], bytes_each: int = 4) 
 def stack(samples: Sequence[dict[str, Any]], field: str, device: torch.device) -> Tensor:
     """One field of all samples, float32 ``[B, ...]``."""
     return torch.from_numpy(np.stack([s[field] for s in samples])).float().to(device)
+
+
+def cameras_of(samples: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+    """Projective matrices of all samples' frames, ``[B, F, 2, 4, 4]``."""
+    return projective(*(stack(samples, name, device) for name in CAMERA_FIELDS))
 
 
 def require_same_encoders(sets: Mapping[str, ShardReader]) -> None:
@@ -152,6 +160,7 @@ def require_network(
                     f"{shards.folder / 'manifest.json'}: {what} {found}, but the {role} was made"
                     f" for {wanted}; curate with the encoders the {role} was trained with"
                 )
+        _require_cameras(role, own, shards, clip_shape[0])
     if clip_shape[1] != own["in_channels"]:
         raise ValueError(
             f"{key}: {clip_shape[1]} channels, but the {role} was made for {own['in_channels']};"
@@ -162,6 +171,34 @@ def require_network(
         raise ValueError(
             f"{key}: {list(clip_shape)} is not whole patches of the {role}, {frames} x {height} x"
             f" {width}; make frames, height and width multiples of them"
+        )
+
+
+def camera_fields(shards: ShardReader) -> list[str]:
+    """The arrays of a set's cameras; empty if it has none."""
+    return [name for name in CAMERA_FIELDS if name in shards.manifest["fields"]]
+
+
+def _require_cameras(role: str, own: Mapping[str, Any], shards: ShardReader, frames: int) -> None:
+    """A network with cameras needs a set with cameras, and the reverse: none is ignored."""
+    manifest = shards.folder / "manifest.json"
+    poses = shards.manifest["fields"].get("poses")
+    if poses is None and own.get("cameras"):
+        raise ValueError(
+            f"{manifest}: no poses, but the {role} was made with cameras; curate clips with"
+            " cameras, or take a network without (network.cameras=false)"
+        )
+    if poses is None:
+        return
+    if not own.get("cameras"):
+        raise ValueError(
+            f"{manifest}: its frames have cameras, which the {role} would ignore; make it with"
+            " network.cameras=true, or take clips without cameras"
+        )
+    if poses["shape"][0] < frames:
+        raise ValueError(
+            f"{manifest}: walks of {poses['shape'][0]} frames, but the {role} is asked for"
+            f" {frames}; curate longer ones"
         )
 
 

@@ -31,6 +31,7 @@ from experiments.checkpoints.networks import (
 from experiments.generation.codec import autoencoder_of, follow_autoencoder
 from experiments.generation.generation import (
     autocast,
+    camera_fields,
     check_precision,
     require_autoencoder,
     require_given,
@@ -109,15 +110,16 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     kind = stage_class(recipe)
     launch = launch_for(kind, launch_of(recipe))
     training = Training(**bind(Training, recipe["fit"], section="fit"))
+    shards = open_shards(folder.need("data") / "shards")
     data = VideoDataModule(
-        folder.need("data") / "shards",
+        shards.folder,
         batch=training.batch,
         steps=training.steps,
         seed=recipe["seed"],
         micro_batches=_micro_batches(training, launch),
         workers=launch.workers,
         timeout_s=launch.loader_timeout_s,
-        fields=list(kind.fields),
+        fields=[*kind.fields, *camera_fields(shards)],
     )
     if "panel" in recipe["needs"]:
         panel = open_shards(folder.need("panel") / "shards")
@@ -240,7 +242,8 @@ def _panel(
     """Callback that samples the first held-out prompts at intervals, next to real clips if any."""
     shards = open_shards(folder.need("panel") / "shards")
     follow_autoencoder(shards, folder)
-    fields = [name for name in ("text", "video") if name in shards.fields]
+    cameras = camera_fields(shards)
+    fields = [name for name in ("text", "video", *cameras) if name in shards.fields]
     samples = [shards.read(index, fields) for index in range(min(PANEL, len(shards)))]
     stacked = {
         field: torch.stack([torch.from_numpy(sample[field]) for sample in samples])
@@ -252,6 +255,7 @@ def _panel(
             keys=[sample["key"] for sample in samples],
             captions=[sample["caption"] for sample in samples],
             videos=stacked.get("video"),
+            cameras={name: stacked[name] for name in cameras},
         ),
         autoencoder_of(shards.manifest, device),
         folder.path,

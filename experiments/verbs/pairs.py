@@ -26,6 +26,8 @@ from experiments.checkpoints.networks import class_of, has_weights, network_conf
 from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
+    camera_fields,
+    cameras_of,
     check_precision,
     encoders_of,
     frozen,
@@ -46,6 +48,7 @@ from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.diffusion.visibility import partition
+from lightning_modules.networks.cameras import Posed
 from lightning_modules.networks.fingerprint import digest, digest_of_weights
 from lightning_modules.ranges import (
     Blocks,
@@ -157,7 +160,9 @@ def trajectories(
     grid, kept = time_grid(intervals, shift), _kept(intervals, few_steps)
     sizes = partition(blocks, clip_shape[0])
     negative = torch.from_numpy(clips.negative).to(device)
-    fields = ["latents", "text"] if past == "causal" else ["text"]
+    cameras = camera_fields(clips)
+    fields = [*(["latents", "text"] if past == "causal" else ["text"]), *cameras]
+    network = Posed(teacher) if cameras else teacher
     shapes = {name: clips.manifest["fields"][name]["shape"] for name in fields}
     about = {
         "past": past,
@@ -174,15 +179,17 @@ def trajectories(
         **encoders_of(clips),
     }
 
-    beside = FastPast(teacher, negative[None], negative, guidance, frames=clip_shape[0])
+    beside = FastPast(network, negative[None], negative, guidance, frames=clip_shape[0])
 
     def solved(samples: list[dict[str, Any]]) -> Tensor:
         """Kept states [B, S, F, C, H, W]."""
         keys = [sample["key"] for sample in samples]
         text = stack(samples, "text", device)
+        if cameras:
+            network.cameras = cameras_of(samples, device)
         noise = Randomness(seed, 0, keys, device).normal("noise", clip_shape)
         if past == "bidirectional":
-            v = forcing.bidirectional_ode(teacher, text, negative, guidance)
+            v = forcing.bidirectional_ode(network, text, negative, guidance)
             return solve(v, noise, grid.float().to(device), kept, solver)[1]
         sampler, truth = Solve(grid, kept, solver), stack(samples, "latents", device)
         rollout(beside.restart(text), noise, sizes, sampler, truth=truth)

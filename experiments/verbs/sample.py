@@ -19,6 +19,8 @@ from experiments.generation.conditioning import Conditioning, encoded_images, fi
 from experiments.generation.faults import require_sound
 from experiments.generation.generation import (
     autocast,
+    camera_fields,
+    cameras_of,
     encoders_of,
     frozen,
     require_given,
@@ -35,6 +37,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.networks.cameras import Posed
 
 
 def check(recipe: dict[str, Any]) -> None:
@@ -55,7 +58,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     prompts = open_shards(folder.need("prompts") / "shards")
     follow_autoencoder(prompts, folder)
     where = folder.need("student")
-    require_usable("student", where, "sample.clip_shape", settings.clip_shape, prompts)
+    require_usable("student", where, "sample.clip_shape", settings.shape, prompts)
     before_generation(
         where,
         prompts,
@@ -111,9 +114,11 @@ def generated_clips(
     numbers = _numbers(prompts, settings)
     conditioning = _conditioning(prompts, settings, folder, numbers, device)
     negative = torch.from_numpy(prompts.negative).to(device)
-    generate = sampler_of(student, settings, negative)
+    cameras = camera_fields(prompts)
+    network = Posed(student) if cameras else student
+    generate = sampler_of(network, settings, negative)
     saver = Saver(settings.save, folder.path, prompts.manifest, device)
-    fields, batch = ["text", *conditioning.fields], settings.batch
+    fields, batch = ["text", *conditioning.fields, *cameras], settings.batch
     about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
@@ -125,11 +130,14 @@ def generated_clips(
             with torch.no_grad():
                 text, frames = stack(samples, "text", device), conditioning.frames(samples)
                 inputs = text, Randomness(seed, 0, keys, device), frames
+                if cameras:
+                    network.cameras = cameras_of(samples, device)
                 with autocast(device, settings.precision):
                     clips = generate(*inputs)
                     require_sound(clips, keys, student, "student", partial(generate, *inputs))
                 stored = saver.arrays(samples, clips)
             for sample, arrays in zip(samples, stored, strict=True):
+                arrays |= {name: sample[name] for name in cameras}
                 yield sample["key"], arrays, sample["info"]
 
     tar = samples_per_shard({"clip": settings.shape, "text": negative.shape})

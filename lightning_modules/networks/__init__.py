@@ -11,6 +11,11 @@
     write_cache  bool             append this call's keys and values; only without gradient
     v            [B, N, C, H, W]  float32, velocity eps - x0
 
+A network whose `config.cameras` is true takes one argument more, which no algorithm knows of: it is
+bound to the cameras of a batch first (`networks/cameras.py`, `Posed`).
+
+    cameras      [B, N, 2, 4, 4]  float32, projective matrix and its inverse of each frame
+
 Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this
 one function, not modes of it: teacher forcing passes [clean | noisy] frames with an attention mask
 (who sees whom); a rollout passes one block and a KV cache.

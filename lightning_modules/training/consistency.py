@@ -26,6 +26,7 @@ class Consistency(Stage):
         self, net: nn.Module, x: Tensor, t: Tensor, batch: dict[str, Any], text: Tensor
     ) -> Tensor:
         """``v(x, t | x0^{<i})`` for all blocks."""
+        net = self.posed(net, batch)
         return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=batch["latents"])
 
     def teacher_velocity(self, x: Tensor, t: Tensor, batch: dict[str, Any]) -> Tensor:

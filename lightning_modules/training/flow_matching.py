@@ -40,8 +40,8 @@ class FlowMatching(Stage):
         """Noise levels ``[B, F]``."""
 
     @abstractmethod
-    def velocity(self, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
-        """The student's velocity at ``x_t`` under this kind of forcing."""
+    def velocity(self, net: Any, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
+        """The velocity of ``net``, the student, at ``x_t`` under this kind of forcing."""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips; returns the weighted loss."""
@@ -50,7 +50,8 @@ class FlowMatching(Stage):
         t = self.draw_times(random)
         eps = random.normal("noise", x0.shape[1:])
 
-        v = self.velocity(add_noise(x0, eps, t), t, text, x0)
+        student = self.posed(self.student, batch)
+        v = self.velocity(student, add_noise(x0, eps, t), t, text, x0)
         per_frame_loss = per_frame_regression(v, velocity(x0, eps))
         loss = (training_weight(t, self.shift) * per_frame_loss).mean()
 

@@ -2,11 +2,14 @@
 
 A stage file has the equation (``training_step``) and the settings (constructor); forcing, rollout
 and losses come from ``diffusion``. Batches have ``key`` (list of str), ``text`` ``[B, L, D]`` and,
-except for prompts alone, ``latents`` ``[B, F, C, H, W]``.
+except for prompts alone, ``latents`` ``[B, F, C, H, W]``. Where frames have cameras there are
+``poses`` ``[B, F, 3, 4]`` and ``intrinsics`` ``[B, F, 4]`` too: a network is called as
+``self.posed(net, batch)``, and nothing else knows of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -20,6 +23,7 @@ from lightning_modules.diffusion.losses import grad_norm
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
+from lightning_modules.networks.cameras import Posed, projective
 from lightning_modules.ranges import (
     Betas,
     Blocks,
@@ -33,6 +37,7 @@ from lightning_modules.training.gated_adamw import GatedAdamW
 from lightning_modules.training.sharding import move_to_device
 
 Schedule = Literal["constant", "linear", "cosine"]
+NO_CAMERAS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Stage(LightningModule):
@@ -98,6 +103,12 @@ class Stage(LightningModule):
         """The random draws of this batch at this step."""
         seed = f"{self.chapter}/{self.seed}"
         return Randomness(seed, self.global_step, batch["key"], self.device)
+
+    def posed(self, net: Any, batch: Mapping[str, Any]) -> Any:
+        """The network, bound to the cameras of the batch if it has any."""
+        if "poses" not in batch:
+            return net
+        return Posed(net, projective(batch["poses"], batch["intrinsics"]))
 
     def times_per_sample(self, random: Randomness) -> Tensor:
         """One shifted time per clip, ``[B, F]``."""
@@ -226,12 +237,17 @@ class Stage(LightningModule):
         return every > 0 and -(self.global_step + 1) % every < self.update_cycle
 
     @torch.no_grad()
-    def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
-        """Clips ``[B, F, C, H, W]`` for the prompts; the same keys always give the same noise."""
+    def sample(
+        self, text: Tensor, keys: Sequence[str], cameras: Mapping[str, Tensor] = NO_CAMERAS
+    ) -> Tensor:
+        """Clips ``[B, F, C, H, W]`` for the prompts; the same keys always give the same noise.
+
+        ``cameras`` are the ``poses`` and ``intrinsics`` of the clips, if they have any.
+        """
         random = Randomness(self.seed, 0, keys, self.device)
         times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         return rollout(
-            Past(self.evaluated, text),
+            Past(self.posed(self.evaluated, cameras), text),
             random.normal("noise", self.clip_shape),
             self.sizes,
             FewSteps(times, lambda step: random.normal(f"renoise/{step}", self.clip_shape)),

@@ -111,7 +111,9 @@ class Load:
     def keys_and_values(self, frames: int, text: int = 0) -> int:
         """Bytes in all layers, of frames and of a prompt."""
         tokens = self.tokens(frames) + self.batch * text
-        return 2 * self.layers * tokens * self.width * self.value
+        kinds = 2 if self.config.get("cameras") else 1  # of heads: RoPE's, and PRoPE's
+        frames_only = (kinds - 1) * self.tokens(frames)
+        return 2 * self.layers * (tokens + frames_only) * self.width * self.value
 
     def layer(self, frames: int) -> float:
         """Bytes that one layer saves for the backward pass, the prompt's keys and values aside."""

@@ -1,7 +1,9 @@
 """A layer of Wan 2.1 with per-frame modulation, a frame-level attention mask and a KV cache.
 
 Shapes: B batch, N frames, S tokens per frame, T = N * S own tokens, K = T plus cached tokens,
-L prompt tokens, D model width, H heads, E = D / H channels per head.
+L prompt tokens, D model width, H heads, E = D / H channels per head. With cameras self-attention
+has 2 H heads, of which the second half is under PRoPE (`networks/cameras.py`); heads do not know
+each other, so this is two attentions in one kernel call, under one mask and with one KV cache.
 
 Norms, modulation and RoPE are float32 even under autocast. Attention kernels come from libraries;
 the three parts of a layer between them may be compiled.
@@ -16,6 +18,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
+from lightning_modules.networks.cameras import tiled
 from lightning_modules.networks.wan.attention import Mask, attend
 from lightning_modules.networks.wan.kv_cache import KeyValue, WithContext
 from lightning_modules.networks.wan.rms_norm import rms_norm
@@ -27,6 +30,13 @@ class WanBlock(WanTransformerBlock):
 
     compiled = False
 
+    def add_cameras(self) -> None:
+        """Add the output projection of the heads under PRoPE, zero at first."""
+        width = self.attn1.to_out[0].out_features
+        self.attn1.to_prope = nn.Linear(width, width)
+        nn.init.zeros_(self.attn1.to_prope.weight)
+        nn.init.zeros_(self.attn1.to_prope.bias)
+
     def forward(
         self,
         x: Tensor,  # [B, N, S, D]
@@ -35,6 +45,7 @@ class WanBlock(WanTransformerBlock):
         rope: Tensor,  # [T, 1, E / 2] complex64
         mask: Mask,
         with_context: WithContext,  # own k, v [B, T, H, E] -> attended [B, K, H, E]
+        cameras: Tensor | None,  # P and P^-1 [B, N, 2, 4, 4] float32; the heads are then 2 H
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
@@ -42,30 +53,49 @@ class WanBlock(WanTransformerBlock):
         parts = _compiled_parts() if self.compiled else _parts()
         self_attention_qkv, cross_attention_q, mlp = parts
 
-        q, k, v = self_attention_qkv(self, x, shift, scale, rope)
+        q, k, v = self_attention_qkv(self, x, shift, scale, rope, cameras)
         out = attend(q, *with_context(k, v), mask)
-        x, q = cross_attention_q(self, x, out, gate)
+        x, q = cross_attention_q(self, x, out, gate, cameras)
         out = attend(q.type_as(prompt[1]), *prompt)
         return mlp(self, x, out, mlp_shift, mlp_scale, mlp_gate), k, v
 
     def self_attention_qkv(
-        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor
+        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor, cameras: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Self-attention's q and k after QK-norm and RoPE, and v, each [B, T, H, E]."""
+        """Self-attention's q and k after QK-norm and RoPE, and v, each [B, T, H, E].
+
+        With cameras the same heads follow once more, under PRoPE in place of RoPE.
+        """
         layer, x = self.attn1, modulate(self.norm1, x, shift, scale).flatten(1, 2)
         heads = (layer.heads, -1)
         q = rms_norm(layer.norm_q, layer.to_q(x)).unflatten(-1, heads)
         k = rms_norm(layer.norm_k, layer.to_k(x)).unflatten(-1, heads)
         v = layer.to_v(x).unflatten(-1, heads)
-        return apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
+        rotated = apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
+        if cameras is None:
+            return rotated
+        matrix, inverse = cameras.unbind(2)
+        posed = tiled(q, matrix.mT).type_as(v), tiled(k, inverse).type_as(v), tiled(v, inverse)
+        return tuple(torch.cat(heads, 2) for heads in zip(rotated, posed, strict=True))
 
-    def cross_attention_q(self, x: Tensor, out: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    def cross_attention_q(
+        self, x: Tensor, out: Tensor, gate: Tensor, cameras: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Self-attention residual, then cross-attention's q [B, T, H, E]."""
         layer = self.attn2
-        x = gated(x, self.attn1.to_out[0](out).view_as(x), gate)
+        x = gated(x, self.self_attention_out(out, cameras).view_as(x), gate)
         normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
         q = rms_norm(layer.norm_q, layer.to_q(normed.flatten(1, 2)))
         return x, q.unflatten(-1, (layer.heads, -1))
+
+    def self_attention_out(self, out: Tensor, cameras: Tensor | None) -> Tensor:
+        """Self-attention's output projections [B, T, D] of all heads [B, T, D or 2 D]."""
+        layer = self.attn1
+        if cameras is None:
+            return layer.to_out[0](out)
+        rotated, posed = out.chunk(2, -1)
+        seen = tiled(posed.unflatten(-1, (layer.heads, -1)), cameras[:, :, 0]).flatten(2)
+        return layer.to_out[0](rotated) + layer.to_prope(seen)
 
     def mlp(self, x: Tensor, out: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """Cross-attention residual, then the MLP."""

@@ -19,31 +19,30 @@ from lightning_modules.networks.wan.kv_cache import KVCache
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.networks.wan.transformer import Wan
 
-Call = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[..., Tensor]
 
 
 class Graph:
-    """A call v = f(x, t) on the current device, captured.
+    """A call v = f(x, t, ...) on the current device, captured.
 
     Args:
         call: reads no memory but its arguments and buffers that do not move.
-        x: an example of its first argument.
-        t: an example of its second.
+        inputs: an example of each of its arguments.
     """
 
     _pool: Any = None  # one for all: their outputs are copied before the next one runs
 
-    def __init__(self, call: Call, x: Tensor, t: Tensor) -> None:
+    def __init__(self, call: Call, *inputs: Tensor) -> None:
         Graph._pool = Graph._pool or torch.cuda.graph_pool_handle()
-        self._x, self._t = x.clone(), t.clone()
+        self._inputs = [each.clone() for each in inputs]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=Graph._pool):
-            self._v = call(self._x, self._t)
+            self._v = call(*self._inputs)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay it for other values."""
-        self._x.copy_(x)
-        self._t.copy_(t)
+        for own, value in zip(self._inputs, inputs, strict=True):
+            own.copy_(value)
         self._graph.replay()
         return self._v.clone()
 
@@ -65,7 +64,7 @@ class Replay:
         record: captures a call as a graph; tests without CUDA pass their own.
     """
 
-    def __init__(self, net: Wan, record: Callable[[Call, Tensor, Tensor], Call] = Graph) -> None:
+    def __init__(self, net: Wan, record: Callable[..., Call] = Graph) -> None:
         self.net, self.config, self._record = net, net.config, record
         self._warm: dict[tuple, int] = {}
         self._recorded: dict[tuple, _Recorded] = {}
@@ -84,26 +83,31 @@ class Replay:
         visible: Tensor | None = None,
         cache: KVCache | None = None,
         write_cache: bool = False,
+        cameras: Tensor | None = None,
     ) -> Tensor:
         """Velocity eps - x0 of every frame of `x`; see `networks/__init__.py`."""
         how = {"frames": frames, "visible": visible, "cache": cache}
         if not isinstance(cache, StaticKVCache):
-            return self.net(x, t, text, **how, write_cache=write_cache)
+            return self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
         self.net.cross_attention_kv(text, cache)
         positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
         kind = (cache, len(cache), positions, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
         if self._warm.get(kind) != cache.version:
-            v = self.net(x, t, text, **how, write_cache=write_cache)
+            v = self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
             self._warm[kind] = cache.version
             return v
+        inputs = (x, t) if cameras is None else (x, t, cameras)
         known = self._recorded.get(kind)
         if known is None or known.version != cache.version:
             # Made before: nothing can be copied to the device while a graph is captured.
             tables = self.net.rope_and_mask(x, positions, visible, cache)
-            graph = self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t)
+            graph = self._record(
+                lambda x, t, cameras=None: self.net(x, t, cache.text, **how, cameras=cameras),
+                *inputs,
+            )
             known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
-        v = known.graph(x, t)
+        v = known.graph(*inputs)
         if write_cache:
             cache.advance(positions)
         return v

@@ -25,6 +25,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_modules.networks.cameras import tiled
+
 KeyValue = tuple[Tensor, Tensor]
 WithContext = Callable[[Tensor, Tensor], KeyValue]
 """From a block's own keys and values to all that it attends to: the cached ones, then its own."""
@@ -87,6 +89,21 @@ class KVCache:
             in_time = sorted(range(held), key=self.frames.__getitem__)
             self._pick(sorted(in_time[:sinks] + in_time[held - (frames - sinks) :]))
 
+    def move_origin(self, change: Tensor) -> None:
+        """Express cached keys and values of the heads under PRoPE in another world frame.
+
+        bfloat16 keys grow with the distance from the origin while their differences do not, so a
+        long walk moves its origin to where it is.
+
+        Args:
+            change: ``G`` ``[B, 4, 4]`` of the new world-to-camera matrices ``W' = W G^-1``.
+        """
+        assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
+        self._chunks = [
+            tuple(tuple(_moved(part, change) for part in pair) for pair in chunks)
+            for chunks in self._chunks
+        ]
+
     def restart(self) -> None:
         """Empty the cache for the next rollout of the same network."""
         self._chunks = [()] * len(self._chunks)
@@ -118,6 +135,12 @@ class KVCache:
             )
             self._chunks[layer] = ((keys, values),)
         self.frames = tuple(self.frames[slot] for slot in slots)
+
+
+def _moved(heads: Tensor, change: Tensor) -> Tensor:
+    """Keys or values [B, T, 2 H, E] of both kinds of heads after the origin has moved."""
+    rotated, posed = heads.chunk(2, 2)
+    return torch.cat([rotated, tiled(posed, change[:, None])], 2)
 
 
 def _join(context: tuple[KeyValue, ...], keys: Tensor, values: Tensor) -> KeyValue:

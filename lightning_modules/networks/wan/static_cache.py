@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_modules.networks.cameras import tiled
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, WithContext
 
 
@@ -34,6 +35,13 @@ class StaticKVCache(KVCache):
         self.capacity = capacity
         self.version = 0
         self._frame_tokens = 0
+
+    def move_origin(self, change: Tensor) -> None:
+        """As `KVCache.move_origin`, in place."""
+        assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
+        for part in (part for pair in self._buffers for part in pair or ()):
+            posed = part[:, : len(self) * self._frame_tokens].chunk(2, 2)[1]
+            posed.copy_(tiled(posed, change[:, None]))
 
     def restart(self) -> None:
         """Empty the cache for the next rollout; the buffers stay allocated."""

@@ -1,7 +1,7 @@
 """Wan 2.1 as a frame-causal network: diffusers' parameters, our forward.
 
-No parameter is added or renamed, so folders of stock `WanTransformer3DModel` load here and folders
-saved here load there; the differences are in attention and time:
+No parameter is added (but with `cameras`) or renamed, so folders of stock `WanTransformer3DModel`
+load here and folders saved here load there; the differences are in attention and time:
 
 - self-attention takes a frame-level mask and a KV cache;
 - the noise level is one number per *frame*: modulation is [B, N, 6, D], broadcast over a frame's S
@@ -44,7 +44,11 @@ __all__ = ["Wan"]
 class Wan(ModelMixin, ConfigMixin):
     """Wan 2.1 text-to-video at any size, under the contract of `networks/__init__.py`.
 
-    Every argument is diffusers' own; `config.json` of a stock folder holds all of them.
+    Every argument but `cameras` is diffusers' own; `config.json` of a stock folder holds them.
+
+    Args:
+        cameras: whether frames have cameras, which enter by more heads of self-attention under
+            PRoPE with an output projection of their own, `blocks.N.attn1.to_prope`, zero at first.
     """
 
     counted_as_wan = True
@@ -72,6 +76,7 @@ class Wan(ModelMixin, ConfigMixin):
         added_kv_proj_dim: PositiveInt | None = None,
         rope_max_seq_len: PositiveInt = 1024,
         pos_embed_seq_len: PositiveInt | None = None,
+        cameras: bool = False,
     ):
         super().__init__()
         if patch_size[0] != 1:
@@ -87,6 +92,11 @@ class Wan(ModelMixin, ConfigMixin):
             WanBlock(width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
             for _ in range(num_layers)
         )
+        if cameras:
+            if attention_head_dim % 4:
+                raise ValueError(f"attention_head_dim: {attention_head_dim} with cameras, use 4 n")
+            for block in self.blocks:
+                block.add_cameras()
         self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
@@ -107,6 +117,7 @@ class Wan(ModelMixin, ConfigMixin):
         visible: Tensor | None = None,
         cache: KVCache | None = None,
         write_cache: bool = False,
+        cameras: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
 
@@ -114,6 +125,7 @@ class Wan(ModelMixin, ConfigMixin):
             ValueError: if shapes disagree with each other or with the patch size.
         """
         self._check(x, t, frames, visible)
+        self._check_cameras(x, cameras)
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
             "write_cache needs a cache and torch.no_grad()"
         )
@@ -129,7 +141,7 @@ class Wan(ModelMixin, ConfigMixin):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False)
             context = no_context if cache is None else cache.with_context(layer, len(positions))
-            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context)
+            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, cameras)
             if write_cache:
                 pairs.append(tuple(pair))
         if write_cache:
@@ -190,6 +202,16 @@ class Wan(ModelMixin, ConfigMixin):
                 f"latents of {x.shape[3]} x {x.shape[4]} do not divide into {high} x {wide} patches"
             )
 
+    def _check_cameras(self, x: Tensor, cameras: Tensor | None) -> None:
+        if (cameras is not None) != self.config.cameras:
+            raise ValueError(
+                "this network was made for cameras and got none: bind it to those of the clips"
+                if self.config.cameras
+                else "this network knows no cameras: build it with network.cameras=true"
+            )
+        if cameras is not None and cameras.shape != (wanted := (*x.shape[:2], 2, 4, 4)):
+            raise ValueError(f"x {tuple(x.shape)} needs cameras {wanted}, got {cameras.shape}")
+
     def _patch(self, x: Tensor) -> Tensor:
         """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
         _, high, wide = self.config.patch_size
@@ -235,6 +257,9 @@ class Wan(ModelMixin, ConfigMixin):
         return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def to_json_string(self) -> str:
-        """Name the stock class in `config.json`, so that diffusers' Auto classes find it."""
+        """Name the stock class in `config.json`, so that diffusers' Auto classes find it.
+
+        What stock diffusers does not know is said only where it holds.
+        """
         ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
-        return super().to_json_string().replace(ours, stock)
+        return super().to_json_string().replace(ours, stock).replace('  "cameras": false,\n', "")

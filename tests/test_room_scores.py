@@ -1,0 +1,112 @@
+"""The metrics of the room: exact on real walks, and worthless clips are told apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.metrics.registry import METRICS, NotApplicable
+from experiments.worlds.room.context import Commanded, View, apart
+from experiments.worlds.room.metrics import MIRRORED, keys
+from experiments.worlds.room.render import LIGHTS
+from experiments.worlds.room.score import corrupted
+from experiments.worlds.room.walks import KEYS, Room, placed, step
+from lightning_modules.networks.encoders import PatchTransform, measure_patches
+
+COLOURS = {"pixel_channels": 3, "opponent": True}
+ROOM = Room(frames=6)
+
+
+def autoencoded(videos: np.ndarray) -> np.ndarray:
+    pixels = torch.from_numpy(videos)
+    vae = PatchTransform(*measure_patches([pixels], [16, 4, 4], **COLOURS), [16, 4, 4], **COLOURS)
+    return vae.decode(vae.encode(pixels)).numpy()
+
+
+def view_of(walks, videos) -> View:
+    commanded = [Commanded(each.paint, frozenset(each.others), each.poses) for each in walks]
+    return View(videos, commanded, ROOM, 0)
+
+
+@pytest.fixture(scope="module")
+def walks():
+    return [ROOM.walk("heldout", 5, number) for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def real(walks) -> View:
+    return view_of(walks, autoencoded(np.stack([walk.video for walk in walks])))
+
+
+def value(view: View, name: str) -> float:
+    return METRICS[f"room.{name}"].compute(view).value
+
+
+@pytest.mark.slow
+def test_the_gate_on_real_walks_through_the_autoencoder(real):
+    away = apart(real.found, real.commanded)
+    assert np.median(away[..., 0]) < 0.1 * ROOM.step and np.median(away[..., 1]) < 1.5
+    assert value(real, "keys") >= 0.9 and value(real, "sides") == 1
+    assert METRICS["room.keys"].compute(real).extra["mirrored"] < 0.7
+
+
+def test_the_lamp_is_read_off_the_picture(real, walks):
+    assert np.array_equal(real.light > 0.5, np.stack([walk.dark for walk in walks]))
+    assert value(real, "blended") == 0
+    half, between = real.videos.copy(), (1 + LIGHTS[1]) / 2
+    half[:, 2] = (real.rendered[:, 2] * between * 255).astype(np.uint8)
+    assert value(view_of(walks, half), "blended") == pytest.approx(1 / 5)
+    switched = np.diff(np.stack([walk.dark for walk in walks]).astype(int)) != 0
+    assert value(real, "switches") == pytest.approx(switched.mean())
+
+
+def test_the_floors_are_below_the_ceiling(real, walks):
+    floors = [view_of(walks, corrupted(real.videos, how)) for how in ("still", "other_walk")]
+    # a walk that stands still is its own floor, so only the mean over walks tells
+    assert value(real, "psnr") > max(value(floor, "psnr") for floor in floors) + 1
+    assert np.array_equal(floors[0].videos[:, 3], real.videos[:, 0])
+
+
+def test_mirrored_keys_are_refused(walks):
+    room, turns = Room(frames=9), [4, 4, 5, 5, 2, 2, 3, 3]
+
+    def places(order):
+        poses = [placed(0, 0, 10)]
+        for key in order:
+            poses.append(step(poses[-1], KEYS[key], room.stride))
+        return poses
+
+    commanded = [Commanded("primary", frozenset(), np.stack(places(turns)))] * 3
+    swapped = np.stack(places(MIRRORED[turns]))
+    view = View(np.zeros((3, 9, 8, 8, 3), np.uint8), commanded, room, 0)
+    wrong = Commanded("primary", frozenset(), swapped).places
+    view.__dict__["found"] = np.stack([wrong] * 3)
+    with pytest.raises(ValueError, match="mirrored"):
+        keys(view)
+    view.__dict__["found"] = view.commanded
+    view.__dict__.pop("seen_keys")
+    assert keys(view).value == 1
+
+
+def test_a_walk_that_comes_back_is_compared_with_itself():
+    room, poses = Room(frames=5), [placed(0, 0, 10)]
+    for key in ("j", "j", "l", "l"):
+        poses.append(step(poses[-1], frozenset(key), room.stride))
+    walk = Commanded("primary", frozenset(), np.stack(poses))
+    videos = np.zeros((1, 5, 16, 16, 3), np.uint8)
+    videos[0, 4] = 8
+    view = View(videos, [walk], room, 0)
+    view.__dict__["light"] = np.zeros((1, 5))
+    assert value(view, "revisit") == pytest.approx((8 + 0) / 2)  # frames 0 and 4, 1 and 3
+    away = Commanded("primary", frozenset(), np.stack(poses[:3]))
+    with pytest.raises(NotApplicable):
+        METRICS["room.revisit"].compute(View(videos[:, :3], [away], room, 0))
+
+
+def test_colours_are_turned_without_loss():
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 2, 8, 16, 3), np.uint8))
+    whole = PatchTransform([0.0] * 192, 1.0, 64, **COLOURS)
+    assert (whole.decode(whole.encode(video)).int() - video.int()).abs().max() <= 1
+    with pytest.raises(ValueError, match="one for each"):
+        PatchTransform([0.0] * 20, 1.0, [16, 4], **COLOURS)
+    with pytest.raises(ValueError, match="3 pixel_channels"):
+        PatchTransform([0.0] * 16, 1.0, 16, opponent=True)
