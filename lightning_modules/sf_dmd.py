@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
-from lightning_modules.diffusion.noisy_past import NoisyPast
+from lightning_modules.diffusion.noisy_past import NoisyPast, require_two_steps
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
 from lightning_modules.ranges import NoiseLevel, NonNegativeInt
@@ -35,11 +35,7 @@ class SFDMD(AsymmetricDMD):
         self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         if levels:
             self.times = block_times(self.sizes, levels, "stage.levels")
-        if any(len(times) < 2 for times in self.times[self.noisy_from : -1]):
-            raise ValueError(
-                f"stage.noisy_from: {noisy_from}, but a block from there on has one step: its"
-                " context would be pure noise; give it two, or set noisy_from to null"
-            )
+        require_two_steps(self.times, noisy_from, "stage.noisy_from")
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit whose turn it is."""
