@@ -15,8 +15,7 @@ from experiments.bench.rollout import Rollout
 from experiments.checkpoints.networks import network_section
 from experiments.generation.generation import check_precision
 from experiments.launch.hardware import accelerated, launch_of, prepare
-from experiments.metrics import records
-from experiments.metrics import registry
+from experiments.metrics import records, registry
 from experiments.metrics.registry import Measurement, metric, selected
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind

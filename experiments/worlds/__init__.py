@@ -8,7 +8,6 @@ Reading these tables imports no torch.
 from importlib import import_module
 from pkgutil import iter_modules
 
-
 OF_NO_WORLD = {"timed": "experiments.bench.speed"}
 """Evaluations that are the same in every world."""
 

@@ -255,7 +255,7 @@ class PaperNumbers:
         return exact(sum(w * p for (w, _), p in zip(terms, printed, strict=True)))
 
     def printed(self, address: str) -> float | None:
-        """One printed number, by an address as `causal_cd-2/stage3/total`: row, block, run, column."""
+        """One printed number, by an address as `causal_cd-2/stage3/total`: row, block, column."""
         cell, run, asked = address.split("/")
         row, block = cell.rpartition("-")[::2]
         column = self.paper["columns_of"].get(asked, asked)
