@@ -1,8 +1,10 @@
 """Stage 3 in the regime of Causal-rCM: self-forcing DMD (SF-DMD, arXiv 2606.25473)."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.diffusion.noisy_past import NoisyPast, require_two_steps
@@ -42,7 +44,7 @@ class SFDMD(AsymmetricDMD):
         exit_step = random.in_turn("exit", len(self.times[0]), self.updates())
         noise = random.normal("noise", self.clip_shape)
         return rollout(
-            self.noisy_past(batch["text"], random),
+            self.noisy_past(self.student, batch["text"], random),
             noise,
             self.sizes,
             FewSteps(
@@ -52,12 +54,23 @@ class SFDMD(AsymmetricDMD):
             ),
         )
 
-    def noisy_past(self, text: Tensor, random: Randomness) -> NoisyPast:
-        """The student's own context."""
+    @torch.no_grad()
+    def sample(self, text: Tensor, keys: Sequence[str]) -> Tensor:
+        """As it is trained: by its schedule, with its context."""
+        random = Randomness(self.seed, 0, keys, self.device)
+        return rollout(
+            self.noisy_past(self.evaluated, text, random),
+            random.normal("noise", self.clip_shape),
+            self.sizes,
+            FewSteps(self.times, lambda step: random.normal(f"renoise/{step}", self.clip_shape)),
+        )
+
+    def noisy_past(self, net: nn.Module, text: Tensor, random: Randomness) -> NoisyPast:
+        """The network's own context."""
         eps = random.normal("context", self.clip_shape)
         times = [levels.to(eps.device) for levels in self.times]
         return NoisyPast(
-            self.student, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
+            net, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
         )
 
     def updates(self) -> int:

@@ -141,6 +141,21 @@ def test_the_last_levels_are_those_of_all_later_blocks():
     assert times[0].tolist() == pytest.approx(grid[0].tolist(), abs=1e-4), "the grid of shift 5"
 
 
+def test_the_panel_is_sampled_as_the_student_is_trained():
+    module = made(SFDMD, **SF | {"levels": [[1, 0.8], [1, 0.6]], "noisy_from": 1})
+    text, keys = draw(1, 2, 3, 8), ["a", "b"]
+    random = Randomness(module.seed, 0, keys)
+    past = FastPast(module.student, text, frames=4, noisy_from=1)
+    with torch.no_grad():
+        expected = rollout(
+            past,
+            random.normal("noise", SHAPE),
+            SIZES,
+            FewSteps(module.times, lambda step: random.normal(f"renoise/{step}", SHAPE)),
+        )
+    torch.testing.assert_close(module.sample(text, keys), expected)
+
+
 def test_a_checkpoint_says_how_it_is_sampled():
     """The schedule and the context of its training, which an exported folder keeps."""
     levels = [[1, 0.9375, 0.8333, 0.625], [1, 0.625]]
