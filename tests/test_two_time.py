@@ -7,6 +7,8 @@ from minimal import SHAPE, batch, draw, network
 from experiments.checkpoints.convert import export_network
 from experiments.checkpoints.networks import load_network, network_section, new_network
 from experiments.launch.checks import problem
+from experiments.launch.memory.check import as_trained
+from experiments.launch.memory.count import FULL, Load
 from experiments.launch.stages import require_one_time
 from experiments.runs.recipe import resolve
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
@@ -83,6 +85,18 @@ def test_it_is_saved_and_loaded_whole(tmp_path):
     section = network_section(tmp_path)
     assert section["class"] == "TwoTimeWan" and type(new_network(section)) is TwoTimeWan
     assert to_bfloat16(loaded).span_embedder.linear_1.weight.dtype == torch.float32
+
+
+def test_its_memory_is_counted_with_the_weights_of_its_second_time(tmp_path):
+    network(1).save_pretrained(tmp_path / "student")
+    plain = network_section(tmp_path)
+    for recipe, net in (
+        ("stage2_tf_mean_flow", network(1).with_second_time()),
+        ("stage2_tf_scm", network(1)),
+    ):
+        section = as_trained(resolve(recipe, "tiny").recipe, plain)
+        weights = Load(section, SHAPE, 1, 3, FULL).parameters
+        assert weights == sum(each.numel() for each in net.parameters())
 
 
 def test_export_refuses_it_and_says_why(tmp_path):
