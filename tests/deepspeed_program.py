@@ -39,7 +39,7 @@ from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.training.sharding import local_shard
 from lightning_modules.training.stage import Stage
 
-STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.1, 4, 4
+STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.02, 4, 4
 SETTINGS = asked.SETTINGS | {
     "text_dropout": 0.3, "intervals": 8, "guidance": 2.0, "decay": 0.9, "steps_per_link": 2,
     "few_steps": 2, "noisy_from": 1, "critic_learning_rate": 2e-3, "critic_steps": CRITIC_STEPS,
