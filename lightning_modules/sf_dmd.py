@@ -1,14 +1,17 @@
 """Stage 3 in the regime of Causal-rCM: self-forcing DMD (SF-DMD, arXiv 2606.25473)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
-from lightning_modules.diffusion.noisy_past import NoisyPast
+from lightning_modules.diffusion.noisy_past import NoisyPast, require_two_steps
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
 from lightning_modules.ranges import NoiseLevel, NonNegativeInt
+from lightning_modules.training.stage import NO_CAMERAS
 
 
 class SFDMD(AsymmetricDMD):
@@ -35,18 +38,14 @@ class SFDMD(AsymmetricDMD):
         self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         if levels:
             self.times = block_times(self.sizes, levels, "stage.levels")
-        if any(len(times) < 2 for times in self.times[self.noisy_from : -1]):
-            raise ValueError(
-                f"stage.noisy_from: {noisy_from}, but a block from there on has one step: its"
-                " context would be pure noise; give it two, or set noisy_from to null"
-            )
+        require_two_steps(self.times, noisy_from, "stage.noisy_from")
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit whose turn it is."""
         exit_step = random.in_turn("exit", len(self.times[0]), self.updates())
         noise = random.normal("noise", self.clip_shape)
         return rollout(
-            self.noisy_past(batch, random),
+            self.noisy_past(self.posed(self.student, batch), batch["text"], random),
             noise,
             self.sizes,
             FewSteps(
@@ -56,17 +55,25 @@ class SFDMD(AsymmetricDMD):
             ),
         )
 
-    def noisy_past(self, batch: dict[str, Any], random: Randomness) -> NoisyPast:
-        """The student's own context."""
+    @torch.no_grad()
+    def sample(
+        self, text: Tensor, keys: Sequence[str], cameras: Mapping[str, Tensor] = NO_CAMERAS
+    ) -> Tensor:
+        """As it is trained: by its schedule, with its context."""
+        random = Randomness(self.seed, 0, keys, self.device)
+        return rollout(
+            self.noisy_past(self.posed(self.evaluated, cameras), text, random),
+            random.normal("noise", self.clip_shape),
+            self.sizes,
+            FewSteps(self.times, lambda step: random.normal(f"renoise/{step}", self.clip_shape)),
+        )
+
+    def noisy_past(self, net: nn.Module, text: Tensor, random: Randomness) -> NoisyPast:
+        """The network's own context."""
         eps = random.normal("context", self.clip_shape)
         times = [levels.to(eps.device) for levels in self.times]
         return NoisyPast(
-            self.posed(self.student, batch),
-            batch["text"],
-            sizes=self.sizes,
-            times=times,
-            eps=eps,
-            noisy_from=self.noisy_from,
+            net, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
         )
 
     def updates(self) -> int:

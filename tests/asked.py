@@ -10,7 +10,8 @@ SETTINGS = {
     "terminal_pair": True, "few_steps": 4, "first_few_steps": 4, "critic_learning_rate": 1e-3,
     "critic_steps": 5, "t_min": 0.02, "t_max": 0.98, "time_shift": 3.0, "levels": [],
     "noisy_from": None, "tangent": "upwind", "tangent_step": 0.01, "tangent_warmup_steps": 0,
-    "tangent_floor": 0.1, "time_mean": -0.8, "time_std": 1.6,
+    "tangent_floor": 0.1, "time_mean": -0.8, "time_std": 1.6, "weight_floor": 1e-3,
+    "r_equals_t": 0.25, "r_is_zero": 0.25,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import asked
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -27,39 +28,46 @@ from callbacks.not_finite import StopOnNaN
 from callbacks.run_record import RunRecord
 from callbacks.student_ema import StudentEMA
 from datamodules.video import VideoDataModule
+from experiments.checkpoints.networks import ROLES
 from experiments.launch.hardware import Launch
+from experiments.launch.stages import stage_class
 from experiments.launch.strategies import parallel
-from lightning_modules.asymmetric_dmd import AsymmetricDMD
-from lightning_modules.bidirectional import Bidirectional
-from lightning_modules.causal_cd import CausalCD
-from lightning_modules.causal_dmd import CausalDMD
-from lightning_modules.diffusion_forcing import DiffusionForcing
+from experiments.runs.recipe import recipes, resolve
+from experiments.runs.signature import parameters_of
+from lightning_modules import ALONE
 from lightning_modules.networks.wan.precision import to_bfloat16
-from lightning_modules.ode_regression import CausalODE, SelfForcingODE
-from lightning_modules.teacher_forcing import TeacherForcing
 from lightning_modules.training.sharding import local_shard
+from lightning_modules.training.stage import Stage
 
-STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.1, 4, 4
-FLOW = {"text_dropout": 0.3, "intervals": 4, "guidance": 1.0}
-ODE = {"times": [1.0, 0.9, 0.75, 0.4]}
-DMD = {
-    "few_steps": 2, "first_few_steps": 4, "guidance": 2.0, "critic_learning_rate": 2e-3,
-    "critic_steps": CRITIC_STEPS, "t_min": 0.02, "t_max": 0.98,
+STEPS, BATCH, CRITIC_STEPS, CLIP, STATES, SAMPLED_AT = 7, 4, 2, 0.02, 4, 4
+SETTINGS = asked.SETTINGS | {
+    "text_dropout": 0.3, "intervals": 8, "guidance": 2.0, "decay": 0.9, "steps_per_link": 2,
+    "few_steps": 2, "noisy_from": 1, "critic_learning_rate": 2e-3, "critic_steps": CRITIC_STEPS,
+    "times": [1.0, 0.9, 0.75, 0.4],
 }  # fmt: skip
-CD = {
-    "intervals": 8, "guidance": 2.0, "decay": 0.9, "terminal_pair": True, "solver": "euler",
-    "steps_per_link": 2, "schedule": "cosine", "warmup_steps": 2,
-}  # fmt: skip
-STAGES = {
-    "TeacherForcing": (TeacherForcing, FLOW, ()),
-    "DiffusionForcing": (DiffusionForcing, FLOW, ()),
-    "Bidirectional": (Bidirectional, FLOW, ()),
-    "CausalODE": (CausalODE, ODE, ()),
-    "SelfForcingODE": (SelfForcingODE, ODE, ()),
-    "CausalCD": (CausalCD, CD, ("teacher",)),
-    "CausalDMD": (CausalDMD, DMD, ("teacher", "critic")),
-    "AsymmetricDMD": (AsymmetricDMD, DMD, ("teacher", "critic")),
-}
+SCHEDULED = {"CausalCD": {"schedule": "cosine", "warmup_steps": 2}}
+
+
+def of_stage(kind: type) -> tuple[type, dict, tuple[str, ...]]:
+    """A stage, what it takes beside what all take, and the roles of its other networks."""
+    takes = [name for name in parameters_of(kind) if name not in parameters_of(Stage)]
+    roles = tuple(role for role in ROLES if role in takes)
+    own = {name: SETTINGS[name] for name in takes if name not in roles}
+    return kind, own | SCHEDULED.get(kind.__name__, {}), roles
+
+
+def trained_by_recipes() -> dict[str, tuple]:
+    """Every stage that a recipe trains and that several devices can train."""
+    found = {}
+    for name in recipes(verb="fit"):
+        recipe = resolve(name, "tiny").recipe
+        if recipe["fit"]["steps"] and recipe["stage"]["class"] not in ALONE:
+            kind = stage_class(recipe)
+            found[kind.__name__] = of_stage(kind)
+    return found
+
+
+STAGES = trained_by_recipes()
 
 
 def batch_of_two() -> dict:

@@ -50,7 +50,8 @@ def test_every_part_is_measured(report):
         "stage1_diffusion_forcing": [None], "stage1_teacher_forcing": [None],
         "stage2_self_forcing_ode": [None], "stage2_causal_ode": [None],
         "stage2_causal_cd": [None], "stage2_causal_dmd": both, "stage3_asymmetric_dmd": both,
-        "stage2_tf_dcm": [None], "stage2_tf_scm": [None], "stage3_sf_dmd": both,
+        "stage2_tf_dcm": [None], "stage2_tf_scm": [None], "stage2_tf_mean_flow": [None],
+        "stage3_sf_dmd": both,
         "stage3_causvid_dmd": both,
     }  # fmt: skip
     assert {"pairs, causal", "pairs, bidirectional", "vae, encode", "vae, decode"} <= set(names)

@@ -1,5 +1,6 @@
 """Distribution matching of CausVid and of Causal-rCM: exits, context, levels, real clips."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from minimal import SHAPE, batch, draw, network, stage
 
+from experiments.checkpoints.sampling_config import sampling_of
+from experiments.runs.recipe import resolve
 from lightning_modules.causvid_dmd import CausVidDMD
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.noisy_past import NoisyPast
@@ -78,9 +81,14 @@ def test_a_noisy_context_in_training_is_that_of_sampling():
     eps = torch.full((2, *SHAPE), torch.nan)  # of no block that runs to its end
     slow = sampled(NoisyPast(net, text, sizes=SIZES, times=times, eps=eps, noisy_from=0), times)
     torch.testing.assert_close(slow, fast)
-    clean = sampled(NoisyPast(net, text, sizes=SIZES, times=times, eps=eps, noisy_from=4), times)
-    torch.testing.assert_close(clean, sampled(FastPast(net, text, frames=4), times))
-    assert not torch.allclose(clean, slow)
+    clips = [slow]
+    for first, commit in ((1, "separate"), (2, "fused"), (4, "fused")):
+        late = NoisyPast(net, text, sizes=SIZES, times=times, eps=eps, noisy_from=first)
+        fast = FastPast(net, text, frames=4, commit=commit, noisy_from=first)
+        clips.append(sampled(late, times))
+        torch.testing.assert_close(clips[-1], sampled(fast, times))
+    torch.testing.assert_close(clips[-1], sampled(FastPast(net, text, frames=4), times))
+    assert all(not torch.allclose(a, b) for a, b in itertools.combinations(clips, 2))
 
 
 def test_a_block_that_leaves_early_is_noised_to_its_last_level():
@@ -131,6 +139,33 @@ def test_the_last_levels_are_those_of_all_later_blocks():
     for ours, published in zip(times, grid, strict=True):
         assert not torch.equal(ours, published) or len(ours) == 4
     assert times[0].tolist() == pytest.approx(grid[0].tolist(), abs=1e-4), "the grid of shift 5"
+
+
+def test_the_panel_is_sampled_as_the_student_is_trained():
+    module = made(SFDMD, **SF | {"levels": [[1, 0.8], [1, 0.6]], "noisy_from": 1})
+    text, keys = draw(1, 2, 3, 8), ["a", "b"]
+    random = Randomness(module.seed, 0, keys)
+    past = FastPast(module.student, text, frames=4, noisy_from=1)
+    with torch.no_grad():
+        expected = rollout(
+            past,
+            random.normal("noise", SHAPE),
+            SIZES,
+            FewSteps(module.times, lambda step: random.normal(f"renoise/{step}", SHAPE)),
+        )
+    torch.testing.assert_close(module.sample(text, keys), expected)
+
+
+def test_a_checkpoint_says_how_it_is_sampled():
+    """The schedule and the context of its training, which an exported folder keeps."""
+    levels = [[1, 0.9375, 0.8333, 0.625], [1, 0.625]]
+    recipe = resolve("stage3_sf_dmd", "tiny", {"levels": levels, "noisy_from": 1}).recipe
+    said = sampling_of(recipe["stage"])
+    assert (said["sampler"], said["noisy_from"]) == ("few_steps", 1)
+    assert said["levels"] == [pytest.approx(steps) for steps in levels]
+    assert not {"few_steps", "times"} & set(said)
+    grid = sampling_of(resolve("stage3_sf_dmd", "tiny").recipe["stage"])
+    assert grid["few_steps"] == 4 and not {"levels", "noisy_from"} & set(grid)
 
 
 def test_noise_as_context_is_refused():

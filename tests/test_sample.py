@@ -11,8 +11,9 @@ from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs.sample import check, generated_clips
+from lightning_modules.diffusion.noisy_past import NoisyPast
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
+from lightning_modules.diffusion.rollout import FewSteps, Past, block_times, few_step_times, rollout
 
 COUNT = 3
 SETTINGS = {
@@ -106,7 +107,7 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.window": 4, "sample.sinks": 3}, "use 5 or more"),
         ({"sample.sinks": 1}, "sample.window: 0 has no room for 1 sinks"),
         ({"sample.given": 9}, "sample.given: 9 frames do not end with a block"),
-        ({"sample.given": 1, "blocks": 2}, r"use one of \[2, 4, 6\]"),
+        ({"sample.given": 1, "blocks": 3}, r"use one of \[3, 6\]"),
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
         ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
@@ -117,6 +118,49 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
 def test_settings_that_do_not_fit_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         check(resolve("sample", "tiny", settings).recipe)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"levels": [[1, 0.5], [1, 0.7, 0.5]]}, "sample.levels: .*not be longer"),
+        ({"levels": [[1.5]]}, r"sample.levels: \[\[1.5\]\] must be a list"),
+        ({"few_steps": 1, "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise"),
+        ({"levels": [[1, 0.5], [1]], "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise"),
+        ({"noisy_from": 1, "sample.commit": "none"}, "sample.noisy_from: 1, .*every block"),
+        ({"noisy_from": 1, "sample.context_t": 0.1}, "sample.context_t: .*noisy_from to null"),
+        ({"noisy_from": 1, "sampler": "autoregressive_ode"}, "only the sampler few_steps takes it"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        check(resolve("sample_schedule", "tiny", settings).recipe)
+
+
+@torch.no_grad()
+def test_levels_and_a_noisy_context_are_the_rollout_of_training(prompts, tmp_path):
+    levels, student, sizes = [[1, 0.8, 0.5], [1, 0.6]], network(1), (1,) * SHAPE[0]
+    made = sampled(prompts, tmp_path, student, levels=levels, noisy_from=1, commit="fused")
+    random, text = Randomness(7, 0, [f"clip-{n}" for n in range(COUNT)]), draw(1, COUNT, *TEXT)
+    times = block_times(sizes, levels, "levels")
+    expected = rollout(
+        NoisyPast(
+            student, text, sizes=sizes, times=times, eps=draw(3, COUNT, *SHAPE), noisy_from=1
+        ),
+        random.normal("noise", SHAPE),
+        sizes,
+        FewSteps(times, lambda step: random.normal(f"renoise/{step}", SHAPE)),
+    )
+    torch.testing.assert_close(made, expected.to(made.dtype), rtol=1e-3, atol=2e-3)
+    clean = sampled(prompts, tmp_path / "clean", student, levels=levels)
+    assert not torch.allclose(made[:, 2:], clean[:, 2:], atol=1e-2)
+
+
+def test_a_student_is_sampled_at_fewer_steps_than_it_was_trained_for():
+    run = resolve("sample", "tiny", {"few_steps": 1, "needs.student.few_steps": 2})
+    check(run.recipe)
+    assert run.recipe["sample"]["few_steps"] == 1
+    assert run.needs["student"].recipe["stage"]["few_steps"] == 2
 
 
 def test_settings_that_fit_are_not():

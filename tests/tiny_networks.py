@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_modules.networks import ClosedForm, Wan
+from lightning_modules.networks import ClosedForm, TwoTimeWan, Wan
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 
 TINY = {
@@ -31,7 +31,11 @@ def closed_form() -> ClosedForm:
     return ClosedForm.of(LAW, LAW.size)
 
 
-NETWORKS = {"wan": tiny_wan, "closed_form": closed_form}
+def two_time_wan() -> TwoTimeWan:
+    return shake(tiny_wan().with_second_time()).eval()
+
+
+NETWORKS = {"wan": tiny_wan, "two_time_wan": two_time_wan, "closed_form": closed_form}
 """Every implementation of the contract."""
 
 

@@ -41,7 +41,7 @@ from experiments.checkpoints.wan_keys import (
     unwrapped,
 )
 from lightning_modules.networks import Wan
-from lightning_modules.networks.pipeline_folder import weight_files
+from lightning_modules.networks.pipeline_folder import read_config, weight_files
 
 log = logging.getLogger(__name__)
 KEPT = ("ema", "raw", "critic")
@@ -104,10 +104,11 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
 
     Raises:
         FileNotFoundError, FileExistsError: nothing to export, or the target exists.
-        ValueError: weights that are damaged or not those of a Wan.
+        ValueError: weights that are damaged, or a network other than Wan.
     """
     _require_free(folder)
     source = network_folder(where)
+    _require_stock(source)
     files, config = weight_files(source), network_config(source)
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     try:
@@ -203,6 +204,16 @@ def _top(found: Any) -> str:
     if not isinstance(found, Mapping):
         return type(found).__name__
     return ", ".join(map(str, list(found)[:5]))
+
+
+def _require_stock(source: Path) -> None:
+    """Other code has no class for a network with weights that Wan has not."""
+    name = read_config(source).get("_class_name")
+    if name != WanTransformer3DModel.__name__:
+        raise ValueError(
+            f"{source}: a {name} is not exported: its weights are not those of stock Wan, and other"
+            " code has no class for it; sample it here"
+        )
 
 
 def _require_sound(weights: Weights) -> None:

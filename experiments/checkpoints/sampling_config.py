@@ -13,7 +13,7 @@ from datamodules.json_files import read_object
 from experiments.runs.folder import RunFolder
 from lightning_modules import stage as stage_named
 from lightning_modules.bidirectional import Bidirectional
-from lightning_modules.diffusion.rollout import few_step_times
+from lightning_modules.diffusion.rollout import block_times, few_step_times
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.training.flow_matching import FlowMatching
 
@@ -45,7 +45,11 @@ def settings_of(where: Path, network: Path) -> dict[str, Any]:
 
 
 def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of a stage's result with all its settings; guidance 1 is none."""
+    """The sampler of a stage's result with all its settings; guidance 1 is none.
+
+    A schedule of a block is ``levels``, the last list repeated, or ``first_times`` and ``times``;
+    ``noisy_from`` is the first block without a KV-cache update, if there is one.
+    """
     kind = stage_named(stage["class"])
     sizes, shift = partition(stage["blocks"], stage["clip_shape"][0]), stage["shift"]
     shared = {
@@ -58,14 +62,18 @@ def sampling_of(stage: Mapping[str, Any]) -> dict[str, Any]:
         sampler = "bidirectional_ode" if issubclass(kind, Bidirectional) else "autoregressive_ode"
         steps = {"intervals": stage["intervals"], "guidance": stage["guidance"]}
         return shared | {"sampler": sampler} | steps
+    shared |= {"sampler": "few_steps", "guidance": 1.0}
+    if (noisy_from := stage.get("noisy_from")) is not None:
+        shared["noisy_from"] = noisy_from
+    if levels := stage.get("levels"):
+        times = block_times(sizes, levels, "stage.levels")[: len(levels)]
+        return shared | {"levels": [each.tolist() for each in times]}
     few = stage.get("few_steps", kind.few_steps)
     first = stage.get("first_few_steps", kind.first_few_steps)
     times = few_step_times([1, 1], few, first, shift)
     return shared | {
-        "sampler": "few_steps",
         "few_steps": few,
         "first_few_steps": first,
         "first_times": times[0].tolist(),
         "times": times[1].tolist(),
-        "guidance": 1.0,
     }

@@ -1,7 +1,7 @@
 """How clips are sampled: the section ``sample`` of a recipe, and a function for each batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -11,12 +11,21 @@ from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.forcing import VelocityNetwork
+from lightning_modules.diffusion.noisy_past import require_two_steps
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.rollout import FewSteps, Solve, few_step_times, rollout, solve
+from lightning_modules.diffusion.rollout import (
+    FewSteps,
+    Solve,
+    block_times,
+    few_step_times,
+    rollout,
+    solve,
+)
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.ranges import (
     Blocks,
     ClipShape,
+    NoiseLevel,
     NonNegative,
     NonNegativeInt,
     Positive,
@@ -55,6 +64,10 @@ class Sampling:
         shift: timestep shift.
         save: how (``generation/outputs.py``): ``pixels``, ``latents`` or ``mp4``.
         precision: of the network; solver states are always float32.
+        levels: noise levels of each block, the last list repeated, in place of ``few_steps`` and
+            ``first_few_steps``; ``[]``: their grids.
+        noisy_from: index of the first block whose commit is ``none``; None: ``commit`` is that of
+            all blocks.
 
     Raises:
         ValueError: settings that do not fit each other, by their keys.
@@ -79,6 +92,8 @@ class Sampling:
     guidance: NonNegative
     save: str
     precision: str = "32-true"
+    levels: list[list[NoiseLevel]] = field(default_factory=list)
+    noisy_from: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
         for key, known in (("sampler", SAMPLERS), ("save", SAVED), ("commit", COMMITS)):
@@ -97,16 +112,42 @@ class Sampling:
                 f"sample.window: {self.window} has no room for {self.sinks} sinks, a block of"
                 f" {max(self.sizes)} and a frame between them; use {least} or more, or no sinks"
             )
-        if self.context_t and self.commit == "none":
+        if self.context_t and (self.commit == "none" or self.noisy_from is not None):
             raise ValueError(
                 "sample.context_t: without a commit the context is as noisy as its last denoising"
-                " call; set it to 0, or sample.commit to separate or fused"
+                " call; set it to 0, or sample.commit to separate or fused and noisy_from to null"
             )
+        self._check_schedule()
         if self.sampler == "bidirectional_ode" and (self.given or self.window or self.context_t):
             raise ValueError(
                 "sample.sampler: bidirectional_ode samples all frames jointly: given, window and"
                 " context_t must be 0"
             )
+
+    def _check_schedule(self) -> None:
+        if self.noisy_from is not None and self.commit == "none":
+            raise ValueError(
+                f"sample.noisy_from: {self.noisy_from}, but with sample.commit none every block"
+                " stays noisy; set commit to separate or fused, which is that of earlier blocks"
+            )
+        for key in ("levels", "noisy_from"):
+            if self.sampler != "few_steps" and getattr(self, key) not in ([], None):
+                raise ValueError(
+                    f"sample.{key}: only the sampler few_steps takes it, not {self.sampler}"
+                )
+        require_two_steps(self.times, self.noisy_from, "sample.noisy_from")
+
+    @property
+    def times(self) -> list[Tensor]:
+        """Each block's noise levels of the sampler ``few_steps``."""
+        if self.levels:
+            return block_times(self.sizes, self.levels, "sample.levels")
+        return few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
+
+    @property
+    def noisy_frame(self) -> int | None:
+        """First frame of the block ``noisy_from``."""
+        return None if self.noisy_from is None else sum(self.sizes[: self.noisy_from])
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -123,7 +164,7 @@ def sampler_of(student: VelocityNetwork, settings: Sampling, negative: Tensor) -
     """One function for every batch; its caches are made once."""
     shape, sizes = settings.shape, settings.sizes
     grid = time_grid(settings.intervals, settings.shift).to(negative.device)
-    times = few_step_times(sizes, settings.few_steps, settings.first_few_steps, settings.shift)
+    times = settings.times
     students = settings.sampler == "few_steps"
     past = FastPast(
         student,
@@ -134,6 +175,7 @@ def sampler_of(student: VelocityNetwork, settings: Sampling, negative: Tensor) -
         window=settings.window,
         sinks=settings.sinks,
         commit=settings.commit,
+        noisy_from=settings.noisy_frame,
     )
 
     def generate(text: Tensor, random: Randomness, conditioning: Tensor | None = None) -> Tensor:

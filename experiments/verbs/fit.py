@@ -40,7 +40,14 @@ from experiments.generation.generation import (
 )
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
+from experiments.launch.stages import (
+    build_stage,
+    example_stage,
+    require_needs_of_one_time,
+    require_one_time,
+    stage_class,
+    stage_settings,
+)
 from experiments.launch.strategies import (
     check_forward_mode,
     check_strategy,
@@ -86,6 +93,7 @@ def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
     stage = example_stage(recipe)
+    require_needs_of_one_time(recipe)
     training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
@@ -158,6 +166,8 @@ def _build(
     for role, where in needed.items():
         require_autoencoder(role, where, data.shards)
     networks = {role: load_network(where) for role, where in needed.items()}
+    for role, network in networks.items():
+        require_one_time(kind, role, needed[role], getattr(network, "two_times", False))
     if "network" in recipe:
         networks["student"] = fresh_network(recipe["network"], recipe["seed"])
     times = data.manifest.get("times")

@@ -8,6 +8,9 @@ Reading these tables imports no torch.
 from importlib import import_module
 from pkgutil import iter_modules
 
+OF_NO_WORLD = {"timed": "experiments.bench.speed"}
+"""Evaluations that are the same in every world."""
+
 
 def sources() -> dict[str, str]:
     """Value of ``curate.source`` -> the module with its ``plan``."""
@@ -16,7 +19,7 @@ def sources() -> dict[str, str]:
 
 def judges() -> dict[str, str]:
     """Need that selects the evaluation -> the module with its ``check`` and ``run``."""
-    return _said("JUDGES")
+    return _said("JUDGES") | OF_NO_WORLD
 
 
 def _said(what: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ The loop is :func:`rollout.stream`, as everywhere; only the KV-cache update diff
              fused      the update shares the first call of the next block: the same attention mask,
                         so the same result (up to rounding), with one call fewer
              none       the keys of the block's last denoising call are kept: no extra call, but
-                        context as noisy as that call's input, which no student here was trained on
+                        context as noisy as that call's input, which students of SF-DMD alone may be
+                        trained on; with ``noisy_from``, blocks from that frame on
     window   frames a block attends to, its own included; the first ``sinks`` are never evicted
 
 A commit attends to what its block attended to when it was denoised. In a full window the next block
@@ -35,6 +36,8 @@ class FastPast(Past):
         sinks: first frames of the clip that stay in the window; plus the largest block they must
             be fewer than the window.
         commit: one of ``COMMITS``.
+        noisy_from: first frame of the first block whose commit is ``none``, whatever ``commit``
+            says of the blocks before; None: there is no such block.
     """
 
     def __init__(
@@ -48,10 +51,14 @@ class FastPast(Past):
         window: int = 0,
         sinks: int = 0,
         commit: str = "separate",
+        noisy_from: int | None = None,
     ) -> None:
         assert commit in COMMITS, commit
         self.window = min(window, frames) if window else frames
         self.sinks, self.commit_mode = sinks, commit
+        self.noisy_from = frames if noisy_from is None else noisy_from
+        if commit == "none":
+            self.noisy_from = 0
         self._pending: tuple[Tensor, Tensor, slice] | None = None  # a commit not yet made
         self._noisy: slice | None = None  # the block whose noisy keys are in the cache
         super().__init__(net, text, negative, guidance)
@@ -75,7 +82,7 @@ class FastPast(Past):
         if self._pending is not None and self._has_room(self._pending[0], x):
             return self._predict_and_commit(x, t, block)
         self._write_pending()
-        if self.commit_mode != "none":
+        if block.start < self.noisy_from:
             self._make_room(x)
             return self.forward(x, t, block)
         if self._noisy == block:

@@ -37,19 +37,23 @@ def teacher_forcing(
     sizes: Sequence[int],
     clean: Tensor,
     clean_t: Tensor | None = None,
+    until: Tensor | None = None,
 ) -> Tensor:
     """Each block attends to the *clean* earlier blocks: ``v(x_t^i | clean^{<i}, t)`` for all i.
 
     ``clean_t`` ``[B, F]`` is the noise level of the clean half, zeros unless the context is noised.
+    ``until`` ``[B, F]`` is the second time of a network that has one (`networks/wan/two_time.py`).
     """
     frames = x_t.shape[1]
     clean_t = torch.zeros_like(t) if clean_t is None else clean_t
+    second = {} if until is None else {"until": torch.cat([clean_t, until], dim=1)}
     v = net(
         torch.cat([clean, x_t], dim=1),
         torch.cat([clean_t, t], dim=1),
         text,
         frames=_positions(x_t).repeat(2),
         visible=visibility.teacher_forcing_mask(sizes),
+        **second,
     )
     return v[:, frames:]
 

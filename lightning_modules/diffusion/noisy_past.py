@@ -1,7 +1,7 @@
 """Noisy context in training: the keys of a block's last denoising call stay (Causal-rCM, sec. 4).
 
-Without a pass at t = 0 a block of N steps takes N calls. `FastPast(commit="none")` samples so; this
-is its twin for training, where the last call may carry gradient and a rollout may leave early.
+Without a pass at t = 0 a block of N steps takes N calls. `FastPast` with ``noisy_from`` samples so;
+this is its twin for training, where the last call may carry gradient and a rollout may leave early.
 """
 
 from collections.abc import Sequence
@@ -66,3 +66,21 @@ class NoisyPast(Past):
             t = levels[-1].to(x0.device).expand(x0.shape[:2])
             x = add_noise(x0, self._eps[:, block], t)
         self.write(x, t, block)
+
+
+def require_two_steps(times: Sequence[Tensor], noisy_from: int | None, key: str) -> None:
+    """Refuse a noisy block of one step, whose context would be pure noise; the last is nobody's.
+
+    Args:
+        times: each block's noise levels.
+        noisy_from: index of the first block that stays noisy; None: none.
+        key: the setting, for the message.
+
+    Raises:
+        ValueError: names ``key``.
+    """
+    if noisy_from is not None and any(len(levels) < 2 for levels in times[noisy_from:-1]):
+        raise ValueError(
+            f"{key}: {noisy_from}, but a block from there on has one step: its context would be"
+            f" pure noise; give it two, or set {key.rpartition('.')[2]} to null"
+        )

@@ -7,7 +7,7 @@ batch, mask and cache of a call matter: latents may be 1 x 1 and prompts one tok
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
 import torch
@@ -84,6 +84,10 @@ class Tally(nn.Module):
         self._caches.add(cache)
         return cache
 
+    def with_second_time(self) -> Self:
+        """Itself: a second time asks for no other calls."""
+        return self
+
     def restart(self) -> None:
         """Forget all calls and caches."""
         self.calls = []
@@ -99,6 +103,7 @@ class Tally(nn.Module):
         visible: Tensor | None = None,
         cache: TallyCache | None = None,
         write_cache: bool = False,
+        until: Tensor | None = None,
     ) -> Tensor:
         """Record the call; return ``[B, N, C, H, W]`` float32, differentiable in ``x``."""
         (batch, queries), cached = x.shape[:2], len(cache or ())

@@ -23,11 +23,17 @@ class Consistency(Stage):
         self.guidance = guidance
 
     def velocity(
-        self, net: nn.Module, x: Tensor, t: Tensor, batch: dict[str, Any], text: Tensor
+        self,
+        net: nn.Module,
+        x: Tensor,
+        t: Tensor,
+        batch: dict[str, Any],
+        text: Tensor,
+        until: Tensor | None = None,
     ) -> Tensor:
-        """``v(x, t | x0^{<i})`` for all blocks."""
-        net = self.posed(net, batch)
-        return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=batch["latents"])
+        """``v(x, t | x0^{<i})`` for all blocks; with ``until`` of a network of two times."""
+        net, clean = self.posed(net, batch), batch["latents"]
+        return forcing.teacher_forcing(net, x, t, text, self.sizes, clean=clean, until=until)
 
     def teacher_velocity(self, x: Tensor, t: Tensor, batch: dict[str, Any]) -> Tensor:
         """``v_T``, the slope of the teacher's guided ODE."""

@@ -43,6 +43,8 @@ class DistributionMatching(Stage):
         t_max: highest; published 0.98.
     """
 
+    takes_two_times = True
+
     def __init__(
         self,
         *,

@@ -69,6 +69,10 @@ class Stage(LightningModule):
     forward_mode: str = ""
     """The setting by which its steps differentiate a network in forward mode; "": none do. Neither
     the hooks of ZeRO-3 nor FlexAttention and flash-attn have forward derivatives."""
+    two_times = False
+    """Whether the network that it hands on has a second time (`networks/wan/two_time.py`)."""
+    takes_two_times = False
+    """Whether its student may have one: it is asked for jumps to data alone, or with both times."""
     update_cycle = 1
     """Steps of one cycle of alternating updates, in which every trained network is updated."""
 

@@ -156,6 +156,10 @@ class Frame:
         return {seed: value for seed, value in found.items() if value is not None}
 
     def _value(self, place: Place, seed: int, asked: str) -> Value | None:
+        if run := self.layout.run_of(asked):
+            place = self.places.get(Place(place.labels, run).address)
+            if place is None or seed not in place.planned:
+                return None
         metric = self.layout.metric(asked)
         if metric.startswith(cost.PREFIX):
             spent = cost.of_run(place.planned[seed], self.runs_dir)

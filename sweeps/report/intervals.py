@@ -255,11 +255,12 @@ class PaperNumbers:
         return exact(sum(w * p for (w, _), p in zip(terms, printed, strict=True)))
 
     def printed(self, address: str) -> float | None:
-        """One printed number, by an address as `causal_cd-2/stage3/total`."""
+        """One printed number, by an address as `causal_cd-2/stage3/total`: row, block, column."""
         cell, run, asked = address.split("/")
         row, block = cell.rpartition("-")[::2]
         column = self.paper["columns_of"].get(asked, asked)
-        values = self.paper["blocks"].get(int(block), {}).get(row)
+        blocks = {str(at): rows for at, rows in self.paper["blocks"].items()}
+        values = blocks.get(block, {}).get(row)
         known = values and run == self.layout.run and column in self.paper["order"]
         return values[self.paper["order"].index(column)] if known else None
 

@@ -15,7 +15,8 @@ has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `
     heads: {few_steps: steps}                                     # of labels
     runs: {after: after Stage 3}                                  # of runs, in claims
     colours: {causal_cd: "#009e73"}
-    columns: {time: {metric: cost.seconds, heading: ..., ...}}    # beside those of the judge
+    columns: {time: {metric: cost.seconds, heading: ..., ...}}    # beside those of the judge; with
+                              # `run`, of that run of the cell and not of the row's own
     compare: {runs: [stage2, stage3], columns: [total], title: ..., caption: ...}
     notes: [...]
     figures, tables, frontiers: see drawn.py, text_tables.py and frontiers.py
@@ -40,7 +41,9 @@ SPARE_COLOURS = ("#009e73", "#d55e00", "#3b8fd6", "#c763a5", "#b5890d", "#7a6fd0
 
 @dataclass(frozen=True)
 class Column:
-    """A column or curve: name, unit, direction; `metric` is "" for printed numbers."""
+    """A column or curve: name, unit, direction; `metric` is "" for printed numbers. `run` is the
+    run of the cell that measured it, where that is not the row's own.
+    """
 
     id: str
     heading: str
@@ -49,6 +52,7 @@ class Column:
     digits: int = 3
     ranked: bool = False
     metric: str = ""
+    run: str = ""
 
     @property
     def sign(self) -> int:
@@ -114,6 +118,10 @@ class Layout:
     def head(self, label: str) -> str:
         """Column heading of a label."""
         return self.heads.get(label, label)
+
+    def run_of(self, id: str) -> str:
+        """The run of a cell that has the numbers of a column; "" is the one that is asked."""
+        return self.columns[id].run if id in self.columns else ""
 
     def metric(self, id: str) -> str:
         """The metric of a column or curve of that id; any other text is a metric already."""

@@ -175,7 +175,8 @@ def _row(place: Place, told: Sequence[str], numbers: FrameNumbers) -> Row:
     for column in layout.columns.values():
         address = f"{place.address}/{column.id}"
         margin = numbers.reference(address) if outside else numbers.estimate([(1.0, address)])
-        absent = SKIPPED if place.done and not column.metric.startswith(ELSEWHERE) else NOT_RUN
+        elsewhere = column.run or column.metric.startswith(ELSEWHERE)
+        absent = SKIPPED if place.done and not elsewhere else NOT_RUN
         if column.metric.startswith(cost.PREFIX):
             absent = NONE if started or outside else NOT_RUN
             margin = None if outside else margin
@@ -274,16 +275,18 @@ def paper_table(layout: Layout) -> Table | None:
         return None
     columns = [Column(name, **said) for name, said in paper["columns"].items()]
     numbers = PaperNumbers(paper, layout)
-    blocks = []
+    blocks: dict[str, list[Row]] = {}
     for at, printed in paper["blocks"].items():
-        rows = []
         for id in printed:
             address = f"{id}-{at}/{layout.run}"
             margins = {c: numbers.estimate([(1.0, f"{address}/{c.id}")]) for c in columns}
             entries = {c.id: _entry(margin, c, NONE) for c, margin in margins.items()}
             name = layout.name(paper["rows"], id)
-            rows.append(Row({paper["rows"]: id}, address, id, name, "", entries))
-        blocks.append(_ranked(_title(layout, at), rows, columns, numbers))
+            if not layout.blocks:
+                name = f"{name}, {layout.name(paper['blocks_of'], at)}"
+            row = Row({paper["rows"]: id}, address, id, name, "", entries)
+            blocks.setdefault(_title(layout, at), []).append(row)
+    ranked = [_ranked(title, rows, columns, numbers) for title, rows in blocks.items()]
     caption = f"{paper['source']['table']} of arXiv {paper['source']['arxiv']}, as printed."
     heads = layout.head(layout.blocks), layout.head(paper["rows"])
-    return Table(paper["header"], columns, blocks, (), caption, paper["notes"], (), heads)
+    return Table(paper["header"], columns, ranked, (), caption, paper["notes"], (), heads)

@@ -9,7 +9,13 @@ import torch
 
 from datamodules.shards.reader import ShardReader
 from datamodules.video import VideoDataModule
-from experiments.checkpoints.networks import ROLES, has_weights, network_class, network_section
+from experiments.checkpoints.networks import (
+    ROLES,
+    has_weights,
+    meta_network,
+    network_class,
+    network_section,
+)
 from experiments.launch.hardware import Launch
 from experiments.launch.memory.count import (
     FULL,
@@ -23,7 +29,7 @@ from experiments.launch.memory.count import (
     of_rollout,
     require,
 )
-from experiments.launch.stages import asked_of_networks
+from experiments.launch.stages import asked_of_networks, stage_class
 from experiments.runs.folder import RunFolder
 from lightning_modules.networks.pipeline_folder import locate
 
@@ -54,6 +60,7 @@ def before_fit(
         configs["student"] = recipe["network"]
     if "student" not in (configs := _countable(configs)):
         return
+    configs["student"] = as_trained(recipe, configs["student"])
     stage, text = recipe["stage"], _text(data.shards)
     batch, value = data.batch // (launch.world * data.micro_batches), HALF if half else FULL
     loads = {
@@ -73,6 +80,14 @@ def before_fit(
         return
     require(loading(loads), torch.device("cpu"), launch.check_memory, processes=launch.devices)
     require(items, device, launch.check_memory)
+
+
+def as_trained(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section ``network`` of a student, with the second time that its stage gives it."""
+    if not getattr(stage_class(recipe), "two_times", False):
+        return student
+    network = meta_network(student).with_second_time()
+    return {**student, "class": type(network).__name__}
 
 
 def before_generation(

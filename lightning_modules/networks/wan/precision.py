@@ -9,7 +9,7 @@ modulation tables. RoPE tables are not weights (`rotary.py`).
 
 from torch import nn
 
-_FULL = ("time_embedder", "time_proj")
+_FULL = ("time_embedder", "span_embedder", "time_proj")
 
 
 def to_bfloat16(network: nn.Module) -> nn.Module:

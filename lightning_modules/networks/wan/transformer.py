@@ -118,8 +118,11 @@ class Wan(ModelMixin, ConfigMixin):
         cache: KVCache | None = None,
         write_cache: bool = False,
         cameras: Tensor | None = None,
+        until: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
+
+        ``until`` [B, N] is for `TwoTimeWan` alone.
 
         Raises:
             ValueError: if shapes disagree with each other or with the patch size.
@@ -133,7 +136,7 @@ class Wan(ModelMixin, ConfigMixin):
         positions = tuple(frames.tolist())
         rope, mask = self.rope_and_mask(x, positions, visible, cache)
         tokens = self._patch(x)
-        embedded, modulation = self._embed_time(t)
+        embedded, modulation = self._embed_time(t, until)
         prompts = self.cross_attention_kv(text, cache)
         pairs: list[KeyValue] = []
         for layer, block in enumerate(self.blocks):
@@ -219,21 +222,33 @@ class Wan(ModelMixin, ConfigMixin):
         patches = cut.flatten(4).flatten(2, 3).to(self.patch_embedding.weight.dtype)
         return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
-    def _embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def with_second_time(self) -> Any:
+        """The network with a second time, which answers as this one until it is trained."""
+        from lightning_modules.networks.wan.two_time import TwoTimeWan
+
+        return TwoTimeWan.of(self)
+
+    def _embed_time(self, t: Tensor, until: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, N] -> [B, N, D] for the head and [B, N, 6, D] for the blocks, float32."""
         embedder = self.condition_embedder
         with torch.autocast(
             t.device.type, enabled=False
         ):  # bfloat16 cannot tell neighbouring levels apart
-            waves = embedder.timesteps_proj(1000.0 * t.float().flatten())
-            embedded = embedder.time_embedder(
-                waves.to(embedder.time_embedder.linear_1.weight.dtype)
-            )
+            embedded = self._embed_levels(t, until)
             hidden = F.silu(embedded).to(embedder.time_proj.weight.dtype)
             modulation = embedder.time_proj(hidden).float()
         return embedded.float().unflatten(0, t.shape), modulation.unflatten(0, t.shape).unflatten(
             -1, (6, -1)
         )
+
+    def _embed_levels(self, t: Tensor, until: Tensor | None) -> Tensor:
+        """[B, N] -> [B * N, D], before SiLU."""
+        assert until is None, "a network of one time; with_second_time() makes one of two"
+        return self._embed_level(self.condition_embedder.time_embedder, t)
+
+    def _embed_level(self, embedder: nn.Module, level: Tensor) -> Tensor:
+        waves = self.condition_embedder.timesteps_proj(1000.0 * level.float().flatten())
+        return embedder(waves.to(embedder.linear_1.weight.dtype))
 
     def cross_attention_kv(self, text: Tensor, cache: KVCache | None) -> list[KeyValue]:
         """Every layer's cross-attention keys and values; without gradient, once per rollout."""

@@ -1,0 +1,143 @@
+"""A network of two times: what it answers before training, what it can learn, where it may go."""
+
+import pytest
+import torch
+from minimal import SHAPE, batch, draw, network
+
+from experiments.checkpoints.convert import export_network
+from experiments.checkpoints.networks import load_network, network_section, new_network
+from experiments.launch.checks import problem
+from experiments.launch.memory.check import as_trained
+from experiments.launch.memory.count import FULL, Load
+from experiments.launch.stages import require_one_time
+from experiments.runs.recipe import resolve
+from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.causal_cd import CausalCD
+from lightning_modules.diffusion import forcing
+from lightning_modules.networks import ClosedForm, TwoTimeWan
+from lightning_modules.networks.tally import Tally
+from lightning_modules.networks.wan.precision import to_bfloat16
+from lightning_modules.tf_mean_flow import TFMeanFlow
+
+T = torch.tensor([[0.9, 0.6, 0.5, 0.2], [1.0, 0.3, 0.8, 0.0]])
+
+
+def asked(net, until=None):
+    data = batch(2)
+    how = {} if until is None else {"until": until}
+    return forcing.teacher_forcing(
+        net, draw(3, 2, *SHAPE), T, data["text"], (1, 1, 2), clean=data["latents"], **how
+    )
+
+
+@torch.no_grad()
+def test_a_new_one_answers_as_the_network_it_was_made_of():
+    wan = network(1)
+    two = wan.with_second_time()
+    for until in (None, T, 0.5 * T, torch.zeros_like(T)):
+        assert torch.equal(asked(two, until), asked(wan))
+    assert two.with_second_time() is two and Tally("student").with_second_time()
+
+
+def trained(two, steps=30):
+    """Learns twice its second time, which nothing else tells it."""
+    optimizer = torch.optim.AdamW(two.parameters(), 3e-3)
+    for step in range(steps):
+        until = T * draw(step, 2, 1).sigmoid()
+        loss = (asked(two, until) - 2 * until[:, :, None, None, None]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return two
+
+
+def difference(two) -> float:
+    with torch.no_grad():
+        return (asked(two, T) - asked(two)).abs().max().item()
+
+
+def test_it_learns_its_second_time_unless_all_of_its_embedding_is_zero():
+    """With every weight zero no layer receives a gradient: the last layer alone must be."""
+    assert difference(trained(network(1).with_second_time())) > 0.1
+    dead = network(1).with_second_time()
+    torch.nn.init.zeros_(dead.span_embedder.linear_1.weight)
+    torch.nn.init.zeros_(dead.span_embedder.linear_1.bias)
+    assert difference(trained(dead, 5)) == 0
+
+
+@torch.no_grad()
+def test_left_out_the_second_time_is_zero():
+    two = network(1).with_second_time()
+    torch.nn.init.normal_(two.span_embedder.linear_2.weight)
+    assert torch.equal(asked(two), asked(two, torch.zeros_like(T)))
+    assert not torch.allclose(asked(two), asked(two, T))
+    with pytest.raises(AssertionError, match="a network of one time"):
+        asked(network(1), T)
+
+
+@torch.no_grad()
+def test_it_is_saved_and_loaded_whole(tmp_path):
+    two = network(1).with_second_time()
+    torch.nn.init.normal_(two.span_embedder.linear_2.weight)
+    two.save_pretrained(tmp_path / "student")
+    loaded = load_network(tmp_path)
+    assert type(loaded) is TwoTimeWan and torch.equal(asked(loaded, T), asked(two, T))
+    section = network_section(tmp_path)
+    assert section["class"] == "TwoTimeWan" and type(new_network(section)) is TwoTimeWan
+    assert to_bfloat16(loaded).span_embedder.linear_1.weight.dtype == torch.float32
+
+
+def test_its_memory_is_counted_with_the_weights_of_its_second_time(tmp_path):
+    network(1).save_pretrained(tmp_path / "student")
+    plain = network_section(tmp_path)
+    for recipe, net in (
+        ("stage2_tf_mean_flow", network(1).with_second_time()),
+        ("stage2_tf_scm", network(1)),
+    ):
+        section = as_trained(resolve(recipe, "tiny").recipe, plain)
+        weights = Load(section, SHAPE, 1, 3, FULL).parameters
+        assert weights == sum(each.numel() for each in net.parameters())
+
+
+def test_export_refuses_it_and_says_why(tmp_path):
+    network(1).with_second_time().save_pretrained(tmp_path / "student")
+    with pytest.raises(ValueError, match="a TwoTimeWan is not exported: .*not those of stock Wan"):
+        export_network(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+MEAN_FLOW = {"recipe": "stage2_tf_mean_flow"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "role"),
+    [("stage2_causal_cd", "student"), ("stage2_tf_scm", "teacher"), ("stage3_sf_dmd", "critic"),
+     ("stage2_ar_diffusion", "student")],
+)  # fmt: skip
+def test_a_stage_that_ignores_its_second_time_refuses_it_before_any_run(recipe, role):
+    run = resolve(recipe, "tiny", {f"needs.{role}": MEAN_FLOW})
+    said = problem(run.recipe)
+    assert f"needs.{role}: stage2_tf_mean_flow-" in said and "has a second time" in said
+
+
+def test_distribution_matching_takes_it_as_a_student():
+    for recipe in ("stage3_sf_dmd", "stage3_asymmetric_dmd", "stage3_causvid_dmd"):
+        assert not problem(resolve(recipe, "tiny", {"init": "tf_mean_flow"}).recipe)
+
+
+def test_a_folder_with_one_is_refused_when_it_is_loaded():
+    require_one_time(AsymmetricDMD, "student", "folder", True)
+    require_one_time(CausalCD, "student", "folder", False)
+    with pytest.raises(ValueError, match="needs.student: folder has a second time, which CausalCD"):
+        require_one_time(CausalCD, "student", "folder", True)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    shares = {"stage.r_equals_t": 0.6, "stage.r_is_zero": 0.6}
+    said = problem(resolve("stage2_tf_mean_flow", "tiny", shares).recipe)
+    assert "stage.r_is_zero: 0.6" in said and "more than all clips" in said
+    with pytest.raises(ValueError, match="needs.student: a ClosedForm offers no second time"):
+        TFMeanFlow(
+            student=ClosedForm.__new__(ClosedForm), tangent="upwind", tangent_step=0.02,
+            weight_floor=1e-3, r_equals_t=0.1, r_is_zero=0.1, time_mean=0.0, time_std=1.0,
+        )  # fmt: skip
