@@ -19,6 +19,7 @@ from lightning_modules.networks.encoders.text_encoders import WAN_NEGATIVE_PROMP
 __all__ = [
     "WAN_NEGATIVE_PROMPT",
     "Autoencoder",
+    "Decoder",
     "PatchTransform",
     "TextEncoder",
     "TinyText",
@@ -26,6 +27,14 @@ __all__ = [
     "WanVAE",
     "measure_patches",
 ]
+
+
+class Decoder(Protocol):
+    """Decodes a clip piece by piece: together the frames of a whole `Autoencoder.decode`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next float32 [B, n, C, h, w] -> uint8 [B, T, H, W, c]."""
+        ...
 
 
 class Autoencoder(Protocol):
@@ -43,6 +52,10 @@ class Autoencoder(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the inverse of `encode`, rounded and clamped to uint8."""
+        ...
+
+    def stream(self) -> Decoder:
+        """A decoder for one clip of any length."""
         ...
 
 

@@ -6,6 +6,8 @@ addresses, as graphs require.
 
 Not captured, because it changes from call to call: the frame count (on the host), and the prompt's
 cross-attention keys and values, which are computed once and copied to where the graphs read them.
+The RoPE table is an input like x and t, so that a graph is for any frames: in a full window an
+endless stream replays the same few.
 """
 
 from collections.abc import Callable
@@ -19,31 +21,30 @@ from lightning_modules.networks.wan.kv_cache import KVCache
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.networks.wan.transformer import Wan
 
-Call = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Graph:
-    """A call v = f(x, t) on the current device, captured.
+    """A call v = f(x, t, rope) on the current device, captured.
 
     Args:
         call: reads no memory but its arguments and buffers that do not move.
-        x: an example of its first argument.
-        t: an example of its second.
+        examples: of its arguments.
     """
 
     _pool: Any = None  # one for all: their outputs are copied before the next one runs
 
-    def __init__(self, call: Call, x: Tensor, t: Tensor) -> None:
+    def __init__(self, call: Call, *examples: Tensor) -> None:
         Graph._pool = Graph._pool or torch.cuda.graph_pool_handle()
-        self._x, self._t = x.clone(), t.clone()
+        self._inputs = [example.clone() for example in examples]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=Graph._pool):
-            self._v = call(self._x, self._t)
+            self._v = call(*self._inputs)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay it for other values."""
-        self._x.copy_(x)
-        self._t.copy_(t)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
         self._graph.replay()
         return self._v.clone()
 
@@ -52,7 +53,7 @@ class Graph:
 class _Recorded:
     graph: Call
     version: int  # of the cache's buffers
-    tables: Any  # RoPE table and mask that the graph reads: kept alive
+    mask: Any  # that the graph reads: kept alive
 
 
 class Replay:
@@ -65,7 +66,7 @@ class Replay:
         record: captures a call as a graph; tests without CUDA pass their own.
     """
 
-    def __init__(self, net: Wan, record: Callable[[Call, Tensor, Tensor], Call] = Graph) -> None:
+    def __init__(self, net: Wan, record: Callable[..., Call] = Graph) -> None:
         self.net, self.config, self._record = net, net.config, record
         self._warm: dict[tuple, int] = {}
         self._recorded: dict[tuple, _Recorded] = {}
@@ -92,18 +93,21 @@ class Replay:
         self.net.cross_attention_kv(text, cache)
         positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
-        kind = (cache, len(cache), positions, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        kind = (cache, len(cache), matrix, tuple(x.shape), x.dtype, tuple(text.shape))
         if self._warm.get(kind) != cache.version:
             v = self.net(x, t, text, **how, write_cache=write_cache)
             self._warm[kind] = cache.version
             return v
+        # Made before: nothing can be copied to the device while a graph is captured.
+        rope, mask = self.net.rope_and_mask(x, positions, visible, cache)
         known = self._recorded.get(kind)
         if known is None or known.version != cache.version:
-            # Made before: nothing can be copied to the device while a graph is captured.
-            tables = self.net.rope_and_mask(x, positions, visible, cache)
-            graph = self._record(lambda x, t: self.net(x, t, cache.text, **how), x, t)
-            known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
-        v = known.graph(x, t)
+            graph = self._record(
+                lambda x, t, rope: self.net.velocity(x, t, cache.text, rope, mask, cache),
+                x, t, rope,
+            )  # fmt: skip
+            known = self._recorded[kind] = _Recorded(graph, cache.version, mask)
+        v = known.graph(x, t, rope)
         if write_cache:
             cache.advance(positions)
         return v
