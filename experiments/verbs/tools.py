@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.bench import command as bench
+from experiments.live import command as live
 from experiments.runs.folder import home_path as path
 
 
@@ -101,5 +102,6 @@ TOOLS = {
     "results": Tool(
         "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
     ),
+    "generate": Tool("write a video of a prompt", live.declare_generate, live.generate),
     "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
 }

@@ -69,3 +69,7 @@ class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> float32 [B, length, dim], zero where padded."""
         ...
+
+    def beyond(self, prompts: Sequence[str]) -> list[int]:
+        """Numbers of tokens of those prompts that `encode` cuts."""
+        ...
