@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.values import fault
+from experiments.generation.events import Event, NewPrompt, NewSteps
 from experiments.generation.generation import autocast
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
@@ -32,26 +33,6 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, few_step_times, few_steps, stream
 from lightning_modules.diffusion.visibility import without_end
 from lightning_modules.networks.encoders import Autoencoder, TextEncoder
-
-How = Literal["keep", "rewrite", "cut"]
-
-
-@dataclass(frozen=True)
-class NewPrompt:
-    """Another prompt from the next block on."""
-
-    text: str
-    how: How = "rewrite"
-
-
-@dataclass(frozen=True)
-class NewSteps:
-    """Another number of sampling steps from the next block on."""
-
-    steps: int
-
-
-Event = NewPrompt | NewSteps
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,35 @@ def declare_students(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wan",
         type=home_path,
-        help="the Wan2.1 folder with its VAE and text encoder (the scale's)",
+        help="the Wan2.1 folder of its VAE and text encoder (the scale's)",
     )
     parser.add_argument(
         "--blocks", help="latent frames per block of such a student: framewise, chunkwise, a number"
     )
+
+
+def declare_live(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``python -m experiments live``."""
+    parser.add_argument("students", nargs="+", metavar="student", help=f"one or two: {STUDENT}")
+    parser.add_argument("--port", type=int, default=0, help="of the page (any free one)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to bind; others than loopback need the token"
+    )
+    parser.add_argument("--token", help="of other addresses than loopback (a new one)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--sessions", type=int, default=20, help="viewers served at once (20)")
+    parser.add_argument(
+        "--recordings", type=home_path, default=home_path("sessions"), help="a folder (sessions/)"
+    )
+    parser.add_argument(
+        "--replay", type=home_path, metavar="FILE", help="replay a recording, without a page"
+    )
+    parser.add_argument("--mp4", type=home_path, metavar="OUT", help="of --replay: the video")
+    declare_students(parser)
+
+
+def live(chosen: argparse.Namespace) -> None:
+    """Serve the page, or replay a recording."""
+    from experiments.live.show import show
+
+    show(chosen)

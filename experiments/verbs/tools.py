@@ -103,5 +103,6 @@ TOOLS = {
         "read what VBench and VisionReward wrote into a run's scores", _declare_results, _results
     ),
     "generate": Tool("write a video of a prompt", live.declare_generate, live.generate),
+    "live": Tool("show a student at work in the browser", live.declare_live, live.live),
     "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
 }
