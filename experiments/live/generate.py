@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import resource
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 
 from datamodules.curation.text_lists import read_lines
 from experiments.generation.conditioning import read_image
 from experiments.generation.mp4 import write_mp4
 from experiments.generation.session import Session, Student
+from experiments.live.meters import peak_memory
 from experiments.live.students import open_student
 
 log = logging.getLogger(__name__)
@@ -82,14 +80,6 @@ def pictures(session: Session, count: int, clock: Clock) -> Iterator[np.ndarray]
         clock.times.append((perf_counter(), len(block.frames)))
         yield from block.frames[: count - made]
         made += len(block.frames)
-
-
-def peak_memory(device: torch.device) -> str:
-    """Of the device that is used: of torch on a GPU, else of this process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
 
 
 def _prompts(chosen: argparse.Namespace, student: Student) -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments.generation.events import NewPrompt, NewSteps
 from experiments.generation.session import Block, Session, Student
+from experiments.live.meters import memory_now
 from experiments.live.protocol import (
     Command,
     Pause,
@@ -181,7 +182,8 @@ class Viewer:
         ]  # fmt: skip
         self.send(
             said("stats", lanes=lanes, viewers=viewers, ahead=len(self._ends),
-                 first_s=self._first_s, block=blocks[0].index)
+                 first_s=self._first_s, block=blocks[0].index,
+                 memory=memory_now(self.students[0].device))
         )  # fmt: skip
 
 
