@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -313,6 +317,28 @@ def test_what_is_no_recording_is_refused(recorded, tmp_path, capsys, content, sa
     assert main(["live", str(recorded[0]), "--replay", str(file)]) == 1
     told = capsys.readouterr().err
     assert said in told and "recording.jsonl" in told and "bug" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number):
+    words = [sys.executable, "-m", "experiments", "live", str(recorded[0]), "--recordings"]
+    process = subprocess.Popen([*words, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    home = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+
+    async def watch():
+        async with ClientSession(home) as client:
+            assert (await (await client.get("/about")).json())["fps"] == 8
+            one = Page(await client.ws_connect("/live", headers={"Origin": home}))
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) == 3)
+            process.send_signal(number)
+            await one.hear(lambda page: page.last("ended"))
+            return one.last("ended")
+
+    ended = asyncio.run(watch())
+    assert ended["reason"] == "the server was stopped" and process.wait(60) == 0
+    assert read_recording(tmp_path / f"{ended['recording']}.jsonl").frames >= 3
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_commands(message, command):
         ('{"type": "start", "prompt": "a", "prmpt": 1}', "prmpt"),
         (
             '{"type": "start", "prompt": "a", "steps": 0}',
-            "start.steps: 0 must be a whole number at least 1",
+            "start.steps: 0 must be a whole number",
         ),
         ('{"type": "start", "prompt": "a", "seed": 1e99}', "start.seed"),
         (

@@ -1,9 +1,9 @@
 """Who may talk to the server.
 
 Loopback is no protection: any page in the same browser can open a connection to 127.0.0.1, and a
-name that its owner lets point there passes as well (DNS rebinding). So every request must be for
-the address that was bound, come from this page if from any, and elsewhere than on loopback it needs
-a token.
+name that its owner lets point there passes as well (DNS rebinding). So every request must come from
+this page if from any, and be for a loopback address; a server that is bound elsewhere, whose names
+nobody knows, asks for a token in place of that.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def guard(host: str, token: str | None) -> Callable[[web.Request, Handler], Awai
 
     Args:
         host: the address that is bound.
-        token: that must be known; None: none is needed.
+        token: that must be known; None: none is needed, on loopback.
     """
-    names = {"127.0.0.1", "localhost", "[::1]"} if is_loopback(host) else {_bracketed(host)}
+    assert token or is_loopback(host), "other addresses need a token"
+    names = {"127.0.0.1", "localhost", "[::1]"} if is_loopback(host) else None
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -69,11 +70,11 @@ def guard(host: str, token: str | None) -> Callable[[web.Request, Handler], Awai
     return check
 
 
-def _foreign(request: web.Request, names: set[str]) -> str:
+def _foreign(request: web.Request, names: set[str] | None) -> str:
     """Why a request is none of the page's; "" if it is."""
     host = request.headers.get("Host", "")
     port = request.transport.get_extra_info("sockname")[1] if request.transport else None
-    if _parts(host) not in {(name, port) for name in names}:
+    if names is not None and _parts(host) not in {(name, port) for name in names}:
         return "another host"
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin)[:2] != ("http", host):
@@ -86,10 +87,6 @@ def _parts(host: str) -> tuple[str, int | None]:
     if not port.isdecimal() or not name:
         return host, 80
     return name, int(port)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _knows(given: str | None, token: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 HEARTBEAT_S = 5.0
 CONNECTIONS = 100
+WAITING_ERRORS = 64  # of a client that sends nonsense and does not read the answers
 ENGINE: web.AppKey[Engine] = web.AppKey("engine")
 ABOUT: web.AppKey[dict[str, Any]] = web.AppKey("about")
-CONNECTED: web.AppKey[set[web.WebSocketResponse]] = web.AppKey("connected")
+CONNECTED: web.AppKey[dict[web.WebSocketResponse, Outbox]] = web.AppKey("connected")
+STOPPING_S = 1.0  # for a page to take what was said last
 
 
 def application(
@@ -36,7 +39,7 @@ def application(
         token: see `access.guard`.
     """
     app = web.Application(middlewares=[guard(host, token)], client_max_size=LONGEST)
-    app[ENGINE], app[ABOUT], app[CONNECTED] = engine, about, set()
+    app[ENGINE], app[ABOUT], app[CONNECTED] = engine, about, {}
     app.router.add_get("/", _page("index.html"))
     for file in ("live.js", "live.css"):
         app.router.add_get(f"/static/{file}", _page(file))
@@ -66,7 +69,6 @@ async def serve(app: web.Application, host: str, port: int, ready: Callable[[int
         await stop.wait()
     finally:
         await asyncio.to_thread(app[ENGINE].close)
-        await asyncio.sleep(0)  # what the engine said last is on its way
         await runner.cleanup()
 
 
@@ -108,16 +110,14 @@ async def _live(request: web.Request) -> web.StreamResponse:
         return web.Response(status=403, text="a page says where it comes from")
     if len(app[CONNECTED]) >= CONNECTIONS:
         return web.Response(status=503, text="too many connections")
-    socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=LONGEST)
+    socket = web.WebSocketResponse(timeout=STOPPING_S, heartbeat=HEARTBEAT_S, max_msg_size=LONGEST)
     await socket.prepare(request)
-    queue: asyncio.Queue[str | bytes] = asyncio.Queue()  # bounded by the viewer's credit
+    outbox = app[CONNECTED][socket] = Outbox(socket)
 
     def send(message: str | bytes) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, message)
+        loop.call_soon_threadsafe(outbox.queue.put_nowait, message)
 
     viewer = app[ENGINE].join(send)
-    app[CONNECTED].add(socket)
-    sending = asyncio.create_task(_send(socket, queue))
     try:
         async for message in socket:
             try:
@@ -128,17 +128,13 @@ async def _live(request: web.Request) -> web.StreamResponse:
                     command = await asyncio.to_thread(_read, app[ENGINE], command.recording)
                 app[ENGINE].tell(viewer, command)
             except ValueError as error:
-                if queue.qsize() < WAITING_ERRORS:
+                if outbox.queue.qsize() < WAITING_ERRORS:
                     send(said("error", text=str(error)))
     finally:
         app[ENGINE].leave(viewer)
-        app[CONNECTED].discard(socket)
-        sending.cancel()
+        del app[CONNECTED][socket]
+        outbox.sending.cancel()
     return socket
-
-
-WAITING_ERRORS = 64
-"""Of a client that sends nonsense and does not read the answers."""
 
 
 def _read(engine: Engine, name: str) -> Any:
@@ -148,17 +144,24 @@ def _read(engine: Engine, name: str) -> Any:
     return read_recording(file)
 
 
-async def _send(socket: web.WebSocketResponse, queue: asyncio.Queue[str | bytes]) -> None:
-    """Hand on messages in their order; waits while the connection is full."""
-    while True:
-        message = await queue.get()
-        try:
-            await (socket.send_str if isinstance(message, str) else socket.send_bytes)(message)
-        except ConnectionError:
-            return
+class Outbox:
+    """The messages to a connection, in their order; what waits is bounded by a viewer's credit."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self.queue: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self.sending = asyncio.create_task(self._send(socket))
+
+    async def _send(self, socket: web.WebSocketResponse) -> None:
+        """Waits while the connection is full; None is the end."""
+        with suppress(ConnectionError):
+            while (message := await self.queue.get()) is not None:
+                await (socket.send_str if isinstance(message, str) else socket.send_bytes)(message)
 
 
 async def _hang_up(app: web.Application) -> None:
-    await asyncio.gather(
-        *(socket.close(code=1001, message=b"stopped") for socket in set(app[CONNECTED]))
-    )
+    connected = dict(app[CONNECTED])
+    for outbox in connected.values():
+        outbox.queue.put_nowait(None)
+    if connected:
+        await asyncio.wait([each.sending for each in connected.values()], timeout=STOPPING_S)
+    await asyncio.gather(*(socket.close(code=1001, message=b"stopped") for socket in connected))

@@ -8,6 +8,7 @@ import logging
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,10 @@ def _serve(students: list[Student], chosen: argparse.Namespace) -> None:
     app = application(engine, about(students), chosen.host, token)
 
     def ready(port: int) -> None:
-        url = f"http://{chosen.host}:{port}/" + (f"?token={token}" if token else "")
+        everywhere = chosen.host in ("0.0.0.0", "::")
+        host = gethostname() if everywhere else chosen.host
+        at = f"[{host}]" if ":" in host else host
+        url = f"http://{at}:{port}/" + (f"?token={token}" if token else "")
         print(f"{', '.join(each.name for each in students)}: {url} (Ctrl-C ends it)", flush=True)
         if chosen.open:
             webbrowser.open(url)
