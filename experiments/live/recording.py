@@ -82,9 +82,8 @@ class Recording:
 
 
 def _header(
-    *, format: PositiveInt, students: list[dict[str, Any]], prompt: str, seed: Seed,
-    steps: SolverSteps, machine: dict[str, Any],
-) -> None: ...  # fmt: skip
+    *, format: PositiveInt, prompt: str, seed: Seed, steps: SolverSteps, machine: dict[str, Any]
+) -> None: ...
 
 
 def _frame(*, frame: NonNegativeInt, lane: NonNegativeInt, digest: str) -> None: ...
@@ -118,10 +117,13 @@ def read_recording(file: Path) -> Recording:
 def _taken(recording: Recording | None, found: dict[str, Any]) -> Recording:
     """The recording with one line more."""
     if recording is None:
+        students = found.pop("students", None)
         header = bind(_header, found, section="header")
         if (version := header.pop("format")) != FORMAT:
             raise ValueError(f"format {version}; this program reads {FORMAT}")
-        return Recording(**header)
+        if not students or not all(isinstance(each, dict) for each in students):
+            raise ValueError("students: names no student")
+        return Recording(students=students, **header)
     if "frame" in found:
         frame = bind(_frame, found, section="frame")
         recording.digests[frame["lane"], frame["frame"]] = frame["digest"]

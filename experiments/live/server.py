@@ -43,6 +43,7 @@ def application(
     app.router.add_get("/", _page("index.html"))
     for file in ("live.js", "live.css"):
         app.router.add_get(f"/static/{file}", _page(file))
+    app.router.add_get("/favicon.ico", _nothing)
     app.router.add_get("/about", _about)
     app.router.add_get("/health", _health)
     app.router.add_get("/recordings", _recordings)
@@ -77,6 +78,10 @@ def _page(name: str) -> Callable[[web.Request], Any]:
         return web.FileResponse(PAGE / name)
 
     return answer
+
+
+async def _nothing(_: web.Request) -> web.Response:
+    return web.Response(status=204)
 
 
 async def _about(request: web.Request) -> web.Response:
