@@ -17,7 +17,7 @@ from sweeps.report.table import our_table
 
 PAPER_TO_OURS = {
     "total": "world.total", "quality": "world.quality", "semantic": "world.semantic",
-    "dynamic": "world.dynamic_dis", "vision": "world.reward", "instruct": "world.instruct",
+    "dynamic": "world.dynamic_digit", "vision": "world.reward", "instruct": "world.instruct",
 }  # fmt: skip
 CLIPS, FRAMES, SIDE = 64, 8, 32
 PAPER = read_table(TABLES / "ablation" / "paper.yaml")

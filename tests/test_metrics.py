@@ -67,6 +67,7 @@ def value(metric: str, corruption: str) -> float:
         ("world.instruct", ["noise", "shuffle_frames", "freeze", "shuffle_captions"]),
         ("world.quality", WORTHLESS),
         ("world.dynamic_dis", ["noise", "freeze"]),
+        ("world.dynamic_digit", ["noise", "freeze"]),
         ("world.ground.certainty", ["noise", "grain"]),
         ("world.ground.scroll", ["noise", "shuffle_frames", "freeze", "splice"]),
         ("world.recall", ["noise", "blur"]),
@@ -95,6 +96,14 @@ def test_raw_dynamic_degree_is_fooled_by_noise_and_the_gated_one_is_not():
     assert value("world.dynamic_dis_raw", "noise") == 100
     assert value("world.dynamic_dis", "noise") == 0
     assert value("world.dynamic_dis_raw", "none") == 100  # the ground moves in every clip
+
+
+def test_dynamic_of_the_digit_is_the_share_of_captions_that_move():
+    moving = np.mean(
+        ["still" not in one["caption"] for one in clips("heldout", 192, 256).attributes]
+    )
+    assert value("world.dynamic_digit", "none") == pytest.approx(100 * moving, abs=2)
+    assert value("world.dynamic_digit", "noise") == 0 and value("world.dynamic_digit", "freeze") < 5
 
 
 def test_worthless_clips_have_no_quality_and_a_low_total():

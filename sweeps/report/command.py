@@ -17,6 +17,7 @@ from sweeps.plan.graph import Sweep, load_sweep
 from sweeps.report import render
 from sweeps.report.claims import Group, Verdict, judge
 from sweeps.report.frame import Frame
+from sweeps.report.frontiers import frontier_tables
 from sweeps.report.intervals import FrameNumbers
 from sweeps.report.layout import load_layout
 from sweeps.report.provenance import provenance
@@ -71,7 +72,7 @@ def report_on(sweep: Sweep, runs_dir: Path) -> Report:
         our_table(numbers),
         paper_table(layout),
         judge(layout.claims, numbers, layout.preconditions),
-        text_tables(numbers),
+        [*text_tables(numbers), *frontier_tables(numbers)],
         provenance(sweep, runs_dir),
     )
 

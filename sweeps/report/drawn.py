@@ -17,8 +17,9 @@
             - {each: {init: init}, of: "{init}", y: ADDRESS, even: label of equal shares}
           levels: [{x: ADDRESS, label: floor}]  # a dotted line; y for one across
 
-Of a line: `x` is an address or a list (left out: 1, 2, ...), `label` a text with the names of
-`each` (left out: the name of `of`), `slope` a number at the label's end, `style` matplotlib's.
+Of a line: `x` is an address or a list of numbers and addresses (left out: 1, 2, ...), `label` a
+text with the names of `each` (left out: the name of `of`), `slope` a number at the label's end,
+`style` matplotlib's.
 Points are means over seeds, bands and bars Student's 95% intervals.
 """
 
@@ -116,8 +117,10 @@ def _numbers(
     axis: Any, item: Mapping[str, Any], label: str, style: Mapping, numbers: FrameNumbers
 ) -> bool:
     """Numbers of several cells as one line, with a pale bar each for their intervals."""
-    found = [(x, number_at(y, numbers)) for x, y in zip(item["x"], item["y"], strict=True)]
-    found = [(x, margin) for x, margin in found if margin]
+    pairs = zip(item["x"], item["y"], strict=True)
+    found = [(_place(x, numbers), number_at(y, numbers)) for x, y in pairs]
+    found = [(x, margin) for x, margin in found if x is not None and margin]
+    found.sort(key=lambda one: one[0])
     if not found:
         return False
     values = [margin.value for _, margin in found]
@@ -127,6 +130,14 @@ def _numbers(
             ends = [max(margin.low, margin.value / 10), margin.high]
             axis.plot([x, x], ends, color=item["hue"], lw=4, alpha=0.25)
     return True
+
+
+def _place(x: float | str, numbers: FrameNumbers) -> float | None:
+    """Where a number stands: as it is said, or at an address; None where that was not run."""
+    if not isinstance(x, str):
+        return x
+    margin = number_at(x, numbers)
+    return margin.value if margin else None
 
 
 def _dumbbell(axis: Any, item: Mapping[str, Any], place: int, numbers: FrameNumbers) -> bool:

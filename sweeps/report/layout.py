@@ -18,7 +18,7 @@ has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `
     columns: {time: {metric: cost.seconds, heading: ..., ...}}    # beside those of the judge
     compare: {runs: [stage2, stage3], columns: [total], title: ..., caption: ...}
     notes: [...]
-    figures, tables: see drawn.py and text_tables.py
+    figures, tables, frontiers: see drawn.py, text_tables.py and frontiers.py
 
 Which metrics a scale's judge gives columns and curves is in `sweeps/tables/judges.yaml`.
 """
@@ -90,6 +90,7 @@ class Layout:
     notes: Sequence[str] = ()
     figures: Sequence[Mapping[str, Any]] = ()
     tables: Sequence[Mapping[str, Any]] = ()
+    frontiers: Sequence[Mapping[str, Any]] = ()
     claims: Mapping[str, Any] = field(default_factory=dict)
     preconditions: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)

@@ -24,7 +24,7 @@ def attributes(view: View) -> dict[str, np.ndarray]:
     "standing still" captions. In a clip without a digit in most frames no motion is right.
     """
     wanted, path = view.wanted, view.path
-    seen = (view.readings.presence > 0.5).mean(axis=1) > 0.5
+    seen = shows_a_digit(view)
     moving = (path.moving == wanted.moving) & seen
     direction = path.moving & (path.heading[:, 0] == wanted.heading) & seen
     speed = (path.speed == wanted.speed) & seen
@@ -34,6 +34,11 @@ def attributes(view: View) -> dict[str, np.ndarray]:
         "direction": np.where(wanted.moving, direction, np.nan),
         "speed": np.where(wanted.moving, speed, np.nan),
     }
+
+
+def shows_a_digit(view: View) -> np.ndarray:
+    """Whether most frames show a digit, bool [N]."""
+    return (view.readings.presence > 0.5).mean(axis=1) > 0.5
 
 
 def share_right(view: View) -> np.ndarray:
@@ -125,6 +130,15 @@ def world_total(view: View) -> Measurement:
 def world_semantic(view: View) -> Measurement:
     """Mean of the attribute accuracies."""
     return of_resamples(_semantic(view), view.clips)
+
+
+@metric("world.dynamic_digit", "Dynamic (digit)", "sample", "%", higher_is_better=None)
+def dynamic_digit(view: View) -> Measurement:
+    """Share of clips that show a digit in most frames, nearer to a path of the world than to rest.
+
+    Optical flow, VBench's Dynamic Degree, sees the ground scroll in every clip of this world.
+    """
+    return per_clip((view.path.moving & shows_a_digit(view)).astype(float), view.seed, 100)
 
 
 @metric("world.instruct", "World Instruct", "sample", "-100..100")

@@ -34,7 +34,7 @@ from lightning_modules.ranges import PositiveInt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
-_PARTS = ("quality", "bounds", "made_from")
+_PARTS = ("distance", "bounds", "made_from")
 SHARE = 0.95  # share of real clips within a bound
 GIVEN = {"reference", "probe", "folder"}
 
