@@ -15,6 +15,7 @@ from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
 from tiny_student import CAPTIONS, student, write_run
 
 from experiments.__main__ import main
+from experiments.live import server
 from experiments.live.engine import Engine
 from experiments.live.protocol import HEADER
 from experiments.live.recording import read_recording
@@ -111,7 +112,10 @@ def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
     assert stats["lanes"][0]["prompt"] == CAPTIONS[0] and "MiB" in stats["memory"]
 
 
-def test_nothing_is_made_without_credit(tmp_path):
+def test_nothing_is_made_without_credit(tmp_path, monkeypatch):
+    """A client that does not read answers no ping; here that must not end it."""
+    monkeypatch.setattr(server, "HEARTBEAT_S", 600.0)
+
     async def live():
         async with served(tmp_path) as (engine, page, _):
             slow = await page()

@@ -14,8 +14,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 PICTURE = "[...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL()).join()"
-FRAME = "Number(document.body.dataset.frame ?? -1)"
-STATE = "document.body.dataset.state"
+FRAME = "Number(document.body?.dataset.frame ?? -1)"
+STATE = "document.body?.dataset.state"
 
 
 async def clicked(tab, button):
