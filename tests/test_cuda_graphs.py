@@ -4,13 +4,23 @@ Without CUDA a replay is a repeated call on copied inputs. This tests all but th
 stale frame counters, stale prompts, and a replay of the wrong kind of call.
 """
 
+from itertools import islice
+
 import pytest
 import torch
-from tiny_rollouts import few_steps, make_net, setting
+from tiny_rollouts import SHAPE, few_steps, make_net, setting
 
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.rollout import Past, rollout
+from lightning_modules.diffusion.rollout import (
+    Past,
+    few_step_times,
+    rollout,
+    stream,
+)
+from lightning_modules.diffusion.rollout import few_steps as few_step_block
+from lightning_modules.diffusion.visibility import without_end
+from lightning_modules.networks.wan import transformer
 from lightning_modules.networks.wan.cuda_graphs import Replay
 from lightning_modules.networks.wan.rotary import _apply_rope_real, apply_rope, rope_table
 
@@ -21,14 +31,14 @@ class Recorder:
     def __init__(self):
         self.recorded, self.replayed = 0, 0
 
-    def __call__(self, call, *inputs):
+    def __call__(self, call, *examples):
         self.recorded += 1
-        own = [each.clone() for each in inputs]
+        own = [example.clone() for example in examples]
 
         def replay(*inputs):
             self.replayed += 1
-            for mine, value in zip(own, inputs, strict=True):
-                mine.copy_(value)
+            for kept, given in zip(own, inputs, strict=True):
+                kept.copy_(given)
             return call(*own).clone()
 
         return replay
@@ -83,27 +93,51 @@ def test_a_longer_past_is_another_kind_of_call():
     assert (recorder.recorded, recorder.replayed) == (1, 2)
     net(noise[:, :1], t, text, frames=torch.tensor([0]), cache=cache, write_cache=True)
     net(noise[:, :1], t, text, **late)
-    assert (recorder.recorded, recorder.replayed) == (1, 2)
+    assert (recorder.recorded, recorder.replayed) == (1, 3), "with other frames it is the same"
 
 
 @torch.no_grad()
-def test_nothing_is_made_for_a_call_while_it_is_recorded():
-    """Not even where so many tables were asked for since that the call's own were forgotten."""
-    made = []
+def test_nothing_is_made_for_a_call_while_it_is_recorded(monkeypatch):
+    """No table is asked for, in a cache or not: copies to the device cannot be captured."""
+    recorded = []
 
-    def record(call, x, t):
-        before = rope_table.cache_info().misses
-        call(x, t)
-        made.append(rope_table.cache_info().misses - before)
+    def record(call, *examples):
+        with monkeypatch.context() as patched:
+            patched.setattr(transformer, "rope_table", None)
+            patched.setattr(transformer, "attention_mask", None)
+            call(*examples)
+        recorded.append(call)
         return call
 
     net, (_, text, noise) = Replay(make_net(), record), setting()
     how = {"frames": torch.tensor([0]), "cache": net.new_cache(1)}
-    net(noise[:, :1], torch.ones(3, 1), text, **how)
-    for frame in range(1, 1 + rope_table.cache_info().maxsize):
-        rope_table((frame,), 2, 2, 12, torch.device("cpu"))
-    net(noise[:, :1], torch.ones(3, 1), text, **how)
-    assert made == [0]
+    for _ in range(2):
+        net(noise[:, :1], torch.ones(3, 1), text, **how)
+    assert len(recorded) == 1
+
+
+@pytest.mark.parametrize("commit", COMMITS)
+@torch.no_grad()
+def test_an_endless_stream_records_no_more_once_its_window_is_full(commit):
+    net, recorder = make_net(), Recorder()
+    random, text, _ = setting("a")
+
+    def blocks(net):
+        past = FastPast(net, text, frames=None, window=4, sinks=1, commit=commit)
+        times = few_step_times((1, 1), 2, 2, 5.0)
+        return stream(
+            past,
+            lambda block: random.normal(f"noise/{block.start}", (1, *SHAPE[1:])),
+            without_end([1]),
+            lambda past, x, block, index: few_step_block(past, x, block, times[1], lambda _: x),
+        )
+
+    counts = []
+    both = zip(blocks(Replay(net, recorder)), blocks(net), strict=True)
+    for replayed, plain in islice(both, 30):
+        assert torch.equal(replayed, plain)
+        counts.append(recorder.recorded)
+    assert counts[9] > 0 and counts[9:] == counts[9:10] * 21
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import (
     Past,
     Solve,
+    cut,
     few_step_times,
     rollout,
     stream,
@@ -135,7 +136,7 @@ def test_first_block_waits_for_no_commit(net, commit):
     watched, sizes = Watched(net), (1,) * 6
     random, text, noise = setting()
     past = FastPast(watched, text, frames=6, commit=commit)
-    blocks = stream(past, noise, sizes, few_steps(random, sizes))
+    blocks = stream(past, cut(noise), sizes, few_steps(random, sizes))
     next(blocks)
     assert len(watched.calls) == 4 and all(frames == [0] for frames, *_ in watched.calls)
 

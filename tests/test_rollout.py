@@ -12,6 +12,7 @@ from lightning_modules.diffusion.rollout import (
     FewSteps,
     Past,
     Solve,
+    cut,
     few_step_times,
     rollout,
     solve,
@@ -179,7 +180,7 @@ def test_first_frame_list_is_for_block_zero_only():
 @torch.no_grad()
 def test_streaming_commits_only_when_more_is_wanted(net):
     sizes, (random, text, noise), counting = (1,) * 6, setting(), Counting(net)
-    blocks = stream(Past(counting, text), noise, sizes, few_steps(random, sizes))
+    blocks = stream(Past(counting, text), cut(noise), sizes, few_steps(random, sizes))
     next(blocks)
     assert (counting.denoised, counting.committed) == (4, 0)
 

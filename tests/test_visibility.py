@@ -67,7 +67,7 @@ def test_density(blocks, size):
 )
 def test_partition(blocks, frames, sizes):
     assert visibility.partition(blocks, frames) == sizes
-    spans = visibility.spans(sizes)
+    spans = list(visibility.spans(sizes))
     assert [s.stop - s.start for s in spans] == list(sizes)
     assert visibility.block_of(sizes).tolist() == [b for b, n in enumerate(sizes) for _ in range(n)]
 

@@ -31,6 +31,7 @@ from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.rollout import (
     FewSteps,
     Past,
+    cut,
     few_step_times,
     rollout,
     stream,
@@ -106,7 +107,7 @@ class Rollout:
             past = self._past(text)
             ready = now(device)
             marks, blocks = [], []
-            for block in stream(past, self.noise, sizes, denoise):
+            for block in stream(past, cut(self.noise), sizes, denoise):
                 marks.append(now(device))
                 blocks.append(block)
         decode(self.vae, blocks[0])

@@ -45,6 +45,7 @@ from lightning_modules.networks.pipeline_folder import read_config, weight_files
 
 log = logging.getLogger(__name__)
 KEPT = ("ema", "raw", "critic")
+_STOCK = "WanTransformer3DModel"  # of diffusers; what our Wan calls itself in a folder
 _EMA = re.compile(r"(^|[._])(ema|average|averaged|shadow)($|[._])", re.IGNORECASE)
 _CRITIC = re.compile(r"(^|[._])(critic|fake|discriminator)($|[._])")
 _DEEPEST = 3  # levels of a checkpoint at which its networks are looked for
@@ -209,7 +210,7 @@ def _top(found: Any) -> str:
 def _require_stock(source: Path) -> None:
     """Other code has no class for a network with weights that Wan has not."""
     name = read_config(source).get("_class_name")
-    if name != WanTransformer3DModel.__name__:
+    if name != _STOCK:
         raise ValueError(
             f"{source}: a {name} is not exported: its weights are not those of stock Wan, and other"
             " code has no class for it; sample it here"

@@ -1,4 +1,4 @@
-"""The autoencoder of a shard set's latents, from its manifest."""
+"""The encoders of a shard set, latents' and texts', from its manifest."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,14 @@ import torch
 from datamodules.shards.reader import ShardReader
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import RUN_NAME
-from lightning_modules.networks.encoders import Autoencoder, PatchTransform, WanVAE
+from lightning_modules.networks.encoders import (
+    Autoencoder,
+    PatchTransform,
+    TextEncoder,
+    TinyText,
+    WanText,
+    WanVAE,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +87,30 @@ def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu")
             f"the manifest's autoencoder is {stored['id']}, but found {autoencoder.id}: {cure}"
         )
     return autoencoder
+
+
+def text_encoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu") -> TextEncoder:
+    """The text encoder that the prompts of this set were encoded with.
+
+    Raises:
+        FileNotFoundError: its Wan folder is missing.
+        ValueError: an unknown class, or a content hash other than the manifest's.
+    """
+    stored = manifest["text_encoder"]
+    settings = {key: value for key, value in stored.items() if key not in ("class", "id")}
+    if stored["class"] == "WanText":
+        dtype = getattr(torch, settings.get("dtype", "float32"))
+        encoder: TextEncoder = WanText(settings["folder"], device, dtype)
+    elif stored["class"] == "TinyText":
+        encoder = TinyText(**settings)
+    else:
+        raise ValueError(f"text encoder {stored['class']!r} in the manifest is unknown")
+    if encoder.id != stored["id"]:
+        raise ValueError(
+            f"the manifest's text encoder is {stored['id']}, but found {encoder.id}: give"
+            " it the text encoder it had, or curate the set again"
+        )
+    return encoder
 
 
 def _patch_transform(manifest: dict[str, Any]) -> PatchTransform:

@@ -1,6 +1,8 @@
 """Clips as mp4 files, for viewing and for external benchmarks."""
 
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -29,8 +31,8 @@ def clip_file(run: Path, key: str) -> Path:
     return run / "videos" / f"{key}.mp4"
 
 
-def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
-    """Write pixels uint8 ``[T, H, W, 1 or 3]`` as H.264, yuv420p, atomically.
+def write_mp4(path: Path, video: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames uint8 ``[H, W, 1 or 3]`` as H.264, yuv420p, atomically, one after the other.
 
     Converted by the matrix of BT.709 into the range 16..235, and tagged so: untagged files are
     shown in other colours by players that take anything below 720 lines for BT.601.
@@ -39,7 +41,9 @@ def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
     Raises:
         ValueError: an odd height or width.
     """
-    _, height, width, _ = video.shape
+    frames = iter(video)
+    first = next(frames)
+    height, width, _ = first.shape
     if height % 2 or width % 2:
         raise ValueError(f"{path}: yuv420p needs even sides, the clip is {height} x {width}")
     with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
@@ -48,8 +52,9 @@ def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1
         _tag(stream.codec_context)
-        for image in np.broadcast_to(video, (*video.shape[:3], 3)):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        for image in chain([first], frames):
+            colours = np.ascontiguousarray(np.broadcast_to(image, (height, width, 3)))
+            frame = av.VideoFrame.from_ndarray(colours, format="rgb24")
             container.mux(stream.encode(_converted(frame)))
         container.mux(stream.encode())
 

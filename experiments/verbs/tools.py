@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from experiments.bench import command as bench
 from experiments.lineage import command as lineage
+from experiments.live import command as live
 from experiments.runs.folder import home_path as path
 
 
@@ -119,5 +120,7 @@ TOOLS = {
     "explain": Tool(
         "say by which runs, code, data and seeds a result was made", lineage.declare, lineage.run
     ),
+    "generate": Tool("write a video of a prompt", live.declare_generate, live.generate),
+    "live": Tool("show a student at work in the browser", live.declare_live, live.live),
     "bench": Tool("measure speed and memory, beside a roofline", bench.declare, bench.run),
 }

@@ -14,6 +14,7 @@ A commit attends to what its block attended to when it was denoised. In a full w
 no longer does, so there a fused commit needs a call of its own.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -31,7 +32,7 @@ class FastPast(Past):
 
     Args:
         net, text, negative, guidance: of :class:`Past`.
-        frames: of the clip.
+        frames: of the clip; None if it has no end, which needs a window.
         window: frames a block attends to, its own included; 0: all.
         sinks: first frames of the clip that stay in the window; plus the largest block they must
             be fewer than the window.
@@ -47,14 +48,15 @@ class FastPast(Past):
         negative: Tensor | None = None,
         guidance: float = 1.0,
         *,
-        frames: int,
+        frames: int | None,
         window: int = 0,
         sinks: int = 0,
         commit: str = "separate",
         noisy_from: int | None = None,
     ) -> None:
         assert commit in COMMITS, commit
-        self.window = min(window, frames) if window else frames
+        assert window or frames, "a clip without end needs a window"
+        self.window = min(each for each in (window, frames) if each)
         self.sinks, self.commit_mode = sinks, commit
         self.noisy_from = frames if noisy_from is None else noisy_from
         if commit == "none":
@@ -65,13 +67,36 @@ class FastPast(Past):
 
     def restart(self, text: Tensor) -> Self:
         """Empty context for the next prompts ``[B, L, D]``, in the same buffers."""
-        texts = [text] if self.guidance == 1 else [text, self.negative.expand_as(text)]
-        caches = [cache for _, cache in self.branches]
-        for cache in caches:
-            cache.restart()
-        self.branches = list(zip(texts, caches, strict=True))
         self._pending = self._noisy = None
+        for _, cache in self.branches:
+            cache.restart()
+        self._ask(text)
         return self
+
+    def say(self, text: Tensor) -> None:
+        """Other prompts ``[B, L, D]`` from the next block on; the context stays as it is."""
+        self._write_pending()
+        self._ask(text)
+
+    def show_again(self, text: Tensor, x0: Tensor, blocks: Sequence[slice]) -> None:
+        """Other prompts, and a context made anew of these clean frames, in one block-causal call.
+
+        LongLive (arXiv 2509.22622) calls it KV recache.
+
+        Args:
+            text: prompts ``[B, L, D]``.
+            x0: ``[B, N, C, H, W]``, the frames of all ``blocks``, fewer than the window has.
+            blocks: in time, not necessarily adjacent.
+        """
+        self.restart(text)
+        mask = block_causal_mask([block.stop - block.start for block in blocks])
+        self.forward(x0, x0.new_zeros(x0.shape[:2]), *blocks, visible=mask, write_cache=True)
+
+    @property
+    def held(self) -> set[int]:
+        """The frames that the next block can see; more than it will, if the window is full."""
+        pending = () if self._pending is None else range(*self._pending[2].indices(2**62))
+        return {*self.branches[0][1].frames, *pending}
 
     def new_cache(self) -> Any:
         """A static KV cache of the window's size."""
@@ -116,6 +141,11 @@ class FastPast(Past):
         )
         self._retract(x)
         return [v[:, sizes[0] :] for v in vs]
+
+    def _ask(self, text: Tensor) -> None:
+        texts = [text] if self.guidance == 1 else [text, self.negative.expand_as(text)]
+        caches = [cache for _, cache in self.branches]
+        self.branches = list(zip(texts, caches, strict=True))
 
     def _write_pending(self) -> None:
         if self._pending is not None:

@@ -8,7 +8,7 @@ with gradient, or :class:`Solve`, the teacher's ODE) and *what is committed*. Th
 written without gradient, so no block's loss reaches an earlier block.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,8 @@ from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.visibility import spans
 
 Denoise = Callable[["Past", Tensor, slice, int], Tensor]
+Frames = Callable[[slice], Tensor]
+"""From the frames of a block to their ``[B, n, C, H, W]``: cut from a clip, or drawn when asked."""
 
 
 class Past:
@@ -111,13 +113,26 @@ class FewSteps:
 
     def __call__(self, past: Past, x: Tensor, block: slice, index: int) -> Tensor:
         """``x0`` of block ``index``, of frames ``block``, at the exit step."""
-        times, exit_step, x0 = self.times[index], self.exits[index], x
-        for step in range(exit_step + 1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and step == exit_step):
-                if step > 0:
-                    x = add_noise(x0, self.renoise(step)[:, block], _level(times[step], x))
-                x0 = to_x0(x, past.velocity(x, times[step], block), _level(times[step], x))
-        return x0
+        times = self.times[index][: self.exits[index] + 1]
+        return few_steps(past, x, block, times, lambda step: self.renoise(step)[:, block])
+
+
+def few_steps(
+    past: Past, x: Tensor, block: slice, times: Tensor, renoise: Callable[[int], Tensor]
+) -> Tensor:
+    """``x0`` of one block, from noise ``x``; only the last step has gradient.
+
+    Args:
+        times: noise levels, descending from 1.
+        renoise: ``step -> [B, n, C, H, W]``, the block's fresh noise before step 1, 2, ...
+    """
+    x0 = x
+    for step, t in enumerate(times):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step == len(times) - 1):
+            if step > 0:
+                x = add_noise(x0, renoise(step), _level(t, x))
+            x0 = to_x0(x, past.velocity(x, t, block), _level(t, x))
+    return x0
 
 
 class Solve:
@@ -193,38 +208,53 @@ def block_times(sizes: Sequence[int], levels: Sequence[Sequence[float]], key: st
 
 def stream(
     past: Past,
-    noise: Tensor,
-    sizes: Sequence[int],
+    noise: Frames,
+    sizes: Iterable[int],
     denoise: Denoise,
     truth: Tensor | None = None,
     conditioning: Tensor | None = None,
     context_t: float = 0.0,
-    context_eps: Tensor | None = None,
+    context_eps: Frames | None = None,
 ) -> Iterator[Tensor]:
     """Yield each block's ``x0`` once denoised; commit it only when the next block is requested.
 
     Args:
-        noise: ``[B, F, C, H, W]``, the initial noise.
+        noise: the initial noise.
+        sizes: of the blocks; they need not end.
         truth: commit these frames instead of the generated ones (teacher-forced generation).
         conditioning: ``[B, k, C, H, W]``, the first ``k`` frames (whole blocks): yielded and
             committed without denoising (image to video: the image is frame 0).
         context_t: the noise level of the context, as in training (``context_noise``).
-        context_eps: its noise, ``[B, F, C, H, W]``; required if ``context_t`` is not 0.
+        context_eps: its noise; required if ``context_t`` is not 0.
     """
-    blocks = spans(sizes)
     known = 0 if conditioning is None else conditioning.shape[1]
-    for index, block in enumerate(blocks):
+    before: tuple[Tensor, slice] | None = None
+    for index, block in enumerate(spans(sizes)):
+        if before is not None:
+            eps = None if context_eps is None else context_eps(before[1])
+            past.commit(*before, context_t, eps)
         is_known = block.stop <= known
-        x0 = conditioning[:, block] if is_known else denoise(past, noise[:, block], block, index)
+        x0 = conditioning[:, block] if is_known else denoise(past, noise(block), block, index)
         yield x0
-        if index + 1 < len(blocks):
-            eps = None if context_eps is None else context_eps[:, block]
-            past.commit(x0 if truth is None else truth[:, block], block, context_t, eps)
+        before = (x0 if truth is None else truth[:, block], block)
 
 
-def rollout(past: Past, noise: Tensor, sizes: Sequence[int], denoise: Denoise, **how) -> Tensor:
-    """The clip of :func:`stream` (same arguments), ``[B, F, C, H, W]``."""
-    return torch.cat(list(stream(past, noise, sizes, denoise, **how)), dim=1)
+def rollout(
+    past: Past,
+    noise: Tensor,
+    sizes: Sequence[int],
+    denoise: Denoise,
+    context_eps: Tensor | None = None,
+    **how: Any,
+) -> Tensor:
+    """The clip of :func:`stream` (same arguments, noise ``[B, F, C, H, W]``), of that shape."""
+    eps = None if context_eps is None else cut(context_eps)
+    return torch.cat(list(stream(past, cut(noise), sizes, denoise, context_eps=eps, **how)), dim=1)
+
+
+def cut(clip: Tensor) -> Frames:
+    """The frames of a whole clip ``[B, F, C, H, W]``."""
+    return lambda block: clip[:, block]
 
 
 def _level(t: Tensor, x: Tensor) -> Tensor:

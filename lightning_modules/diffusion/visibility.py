@@ -4,7 +4,8 @@ Every mask of the method is constant within a frame, so it is at most 42 x 42 at
 be printed; networks expand it to tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, repeat
 
 import torch
 from torch import Tensor
@@ -39,10 +40,17 @@ def partition(blocks: str | int | Sequence[int], frames: int) -> tuple[int, ...]
     return tuple(sizes)
 
 
-def spans(sizes: Sequence[int]) -> list[slice]:
-    """Each block's slice of the frame axis."""
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+def without_end(sizes: Sequence[int]) -> Iterator[int]:
+    """These block sizes, then the last one for ever."""
+    return chain(sizes, repeat(sizes[-1]))
+
+
+def spans(sizes: Iterable[int]) -> Iterator[slice]:
+    """Each block's slice of the frame axis, however many blocks there are."""
+    start = 0
+    for end in accumulate(sizes):
+        yield slice(start, end)
+        start = end
 
 
 def block_of(sizes: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from lightning_modules.networks.encoders.text_encoders import WAN_NEGATIVE_PROMP
 __all__ = [
     "WAN_NEGATIVE_PROMPT",
     "Autoencoder",
+    "Decoder",
     "PatchTransform",
     "TextEncoder",
     "TinyText",
@@ -26,6 +27,14 @@ __all__ = [
     "WanVAE",
     "measure_patches",
 ]
+
+
+class Decoder(Protocol):
+    """Decodes a clip piece by piece: together the frames of a whole `Autoencoder.decode`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next float32 [B, n, C, h, w] -> uint8 [B, T, H, W, c]."""
+        ...
 
 
 class Autoencoder(Protocol):
@@ -45,6 +54,10 @@ class Autoencoder(Protocol):
         """Return the inverse of `encode`, rounded and clamped to uint8."""
         ...
 
+    def stream(self) -> Decoder:
+        """A decoder for one clip of any length."""
+        ...
+
 
 class TextEncoder(Protocol):
     """Prompts to embeddings."""
@@ -55,4 +68,8 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> float32 [B, length, dim], zero where padded."""
+        ...
+
+    def beyond(self, prompts: Sequence[str]) -> list[int]:
+        """Numbers of tokens of those prompts that `encode` cuts."""
         ...

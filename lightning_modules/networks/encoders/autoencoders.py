@@ -4,9 +4,10 @@ Sources: Wan (2025), arXiv 2503.20314, and its diffusers folder (vae/).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,11 @@ def _to_bytes(pixels: Tensor) -> Tensor:
             " weights that do not fit its dtype"
         )
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _to_video(pixels: Tensor) -> Tensor:
+    """[B, c, T, H, W] in -1 .. 1 -> uint8 [B, T, H, W, c]."""
+    return _to_bytes(pixels.float()).permute(0, 2, 3, 4, 1).contiguous()
 
 
 class PatchTransform:
@@ -126,6 +132,10 @@ def _sides(kept: int | Sequence[int], channels: int, largest: int) -> list[int]:
         if side * side != count or not 1 <= side <= largest:
             raise ValueError(f"kept: {count} is not a square number from 1 to 64; use 16 or 64")
     return sides
+
+    def stream(self) -> Self:
+        """Itself: frames do not depend on each other."""
+        return self
 
 
 def _cosines(size: int) -> Tensor:
@@ -242,7 +252,50 @@ class WanVAE:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3], where the latents were."""
+        pixels = self._vae.decode(self._raw(latents), return_dict=False)[0]
+        return _to_video(pixels).to(latents.device)
+
+    def stream(self) -> "WanDecoder":
+        """A decoder with a feature cache of its own; any number may be in use."""
+        return WanDecoder(self._vae, self._raw)
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes, [B, C, F, h, w]."""
         normalised = latents.to(self._device).float().transpose(1, 2)
         raw = normalised * self._per_channel(self.std) + self._per_channel(self.mean)
-        pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0].float()
-        return _to_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous().to(latents.device)
+        return raw.to(self._dtype)
+
+
+class WanDecoder:
+    """Wan's decoder on a clip that comes piece by piece.
+
+    The VAE is causal in time and decodes one latent frame after the other. What it remembers are
+    the last two frames of the input of every causal convolution: the same for any length.
+    `AutoencoderKLWan.decode` forgets them at each call, so pieces decoded by it are other frames.
+
+    Args:
+        vae: a diffusers `AutoencoderKLWan`.
+        raw: from normalised latents to what it decodes.
+    """
+
+    def __init__(self, vae: Any, raw: Callable[[Tensor], Tensor]) -> None:
+        self._vae, self._raw = vae, raw
+        self._features: list[Any] | None = None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next float32 [B, n, C, h, w] -> uint8 [B, T, 8h, 8w, 3], where the latents were.
+
+        T is 4n, and 3 less for the first piece.
+        """
+        x = self._vae.post_quant_conv(self._raw(latents))
+        pieces = [self._next(x[:, :, frame : frame + 1]) for frame in range(x.shape[2])]
+        return _to_video(torch.cat(pieces, 2).clamp(-1, 1)).to(latents.device)
+
+    def _next(self, x: Tensor) -> Tensor:
+        first = self._features is None
+        if first:
+            self._vae.clear_cache()
+            self._features = list(self._vae._feat_map)
+        more = {"first_chunk": True} if first else {}
+        return self._vae.decoder(x, feat_cache=self._features, feat_idx=[0], **more)

@@ -104,10 +104,17 @@ class TinyText:
             split = self._tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt)
             unknown = [word for word, _ in split if word not in self._vocabulary]
             if unknown:
-                raise ValueError(f"prompt {prompt!r}: unknown words {unknown}; add them to `words`")
+                known = " ".join(list(self._vocabulary)[3:])
+                raise ValueError(
+                    f"prompt {prompt!r}: unknown words {unknown}; this text encoder knows: {known}"
+                )
             if len(split) >= self.length:
                 raise ValueError(f"prompt {prompt!r}: more than {self.length - 1} words")
         return _embed(self._tokenizer, self._model, prompts, self.length)
+
+    def beyond(self, prompts: Sequence[str]) -> list[int]:
+        """Empty: a prompt that does not fit is refused."""
+        return []
 
 
 class WanText:

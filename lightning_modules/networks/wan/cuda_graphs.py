@@ -6,6 +6,8 @@ addresses, as graphs require.
 
 Not captured, because it changes from call to call: the frame count (on the host), and the prompt's
 cross-attention keys and values, which are computed once and copied to where the graphs read them.
+The RoPE table is an input like x and t, so that a graph is for any frames: in a full window an
+endless stream replays the same few.
 """
 
 from collections.abc import Callable
@@ -23,26 +25,26 @@ Call = Callable[..., Tensor]
 
 
 class Graph:
-    """A call v = f(x, t, ...) on the current device, captured.
+    """A call v = f(x, t, rope, ...) on the current device, captured.
 
     Args:
         call: reads no memory but its arguments and buffers that do not move.
-        inputs: an example of each of its arguments.
+        examples: of its arguments.
     """
 
     _pool: Any = None  # one for all: their outputs are copied before the next one runs
 
-    def __init__(self, call: Call, *inputs: Tensor) -> None:
+    def __init__(self, call: Call, *examples: Tensor) -> None:
         Graph._pool = Graph._pool or torch.cuda.graph_pool_handle()
-        self._inputs = [each.clone() for each in inputs]
+        self._inputs = [example.clone() for example in examples]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=Graph._pool):
             self._v = call(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay it for other values."""
-        for own, value in zip(self._inputs, inputs, strict=True):
-            own.copy_(value)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
         self._graph.replay()
         return self._v.clone()
 
@@ -51,7 +53,7 @@ class Graph:
 class _Recorded:
     graph: Call
     version: int  # of the cache's buffers
-    tables: Any  # RoPE table and mask that the graph reads: kept alive
+    mask: Any  # that the graph reads: kept alive
 
 
 class Replay:
@@ -92,21 +94,23 @@ class Replay:
         self.net.cross_attention_kv(text, cache)
         positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
-        kind = (cache, len(cache), positions, matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        kind = (cache, len(cache), matrix, tuple(x.shape), x.dtype, tuple(text.shape))
         if self._warm.get(kind) != cache.version:
             v = self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
             self._warm[kind] = cache.version
             return v
-        inputs = (x, t) if cameras is None else (x, t, cameras)
+        # Made before: nothing can be copied to the device while a graph is captured.
+        rope, mask = self.net.rope_and_mask(x, positions, visible, cache)
+        inputs = (x, t, rope) if cameras is None else (x, t, rope, cameras)
         known = self._recorded.get(kind)
         if known is None or known.version != cache.version:
-            # Made before: nothing can be copied to the device while a graph is captured.
-            tables = self.net.rope_and_mask(x, positions, visible, cache)
             graph = self._record(
-                lambda x, t, cameras=None: self.net(x, t, cache.text, **how, cameras=cameras),
+                lambda x, t, rope, cameras=None: self.net.velocity(
+                    x, t, cache.text, rope, mask, cache, cameras=cameras
+                ),
                 *inputs,
             )
-            known = self._recorded[kind] = _Recorded(graph, cache.version, tables)
+            known = self._recorded[kind] = _Recorded(graph, cache.version, mask)
         v = known.graph(*inputs)
         if write_cache:
             cache.advance(positions)

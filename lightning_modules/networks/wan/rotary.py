@@ -21,7 +21,7 @@ def axis_channels(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * space, space, space
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # all blocks of a published clip; an endless stream only passes through
 def rope_table(
     frames: tuple[int, ...], height: int, width: int, head_dim: int, device: torch.device
 ) -> Tensor:

@@ -132,23 +132,40 @@ class Wan(ModelMixin, ConfigMixin):
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
             "write_cache needs a cache and torch.no_grad()"
         )
-        height, width = self._grid(x)
         positions = tuple(frames.tolist())
         rope, mask = self.rope_and_mask(x, positions, visible, cache)
+        pairs: list[KeyValue] | None = [] if write_cache else None
+        v = self.velocity(x, t, text, rope, mask, cache, pairs, cameras=cameras, until=until)
+        if write_cache:
+            cache.append(positions, pairs)
+        return v
+
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        rope: Tensor,
+        mask: Mask,
+        cache: KVCache | None,
+        pairs: list[KeyValue] | None = None,
+        *,
+        cameras: Tensor | None = None,
+        until: Tensor | None = None,
+    ) -> Tensor:
+        """The forward pass, of tensors alone; each layer's keys and values are added to `pairs`."""
+        height, width = self._grid(x)
         tokens = self._patch(x)
         embedded, modulation = self._embed_time(t, until)
         prompts = self.cross_attention_kv(text, cache)
-        pairs: list[KeyValue] = []
         for layer, block in enumerate(self.blocks):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False)
-            context = no_context if cache is None else cache.with_context(layer, len(positions))
+            context = no_context if cache is None else cache.with_context(layer, x.shape[1])
             tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, cameras)
-            if write_cache:
+            if pairs is not None:
                 pairs.append(tuple(pair))
-        if write_cache:
-            cache.append(positions, pairs)
         return self._unpatch(tokens, embedded, height, width)
 
     def rope_and_mask(

@@ -1,0 +1,125 @@
+"""``generate``: a video of each prompt, and what it took."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from datamodules.curation.text_lists import read_lines
+from experiments.generation.conditioning import read_image
+from experiments.generation.mp4 import write_mp4
+from experiments.generation.session import Session, Student
+from experiments.live.meters import peak_memory
+from experiments.live.students import open_student
+
+log = logging.getLogger(__name__)
+OUT = Path("generated")
+
+
+@dataclass
+class Clock:
+    """How long a video took, the update of the context and the decoder included.
+
+    Args:
+        start: when its prompt was given.
+        times: when each block had been decoded, with its number of frames.
+    """
+
+    start: float
+    times: list[tuple[float, int]] = field(default_factory=list)
+
+    def told(self) -> str:
+        """First-frame latency, and frames per second after the first block."""
+        first, *others = self.times
+        text = f"first frame after {first[0] - self.start:.3g} s"
+        if others:
+            frames = sum(count for _, count in others)
+            text += f", then {frames / (others[-1][0] - first[0]):.3g} frames/s"
+        return text
+
+
+def generate_videos(chosen: argparse.Namespace) -> None:
+    """Write an mp4 of each prompt; say frames/s, first-frame latency and memory.
+
+    Raises:
+        FileNotFoundError: a file that was named is not there.
+        ValueError: a student, prompt, image or number that does not fit.
+    """
+    student = open_student(chosen.student, chosen)
+    if chosen.frames is not None and chosen.frames < 1:
+        raise ValueError(f"--frames: {chosen.frames} must be at least 1")
+    if not 0 <= chosen.seed < 2**63:
+        raise ValueError(f"--seed: {chosen.seed} must be at least 0 and below 2**63")
+    prompts = _prompts(chosen, student)
+    files = _files(chosen, student, prompts)
+    image = _image(chosen.image, student)
+    frames = chosen.frames or student.pixels
+    for prompt, file in zip(prompts, files, strict=True):
+        clock = Clock(perf_counter())
+        session = Session(student, prompt, chosen.seed, chosen.steps, image)
+        write_mp4(file, pictures(session, frames, clock), student.fps)
+        log.info(
+            "%s: %r, %d frames (%.3g s at %g frames/s), %d steps: %s; peak memory %s",
+            file, prompt, frames, frames / student.fps, student.fps, session.steps, clock.told(),
+            peak_memory(student.device),
+        )  # fmt: skip
+
+
+def pictures(session: Session, count: int, clock: Clock) -> Iterator[np.ndarray]:
+    """The first ``count`` frames of a session, uint8 ``[H, W, c]``, made as they are asked for."""
+    made = 0
+    while made < count:
+        block = session.next()
+        clock.times.append((perf_counter(), len(block.frames)))
+        yield from block.frames[: count - made]
+        made += len(block.frames)
+
+
+def _prompts(chosen: argparse.Namespace, student: Student) -> list[str]:
+    """What was asked for, refused before the first video if a text encoder cannot read it."""
+    prompts = list(chosen.prompt)
+    if chosen.prompts is not None:
+        lines = [line.strip() for _, line in read_lines(chosen.prompts)]
+        prompts += [line for line in lines if line]
+        if not any(lines):
+            raise ValueError(f"{chosen.prompts}: no prompts in it; write one a line")
+    if not prompts:
+        suggested = f", such as --prompt {student.captions[0]!r}" if student.captions else ""
+        raise ValueError(f"what shall be seen? Give --prompt TEXT{suggested}, or --prompts FILE")
+    if cut := student.beyond(prompts):
+        log.warning("%s", cut)
+    for prompt in prompts:
+        student.embed(prompt)
+    return prompts
+
+
+def _files(chosen: argparse.Namespace, student: Student, prompts: list[str]) -> list[Path]:
+    """The mp4 of each prompt."""
+    out = chosen.out or OUT / student.name
+    if out.suffix == ".mp4":
+        if len(prompts) > 1:
+            raise ValueError(f"--out: {out} is one file, but there are {len(prompts)} prompts")
+        return [out]
+    return [
+        out / f"{number:03d}-{_slug(prompt)}-seed{chosen.seed}.mp4"
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _slug(prompt: str) -> str:
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:40]
+
+
+def _image(file: Path | None, student: Student) -> np.ndarray | None:
+    if file is None:
+        return None
+    if not file.is_file():
+        raise FileNotFoundError(f"--image: {file}: no such file")
+    return read_image(file, *student.size, student.autoencoder.pixel_channels)

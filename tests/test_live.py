@@ -1,0 +1,372 @@
+"""The server with its engine: frames, credit, recordings, viewers that vanish or do not read."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
+from tiny_student import CAPTIONS, student, write_run
+
+from experiments.__main__ import main
+from experiments.live import server
+from experiments.live.engine import Engine
+from experiments.live.protocol import HEADER
+from experiments.live.recording import read_recording
+from experiments.live.server import PAGE, application
+from experiments.live.show import about
+from experiments.live.viewer import LEAD
+
+START = {"type": "start", "prompt": CAPTIONS[0], "seed": 5, "record": True}
+
+
+class Page:
+    """What a page does, without a browser: it shows every frame at once."""
+
+    def __init__(self, socket):
+        self.socket, self.frames, self.said = socket, [], []
+
+    async def tell(self, **message):
+        await self.socket.send_str(json.dumps(message))
+
+    async def hear(self, until, shows=True):
+        """Receive until ``until(self)``."""
+        while not until(self):
+            message = await asyncio.wait_for(self.socket.receive(), 120)
+            if message.type is WSMsgType.TEXT:
+                self.said.append(json.loads(message.data))
+                continue
+            assert message.type is WSMsgType.BINARY, message
+            _, lane, _, frame, block, _, _, _, digest = HEADER.unpack(message.data[:32])
+            assert message.data[32:34] == b"\xff\xd8", "a JPEG"
+            self.frames.append((lane, frame, block, digest))
+            if shows:
+                await self.tell(type="shown", frame=frame)
+
+    def last(self, kind):
+        return next((each for each in reversed(self.said) if each["type"] == kind), None)
+
+
+@asynccontextmanager
+async def served(folder, students=None, sessions=20):
+    """A server on a free port: its engine, and a function that opens pages."""
+    students = students or [student()]
+    engine = Engine(students, sessions, folder)
+    engine.start()
+    runner = web.AppRunner(application(engine, about(students), "127.0.0.1", None))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    home = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with ClientSession(home) as client:
+
+            async def page(origin=home):
+                socket = await client.ws_connect(
+                    "/live", headers={"Origin": origin} if origin else {}
+                )
+                return Page(socket)
+
+            yield engine, page, client
+    finally:
+        await asyncio.to_thread(engine.close)
+        await runner.cleanup()
+
+
+def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
+    """With a change of prompt and steps; the events act on a later block, and are in the file."""
+
+    async def live():
+        async with served(tmp_path) as (_, page, client):
+            one = await page()
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) >= 5)
+            await one.tell(type="prompt", text=CAPTIONS[1], how="cut")
+            await one.tell(type="steps", steps=1)
+            await one.hear(lambda page: len(page.frames) >= 12)
+            await one.tell(type="stop")
+            await one.hear(lambda page: page.last("ended"))
+            name = one.last("ended")["recording"]
+            assert await (await client.get("/recordings")).json() == [name]
+            assert (await client.get(f"/recordings/{name}.jsonl")).status == 200
+            for path in ("/recordings/nothing", "/recordings/..%2Frun", "/static/..%2Fserver.py"):
+                assert (await client.get(path)).status == 404
+            again = await page()
+            await again.tell(type="replay", recording=name)
+            await again.hear(lambda page: page.last("ended"))
+            return one, again, name
+
+    one, again, name = asyncio.run(live())
+    recording = read_recording(tmp_path / f"{name}.jsonl")
+    assert [frame[1] for frame in one.frames] == list(range(len(one.frames)))
+    assert again.last("ended")["text"] == f"equal: all {recording.frames} frames"
+    assert [f[3] for f in again.frames[: len(one.frames)]] == [f[3] for f in one.frames]
+    assert sum(map(len, recording.events.values())) == 2 and min(recording.events) >= 5
+    stats = next(each for each in one.said if each["type"] == "stats")
+    assert stats["lanes"][0]["prompt"] == CAPTIONS[0] and "MiB" in stats["memory"]
+
+
+def test_nothing_is_made_without_credit(tmp_path, monkeypatch):
+    """A client that does not read answers no ping; here that must not end it."""
+    monkeypatch.setattr(server, "HEARTBEAT_S", 600.0)
+
+    async def live():
+        async with served(tmp_path) as (engine, page, _):
+            slow = await page()
+            await slow.tell(**START)
+            await slow.hear(lambda page: len(page.frames) == LEAD, shows=False)
+            fast = await page()
+            await fast.tell(**START)
+            await fast.hear(lambda page: len(page.frames) == 20)
+            with engine._changed:
+                made = sorted(each.sessions[0]._index for each in engine._viewers)
+            assert made[0] == LEAD and made[1] >= 20
+            await slow.tell(type="shown", frame=0)
+            await slow.hear(lambda page: len(page.frames) == LEAD + 1, shows=False)
+
+    asyncio.run(live())
+
+
+def test_who_vanishes_is_forgotten_and_the_recording_is_whole(tmp_path):
+    async def live():
+        async with served(tmp_path) as (engine, page, client):
+            gone = await page()
+            await gone.tell(**START)
+            await gone.hear(lambda page: len(page.frames) == 4)
+            gone.socket._response.connection.transport.abort()
+            while engine.viewers:
+                await asyncio.sleep(0.01)
+            assert (await (await client.get("/health")).json()) == {"viewers": 0}
+
+    asyncio.run(asyncio.wait_for(live(), 60))
+    (file,) = tmp_path.glob("*.jsonl")
+    assert read_recording(file).frames >= 4
+    file.write_text(file.read_text()[:-9])  # killed in the middle of a line
+    assert read_recording(file).frames >= 3
+
+
+def test_nonsense_is_answered_and_the_others_go_on(tmp_path):
+    async def live():
+        async with served(tmp_path) as (_, page, _):
+            good, bad = await page(), await page()
+            await good.tell(**START)
+            for message in ('{"type": "start", "prompt": "a cat"}', "[", '{"type": "replay"}',
+                            '{"type": "steps", "steps": 2}',
+                            '{"type": "replay", "recording": ".."}',
+                            '{"type": "start", "prompt": "a", "lanes": 2}'):  # fmt: skip
+                await bad.socket.send_str(message)
+            await bad.socket.send_bytes(b"\0" * 64)
+            await bad.hear(lambda page: len(page.said) == 7)
+            assert {each["type"] for each in bad.said} == {"error"}
+            assert "unknown words ['cat']" in "".join(each["text"] for each in bad.said)
+            await bad.tell(**START | {"record": False})
+            await bad.hear(lambda page: len(page.frames) == 3)
+            await bad.socket.send_str("x" * 10_000)
+            closed = await bad.socket.receive()
+            while closed.type is WSMsgType.BINARY:
+                closed = await bad.socket.receive()
+            assert closed.type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+            await good.hear(lambda page: len(page.frames) == 9)
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("origin", [None, "http://evil.example"])
+def test_a_foreign_page_gets_no_connection(tmp_path, origin):
+    async def live():
+        async with served(tmp_path) as (engine, page, _):
+            with pytest.raises(WSServerHandshakeError) as refused:
+                await page(origin)
+            assert refused.value.status == 403 and not engine.viewers
+
+    asyncio.run(live())
+
+
+def test_a_session_that_fails_ends_alone(tmp_path, monkeypatch):
+    async def live():
+        async with served(tmp_path) as (engine, page, _):
+            good, bad = await page(), await page()
+            await bad.tell(**START)
+            await bad.hear(lambda page: len(page.frames) == 1)
+            with engine._changed:
+                (viewer,) = [each for each in engine._viewers if each.watching]
+            monkeypatch.setattr(viewer.sessions[0], "next", lambda: 1 / 0)
+            await bad.hear(lambda page: page.last("ended"))
+            assert bad.last("ended")["reason"] == "failed" and bad.last("error")["text"]
+            await good.tell(**START)
+            await good.hear(lambda page: len(page.frames) == 3)
+
+    asyncio.run(live())
+
+
+def test_two_students_are_seen_side_by_side(tmp_path):
+    async def live():
+        async with served(tmp_path, [student(), student(steps=1)]) as (_, page, _):
+            one = await page()
+            await one.tell(**START, lanes=2)
+            await one.hear(lambda page: len(page.frames) >= 8)
+            return one.frames
+
+    frames = asyncio.run(live())
+    assert {(lane, frame) for lane, frame, *_ in frames[:8]} == {
+        (lane, frame) for lane in (0, 1) for frame in range(4)
+    }
+
+
+def test_more_viewers_than_sessions_wait_for_their_turn(tmp_path):
+    async def live():
+        async with served(tmp_path, sessions=1) as (_, page, _):
+            first, second = await page(), await page()
+            await first.tell(**START)
+            await first.hear(lambda page: len(page.frames) == 2)
+            await second.tell(**START)
+            await second.hear(lambda page: page.said)
+            assert second.said == [{"type": "queued", "position": 1}]
+            await first.tell(type="stop")
+            await second.hear(lambda page: len(page.frames) == 2)
+
+    asyncio.run(live())
+
+
+def test_twenty_viewers_get_equal_shares(tmp_path):
+    async def live():
+        async with served(tmp_path) as (_, page, _):
+            pages = [await page() for _ in range(20)]
+            for each in pages:
+                await each.tell(**START | {"record": False})
+            enough = lambda page: len(page.frames) >= 6  # noqa: E731
+            await asyncio.gather(*(each.hear(enough) for each in pages))
+            return [len(each.frames) for each in pages]
+
+    assert max(asyncio.run(live())) <= 8
+
+
+def test_the_server_stops_with_its_sessions(tmp_path):
+    async def live():
+        async with served(tmp_path) as (engine, page, _):
+            one = await page()
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) == 2)
+            await asyncio.to_thread(engine.close)
+            await one.hear(lambda page: page.last("ended"))
+            return one
+
+    assert asyncio.run(live()).last("ended")["reason"] == "the server was stopped"
+    assert not [each for each in threading.enumerate() if each.name == "engine"]
+    (file,) = tmp_path.glob("*.jsonl")
+    assert read_recording(file).frames >= 2
+
+
+@pytest.mark.parametrize("file", sorted(PAGE.iterdir()), ids=lambda file: file.name)
+def test_the_page_asks_for_nothing_from_elsewhere(file):
+    text = file.read_text()
+    assert "://" not in text.replace("${scheme}://${location.host}", "")
+    assert "innerHTML" not in text and "eval(" not in text
+    if file.suffix == ".html":
+        assert "<style" not in text and " on" not in text.replace(" once", "").replace(" one", "")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run, and a recording of it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    run = write_run(folder)
+
+    async def live():
+        from argparse import Namespace
+
+        from experiments.live.students import open_student
+
+        chosen = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
+        async with served(folder / "sessions", [open_student(str(run), chosen)]) as (_, page, _):
+            one = await page()
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) >= 4)
+            await one.tell(type="prompt", text=CAPTIONS[1], how="rewrite")
+            await one.hear(lambda page: len(page.frames) >= 8)
+
+    asyncio.run(live())
+    (file,) = (folder / "sessions").glob("*.jsonl")
+    return run, file
+
+
+def test_a_recording_replays_without_a_page(recorded, tmp_path, caplog, capsys):
+    run, file = recorded
+    caplog.set_level("INFO")
+    words = ["live", str(run), "--replay", str(file), "--mp4", str(tmp_path / "video.mp4")]
+    assert main(words) == 0 and "equal: all" in caplog.text
+    assert (tmp_path / "video.mp4").stat().st_size > 500
+    lines = file.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"frame": 2' in line)
+    lines[at] = lines[at][:-18] + "0" * 16 + '"}'
+    (tmp_path / "changed.jsonl").write_text("\n".join(lines))
+    assert main([*words[:2], "--replay", str(tmp_path / "changed.jsonl")]) == 1
+    assert "different from frame 2 on (1 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "no recording"), ("{}\n", "line 1"), ("[1]\n", "line 1"),
+     ("x\ny\n", "line 1 is not JSON"),
+     (None, "no such file")],
+)  # fmt: skip
+def test_what_is_no_recording_is_refused(recorded, tmp_path, capsys, content, said):
+    file = tmp_path / "recording.jsonl"
+    if content is not None:
+        file.write_text(content)
+    assert main(["live", str(recorded[0]), "--replay", str(file)]) == 1
+    told = capsys.readouterr().err
+    assert said in told and "recording.jsonl" in told and "bug" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number):
+    words = [sys.executable, "-m", "experiments", "live", str(recorded[0]), "--recordings"]
+    process = subprocess.Popen([*words, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    home = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+
+    async def watch():
+        async with ClientSession(home) as client:
+            assert (await (await client.get("/about")).json())["fps"] == 8
+            one = Page(await client.ws_connect("/live", headers={"Origin": home}))
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) == 3)
+            process.send_signal(number)
+            await one.hear(lambda page: page.last("ended"))
+            return one.last("ended")
+
+    ended = asyncio.run(watch())
+    assert ended["reason"] == "the server was stopped" and process.wait(60) == 0
+    assert read_recording(tmp_path / f"{ended['recording']}.jsonl").frames >= 3
+
+
+@pytest.mark.slow
+def test_a_minute_changes_nothing_in_memory(tmp_path):
+    import psutil
+
+    async def live():
+        async with served(tmp_path) as (_, page, _):
+            pages = [await page() for _ in range(2)]
+            for each in pages:
+                await each.tell(**START | {"record": False})
+            held, end = [], time.monotonic() + 60
+            while time.monotonic() < end:
+                for each in pages:
+                    count = len(each.frames) + 20
+                    await each.hear(lambda page, count=count: len(page.frames) >= count)
+                    await each.tell(type="prompt", text=CAPTIONS[len(held) % 2], how="rewrite")
+                    await each.tell(type="steps", steps=1 + len(held) % 3)
+                    each.frames.clear()
+                    each.said.clear()
+                held.append(psutil.Process().memory_info().rss)
+            return held
+
+    held = asyncio.run(live())
+    assert max(held[len(held) // 2 :]) < 1.05 * max(held[: len(held) // 2])
