@@ -152,8 +152,8 @@ def test_wans_commands_read_what_the_readers_scale_says_and_nothing_else(library
     assert {where for where in folders if not re.fullmatch(r"\./[A-Z]+", where)} == wanted
 
 
-def fits():
-    """What is trained, also when another program starts it, as the words behind the module."""
+def devices():
+    """What is run on several devices or trained, as the words behind the module."""
     for words in commands():
         if words[2:4] == ["experiments", "fit"]:
             yield words[3:]
@@ -162,17 +162,19 @@ def fits():
             yield shlex.split(launched[1])[1:]
 
 
-@pytest.mark.parametrize("words", fits(), ids=" ".join)
-def test_a_fit_would_begin(words, library):
+@pytest.mark.parametrize("words", devices(), ids=" ".join)
+def test_a_run_on_devices_would_begin(words, library):
     """Its settings go together, as far as that can be said without files and devices."""
     chosen, late = experiments.parser(Library()).parse_known_args(words)
     if not chosen.what.startswith("runs/"):
         settings = parse_settings([*chosen.settings, *late])
-        verb_module("fit").check(resolve(chosen.what, chosen.scale, settings, library).recipe)
+        run = resolve(chosen.what, chosen.scale, settings, library)
+        verb_module(run.verb).check(run.recipe)
 
 
 def test_both_launchers_are_shown():
-    assert sum(bool(LAUNCHED.fullmatch(line)) for _, line in LINES) == 2
+    launchers = {line.split()[0] for _, line in LINES if LAUNCHED.fullmatch(line)}
+    assert launchers == {"srun", "torchrun"}
 
 
 @pytest.mark.parametrize(("page", "path"), sorted(set(paths())))

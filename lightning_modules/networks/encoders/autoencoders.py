@@ -121,6 +121,10 @@ class PatchTransform:
             pixels = pixels @ self._colours.to(latents.device)
         return _to_bytes(pixels)
 
+    def stream(self) -> Self:
+        """Itself: frames do not depend on each other."""
+        return self
+
 
 def _sides(kept: int | Sequence[int], channels: int, largest: int) -> list[int]:
     """The square roots of the coefficients kept of each channel."""
@@ -132,10 +136,6 @@ def _sides(kept: int | Sequence[int], channels: int, largest: int) -> list[int]:
         if side * side != count or not 1 <= side <= largest:
             raise ValueError(f"kept: {count} is not a square number from 1 to 64; use 16 or 64")
     return sides
-
-    def stream(self) -> Self:
-        """Itself: frames do not depend on each other."""
-        return self
 
 
 def _cosines(size: int) -> Tensor:
