@@ -55,7 +55,7 @@ def make_sweep(
                     shift = rng.normal(0, noise) - (4.0 if stage == 2 else 0.0)
                     values = dict(zip(paper["order"], printed, strict=True))
                     scores = {m: values[c] + shift for c, m in PAPER_TO_OURS.items()}
-                    scores["world.fd_pairs"] = (100 - scores["world.total"]) / 3
+                    scores["world.distance"] = (100 - scores["world.total"]) / 3
                     _scores(runs / scored[f"stage{stage}"].name, scores, rng, per_clip)
                     if clips:
                         _shards(runs / sample.name / "shards", 90 - scores["world.total"])
@@ -72,7 +72,7 @@ def make_sweep(
             values = dict.fromkeys(PAPER_TO_OURS.values(), total)
             if name.startswith("floor"):
                 values = dict.fromkeys(values, -100.0) | {"world.total": total}
-            values["world.fd_pairs"] = (100 - total) / 3
+            values["world.distance"] = (100 - total) / 3
             _scores(runs / scored.name, values, rng, per_clip)
             cells.append(Cell({"init": name, "seed": seed}, {"stage3": scored}))
     return Sweep("synthetic", "tiny", list(seeds), cells, "A made-up sweep", "ablation")
@@ -108,7 +108,7 @@ def _scores(folder: Path, scores: dict[str, float], rng, per_clip: bool) -> None
     for metric, value in scores.items():
         record = {"metric": metric, "value": value, "unit": "", "n": CLIPS, "kind": "proxy"}
         record |= {"calibration": "1234567890abcdef"}
-        record |= {"ci95": [value - 0.5, value + 0.7], "higher_is_better": "fd" not in metric}
+        record |= {"ci95": [value - 0.5, value + 0.7], "higher_is_better": "distance" not in metric}
         lines.append(json.dumps(record))
     (folder / "scores.jsonl").write_text("\n".join(lines) + "\n")
     decay = (96 - scores["world.total"]) / 100

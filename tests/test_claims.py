@@ -102,7 +102,7 @@ def _fixed(margin):
         ({"greater": "a/b/total", "than": 1}, (2, 1, 4)),
         ({"greater": 1, "than": "a/b/total", "times": 2}, (4, 3, 6)),  # the sum holds the weight
         ({"better": "a/b/total", "than": "c/b/total"}, (3, 2, 5)),
-        ({"better": "a/b/fd_pairs", "than": "c/b/fd_pairs"}, (-3, -5, -2)),  # less is better
+        ({"better": "a/b/distance", "than": "c/b/distance"}, (-3, -5, -2)),  # less is better
     ],
 )
 def test_the_direction_turns_the_interval_round(said, ends):
@@ -145,14 +145,14 @@ def test_falls_most_looks_at_the_difference_not_the_level():
 
 
 def test_missing_numbers_are_not_run():
-    for column, steps in (("fd_pairs", 1), ("total", 8)):
+    for column, steps in (("distance", 1), ("total", 8)):
         sides = [f"{init}-{steps}/stage3/{column}" for init in ("causal_cd", "causal_ode")]
         assert _verdict(_printed(), {"no_worse": sides[0], "than": sides[1]}) == NOT_RUN
 
 
 def test_lower_is_better_columns_turn_round(tmp_path):
     numbers = numbers_of(make_sweep(tmp_path, clips=False), tmp_path)
-    good, bad = (f"{init}-{{s}}/stage3/fd_pairs" for init in ("causal_cd", "self_forcing_ode"))
+    good, bad = (f"{init}-{{s}}/stage3/distance" for init in ("causal_cd", "self_forcing_ode"))
     assert _verdict(numbers, {"better": good, "than": bad}, s=[1, 2, 4]) == HOLDS
     assert _verdict(numbers, {"better": bad, "than": good}, s=[1, 2, 4]) == FAILS
 

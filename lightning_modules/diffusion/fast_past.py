@@ -14,6 +14,7 @@ A commit attends to what its block attended to when it was denoised. In a full w
 no longer does, so there a fused commit needs a call of its own.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -58,7 +59,7 @@ class FastPast(Past):
         assert window or frames, "a clip without end needs a window"
         self.window = min(each for each in (window, frames) if each)
         self.sinks, self.commit_mode = sinks, commit
-        self.noisy_from = frames if noisy_from is None else noisy_from
+        self.noisy_from = math.inf if noisy_from is None else noisy_from
         if commit == "none":
             self.noisy_from = 0
         self._pending: tuple[Tensor, Tensor, slice] | None = None  # a commit not yet made
