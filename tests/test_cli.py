@@ -175,7 +175,7 @@ def test_plan_and_status_read_the_disk_and_start_nothing(tmp_path, capsys, monke
     assert "4 cells, 13 runs (28 if nothing were shared): 0 done, 13 to run" in text
     assert "unknown" in text and not list(tmp_path.iterdir())
     base = RunFolder.create(resolve("base", "tiny", {}, LIBRARY), tmp_path)
-    base.record({"wall_s": 61, "scale": "tiny", "recipe": "base"})
+    base.record({"wall_s": 61, "device_s": 61, "scale": "tiny", "recipe": "base"})
     base.mark_done()
     left = RunFolder.create(resolve("left", "tiny", {}, LIBRARY), tmp_path)
     left.mark_failed("ValueError: no")

@@ -164,7 +164,9 @@ def test_one_exit_for_all_blocks_that_have_the_same_steps():
         for seed in range(40):
             module = made(AsymmetricDMD, seed=seed, first_few_steps=first_few_steps)
             left = []
-            module.past = lambda text, module=module, left=left: Counted(module.student, text, left)
+            module.past = lambda batch, module=module, left=left: Counted(
+                module.student, batch["text"], left
+            )
             with torch.no_grad():
                 module.generate(batch(1), module.randomness(batch(1)))
             found.add((left.count(0), left.count(1)))

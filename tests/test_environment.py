@@ -98,10 +98,25 @@ def expected(tmp_path_factory):
     return sweep(tmp_path_factory.mktemp("plain"), {})
 
 
+GROUPS = (
+    ("a notebook", "ascii", "threads"),
+    ("no locale", "no home", "an odd terminal"),
+    ("a long folder for temporary files", "torchrun"),
+    ("a shell of srun", "others"),
+    ("warnings are errors",),
+)
+"""What does not touch the same things goes together: each is a whole sweep."""
+
+
+def test_every_environment_is_in_a_group():
+    assert sorted(name for group in GROUPS for name in group) == sorted(ENVIRONMENTS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-def test_no_variable_decides(tmp_path, expected, environment):
-    assert sweep(tmp_path, environment) == expected
+@pytest.mark.parametrize("group", GROUPS, ids=", ".join)
+def test_no_variable_decides(tmp_path, expected, group):
+    together = {k: v for name in group for k, v in ENVIRONMENTS[name].items()}
+    assert sweep(tmp_path, together) == expected
 
 
 OPENING = ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile")

@@ -348,7 +348,7 @@ def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number)
 
 
 @pytest.mark.slow
-def test_a_minute_changes_nothing_in_memory(tmp_path):
+def test_time_changes_nothing_in_memory(tmp_path):
     import psutil
 
     async def live():
@@ -356,7 +356,7 @@ def test_a_minute_changes_nothing_in_memory(tmp_path):
             pages = [await page() for _ in range(2)]
             for each in pages:
                 await each.tell(**START | {"record": False})
-            held, end = [], time.monotonic() + 60
+            held, end = [], time.monotonic() + 20
             while time.monotonic() < end:
                 for each in pages:
                     count = len(each.frames) + 20

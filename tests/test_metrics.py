@@ -99,9 +99,8 @@ def test_raw_dynamic_degree_is_fooled_by_noise_and_the_gated_one_is_not():
 
 
 def test_dynamic_of_the_digit_is_the_share_of_captions_that_move():
-    moving = np.mean(
-        ["still" not in one["caption"] for one in clips("heldout", 192, 256).attributes]
-    )
+    captions = clips("heldout", 192, 256).captions
+    moving = np.mean(["still" not in caption for caption in captions])
     assert value("world.dynamic_digit", "none") == pytest.approx(100 * moving, abs=2)
     assert value("world.dynamic_digit", "noise") == 0 and value("world.dynamic_digit", "freeze") < 5
 

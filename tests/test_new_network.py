@@ -158,6 +158,6 @@ def test_asking_which_there_are_imports_no_torch():
 
 def test_it_is_not_exported_as_a_wan(tmp_path):
     fresh_network(SECTION, 0).save_pretrained(tmp_path / "toy")
-    with pytest.raises(ValueError, match=r"Wan takes no such setting"):
+    with pytest.raises(ValueError, match=r"a ToyModel is not exported"):
         export_network(tmp_path / "toy", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -79,9 +79,9 @@ def test_time_is_float32_all_the_way():
         lambda module, given, waves: seen.append((given[0], waves))
     )
     t = torch.tensor([[0.9984, 0.9999]])
-    plain = net._embed_time(t)
+    plain = net._embed_time(t, None)
     with torch.autocast("cpu", torch.bfloat16):
-        under = net._embed_time(t)
+        under = net._embed_time(t, None)
     for one, other in zip(plain, under, strict=True):
         assert other.dtype == torch.float32 and torch.equal(one, other)
         assert not torch.equal(other[:, 0], other[:, 1])

@@ -155,7 +155,7 @@ def test_every_number_that_a_recipe_can_set_has_a_range():
     # A section within a section has a signature of its own, which is among those asked.
     titles = {name.rpartition(".")[2].lower(): name for name in sections}
     own = set(titles) - {"bench"}  # the arguments of other libraries' encoders
-    assert own == {"law", "world", "latents", "text", "limits", "video", "trajectory"}
+    assert own == {"law", "world", "latents", "text", "limits", "video", "trajectory", "room"}
 
 
 def test_a_number_without_a_range_is_noticed():

@@ -25,7 +25,8 @@ class Costs:
         for done in runs_dir.glob("*/done.json"):
             try:
                 record = json.loads((done.parent / "record.json").read_text(encoding="utf-8"))
-                found[record["scale"], record["recipe"]].append(float(record["device_s"]))
+                seconds = float(record["device_s"])
+                found[record["scale"], record["recipe"]].append(seconds)
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # an unreadable record only loses an estimate
         self._measured = {key: median(values) for key, values in found.items()}

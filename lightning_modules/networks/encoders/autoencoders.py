@@ -284,10 +284,7 @@ class WanDecoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The next float32 [B, n, C, h, w] -> uint8 [B, T, 8h, 8w, 3], where the latents were.
-
-        T is 4n, and 3 less for the first piece.
-        """
+        """The next float32 [B, n, C, h, w] -> uint8 [B, 4n, 8h, 8w, 3]; the first has 3 fewer."""
         x = self._vae.post_quant_conv(self._raw(latents))
         pieces = [self._next(x[:, :, frame : frame + 1]) for frame in range(x.shape[2])]
         return _to_video(torch.cat(pieces, 2).clamp(-1, 1)).to(latents.device)
