@@ -29,7 +29,7 @@ function layOut(count) {
     canvas.height = about.height;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", student.name);
-    caption.textContent = `${student.name}, trained with ${student.steps} steps`;
+    caption.textContent = `${student.name}, trained with ${student.steps} step${student.steps === 1 ? "" : "s"}`;
     figure.append(canvas, caption);
     return figure;
   }));
