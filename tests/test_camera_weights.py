@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from posed_networks import posed_wan
 from safetensors.torch import save_file
 from test_exchange import published_names, published_weights
 from tiny_wan import STUDENT
@@ -33,3 +35,10 @@ def test_published_camera_weights_are_read_under_either_name(use, tmp_path, name
         for layer in range(STUDENT.num_layers)
         for kind in ("weight", "bias")
     }
+
+
+def test_stock_diffusers_ignores_the_cameras_and_says_so(tmp_path, caplog):
+    posed_wan().save_pretrained(tmp_path)
+    stock = WanTransformer3DModel.from_pretrained(tmp_path)
+    assert not hasattr(stock.blocks[0].attn1, "to_prope")
+    assert "'cameras': True" in caplog.text and "to_prope" in caplog.text

@@ -138,3 +138,9 @@ def test_nothing_is_unpickled(file):
             assert words.get("weights_only") == "True", file
         if called in ("np.load", "numpy.load"):
             assert words.get("allow_pickle") == "False", file
+
+
+def test_no_algorithm_knows_of_cameras():
+    """Networks are bound to them before (`networks/cameras.py`)."""
+    files = (ROOT / "lightning_modules" / "diffusion").glob("*.py")
+    assert [each for each in files if "camera" in each.read_text(encoding="utf-8").lower()] == []

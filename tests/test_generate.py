@@ -146,3 +146,23 @@ def test_a_folder_says_how_it_is_sampled_and_a_long_prompt_warns(wan_folder, gen
     )
     status, said = generate(tmp_path / "wan", "--prompt", "a cat " * 300, "--frames", 1)
     assert status == 0 and "is cut after 512" in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"class": "SFDMD", "levels": [[1.0, 0.5]], "noisy_from": None}, "trained with levels"),
+        ({"class": "SFDMD", "levels": [], "noisy_from": 1}, "trained with noisy_from"),
+    ],
+)
+def test_a_schedule_that_a_stream_has_not_is_refused(generate, tmp_path, stage, said):
+    status, told = generate(write_run(tmp_path, **stage), "--prompt", CAPTIONS[0])
+    assert status == 1 and said in told and "sample_schedule" in told
+
+
+def test_a_network_with_cameras_is_refused(generate, run, tmp_path):
+    copy = shutil.copytree(run.parent, tmp_path / "copy") / "run"
+    config = copy / "student" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cameras": True}))
+    status, told = generate(copy, "--prompt", CAPTIONS[0])
+    assert status == 1 and "made with cameras" in told

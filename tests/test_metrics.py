@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from functools import lru_cache
 
@@ -288,17 +287,3 @@ def test_registry_speaks_of_proxies_and_refuses_unknown_names():
         selected(["world.totl"], OFFERS)
     with pytest.raises(ValueError, match="smear"):
         corrupt("smear", np.zeros((1, 2, 4, 4, 1), np.uint8), [{}], 0)
-
-
-def test_constants_are_read_whole_or_refused(tmp_path):
-    file, stored = tmp_path / calibration.FILE, constants()
-    made_from = {"made_from": {"probe": "p", "reference": "r"}}
-    file.write_text(json.dumps(stored | made_from))
-    found = calibration.constants_of(tmp_path, "p", "r")
-    assert found["hash"] == calibration.digest(stored) and found["distance"] == stored["distance"]
-    for wrong in ({"floor": 1.0, "ceiling": 1.0}, {"floor": 1.0}, {"floor": 1.0, "ceiling": 0.0}):
-        file.write_text(json.dumps(stored | made_from | {"distance": wrong}))
-        with pytest.raises(ValueError, match="needs 0 < ceiling < floor.*data.refer"):
-            calibration.constants_of(tmp_path, "p", "r")
-    with pytest.raises(FileNotFoundError, match="needs.calibration must be a run"):
-        calibration.constants_of(tmp_path / "none", "p", "r")

@@ -6,6 +6,7 @@ from minimal import SHAPE, batch, draw, network
 
 from experiments.checkpoints.convert import export_network
 from experiments.checkpoints.networks import load_network, network_section, new_network
+from experiments.generation.generation import require_velocity
 from experiments.launch.checks import problem
 from experiments.launch.memory.check import as_trained
 from experiments.launch.memory.count import FULL, Load
@@ -130,6 +131,14 @@ def test_a_folder_with_one_is_refused_when_it_is_loaded():
     require_one_time(CausalCD, "student", "folder", False)
     with pytest.raises(ValueError, match="needs.student: folder has a second time, which CausalCD"):
         require_one_time(CausalCD, "student", "folder", True)
+
+
+def test_an_ode_is_not_solved_with_its_mean_velocity(tmp_path):
+    network(1).save_pretrained(tmp_path / "one" / "student")
+    network(1).with_second_time().save_pretrained(tmp_path / "two" / "student")
+    require_velocity("teacher", tmp_path / "one")
+    with pytest.raises(ValueError, match=r"needs.teacher: .*two has a second time.*few_steps"):
+        require_velocity("teacher", tmp_path / "two")
 
 
 def test_settings_that_do_not_fit_are_refused():

@@ -13,9 +13,9 @@ An event of the prompt says what becomes of the context:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, groupby
 from time import perf_counter
 from typing import Any
@@ -90,10 +90,13 @@ class Student:
                 f" block of {max(self.blocks)} and a frame between them; give {least} or more"
             )
 
-    @lru_cache(maxsize=64)  # noqa: B019 - a student lives as long as its process
-    def embed(self, prompt: str) -> Tensor:
-        """A prompt, ``[1, L, D]``. Raises ValueError for words that the world does not have."""
-        return self.text.encode([prompt]).to(self.device)
+    @cached_property
+    def embed(self) -> Callable[[str], Tensor]:
+        """From a prompt to ``[1, L, D]``; the last 64 are kept.
+
+        It raises ValueError for words that the world does not have.
+        """
+        return lru_cache(maxsize=64)(lambda prompt: self.text.encode([prompt]).to(self.device))
 
     def beyond(self, prompts: Sequence[str]) -> str:
         """What to say of prompts that the text encoder cuts; "" if there are none."""

@@ -227,7 +227,17 @@ def _student(
             f"{where}: a bidirectional network samples whole clips and cannot stream; give a run"
             " of Stage 1, 2 or 3"
         )
+    if own := [key for key in ("levels", "noisy_from") if sampling.get(key) is not None]:
+        raise ValueError(
+            f"{where}: it was trained with {' and '.join(own)}, which a stream has not; sample it"
+            " by the recipe sample_schedule"
+        )
     section = network_section(where)
+    if section.get("cameras"):
+        raise ValueError(
+            f"{where}: its network was made with cameras, which a stream has not; sample it by the"
+            " recipe sample, from prompts with cameras"
+        )
     require_network(f"student {where}", section, "clip_shape", sampling["clip_shape"])
     width = (network_defaults(section) | section).get("text_dim")
     if width != encoders.text.dim:

@@ -33,6 +33,7 @@ from experiments.generation.generation import (
     frozen,
     require_given,
     require_usable,
+    require_velocity,
     samples_per_shard,
     stack,
 )
@@ -85,6 +86,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     clips = open_shards(folder.need("data") / "shards")
     where, launch = folder.need("teacher"), launch_of(recipe)
     require_usable("teacher", where, "pairs.clip_shape", settings["clip_shape"], clips)
+    require_velocity("teacher", where)
     if settings["past"] == "causal":
         require(clips, latents=tuple(settings["clip_shape"]))
     before_generation(

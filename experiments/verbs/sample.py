@@ -25,6 +25,7 @@ from experiments.generation.generation import (
     frozen,
     require_given,
     require_usable,
+    require_velocity,
     samples_per_shard,
     stack,
 )
@@ -59,6 +60,8 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     follow_autoencoder(prompts, folder)
     where = folder.need("student")
     require_usable("student", where, "sample.clip_shape", settings.shape, prompts)
+    if settings.sampler != "few_steps":
+        require_velocity("student", where)
     before_generation(
         where,
         prompts,

@@ -49,7 +49,7 @@ def _figure(said: Mapping[str, Any], numbers: FrameNumbers) -> str:
     for axis, panel in zip(axes[0], panels, strict=True):
         _scales(axis, said.get("log", ""), panel)
         for kind, draw in KINDS.items():
-            items = list(_items(panel.get(kind, ()), numbers))
+            items = list(described(panel.get(kind, ()), numbers))
             some |= any([draw(axis, item, place, numbers) for place, item in enumerate(items)])
             if kind == "dumbbells" and items:
                 row_ticks(axis, [item["label"] for item in items])
@@ -76,7 +76,7 @@ def _scales(axis: Any, log: str, panel: Mapping[str, Any]) -> None:
     axis.set_xlabel(panel["x"])
 
 
-def _items(said: Any, numbers: FrameNumbers) -> Iterator[dict[str, Any]]:
+def described(said: Any, numbers: FrameNumbers) -> Iterator[dict[str, Any]]:
     """What is drawn, once for every combination of `each`; with its colour and its label."""
     for item in said:
         each = item.get("each") or {}
