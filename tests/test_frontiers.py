@@ -26,6 +26,8 @@ def test_every_budget_shows_the_best_cells_it_pays_for(tmp_path):
     assert bought[0]["ahead"] == "only causal CD"
     assert [row["causal ODE"] == "-" for row in bought] == [True, True, True, False]
     assert bought[-1]["causal CD"] == bought[0]["causal CD"], "more money makes nothing worse"
+    best = max(PAPER["blocks"], key=lambda steps: PAPER["blocks"][steps]["causal_cd"][0])
+    assert f"({best}-step)" in bought[0]["causal CD"], "of three that cost the same"
     assert bought[-1]["ahead"].startswith("causal CD by ")
 
 

@@ -33,12 +33,19 @@ def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
             assert (await client.get(f"/recordings/{name}.jsonl")).status == 200
             for path in ("/recordings/nothing", "/recordings/..%2Frun", "/static/..%2Fserver.py"):
                 assert (await client.get(path)).status == 404
-            again = await page()
+            again, changed = await page(), await page()
             await again.tell(type="replay", recording=name)
             await again.hear(lambda page: page.last("ended"))
-            return one, again, name
+            digest = f"{one.frames[3][3]:016x}"
+            lines = (tmp_path / f"{name}.jsonl").read_text()
+            assert lines.count(digest) == 1
+            (tmp_path / "changed.jsonl").write_text(lines.replace(digest, "0" * 16))
+            await changed.tell(type="replay", recording="changed")
+            await changed.hear(lambda page: page.last("ended"))
+            return one, again, changed, name
 
-    one, again, name = asyncio.run(live())
+    one, again, changed, name = asyncio.run(live())
+    assert changed.last("ended")["text"] == "different from frame 3 of lane 0 on"
     recording = read_recording(tmp_path / f"{name}.jsonl")
     assert [frame[1] for frame in one.frames] == list(range(len(one.frames)))
     assert again.last("ended")["text"] == f"equal: all {recording.frames} frames"

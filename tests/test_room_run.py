@@ -8,7 +8,10 @@ import pytest
 
 from datamodules.cameras import from_stored, keys_of_label, label_of
 from datamodules.shards.reader import open_shards
+from datamodules.shards.writer import ShardWriter
 from experiments.__main__ import main
+from experiments.generation.generation import require_network
+from experiments.runs.recipe import resolve
 from experiments.worlds.room.walks import Room, placed
 
 SMALL = {
@@ -70,3 +73,17 @@ def test_shards_hold_the_cameras_of_the_walk_and_what_captions_do_not_say(tmp_pa
 def test_cameras_that_a_network_would_ignore_are_refused(tmp_path, capsys):
     assert run(tmp_path, "fit", "base", "network.cameras=false") == 1
     assert "network.cameras=true" in capsys.readouterr().err
+
+
+def test_a_set_without_the_cameras_that_a_network_needs_is_refused(tmp_path):
+    """Or with too few of them."""
+    folder, text = tmp_path / "shards", np.zeros((6, 32), np.float16)
+    poses = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (4, 3, 4))
+    for name, arrays in (("plain", {}), ("posed", {"poses": poses})):
+        with ShardWriter(folder / name, "prompts", about={}, negative=text) as writer:
+            writer.write("one", {"text": text} | arrays, {"caption": "a room"})
+    section = resolve("base", "room").recipe["network"]
+    for name, frames, said in (("plain", 4, "no poses"), ("posed", 5, "walks of 4 frames")):
+        shards = open_shards(folder / name)
+        with pytest.raises(ValueError, match=said):
+            require_network("student", section, "clip_shape", (frames, 24, 4, 4), shards)
