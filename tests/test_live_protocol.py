@@ -91,11 +91,11 @@ def test_a_frame_has_a_header_of_32_bytes():
 # -- who ------------------------------------------------------------------------------------------
 
 
-def asked(headers, token=None, path="/"):
+def asked(headers, token=None, path="/", host="127.0.0.1"):
     """Status and headers of the answer to a request."""
 
     async def ask():
-        app = web.Application(middlewares=[guard("127.0.0.1", token)])
+        app = web.Application(middlewares=[guard(host, token)])
         app.router.add_get("/", lambda _: asyncio.sleep(0, web.Response(text="page")))
         async with TestClient(TestServer(app)) as client:
             own = f"127.0.0.1:{client.port}"
@@ -135,6 +135,17 @@ def test_a_token_is_moved_to_a_cookie():
     assert status == 302 and headers["Location"] == "/"
     assert "HttpOnly" in headers["Set-Cookie"] and "SameSite=Strict" in headers["Set-Cookie"]
     assert asked({"Cookie": f"{COOKIE}={token}"}, token)[0] == 200
+
+
+def test_behind_a_proxy_the_page_may_come_by_tls():
+    token = new_token()
+    for origin, status in (
+        ("https://OWN", 200),
+        ("http://OWN", 200),
+        ("https://evil.example", 403),
+    ):
+        headers = {"Cookie": f"{COOKIE}={token}", "Origin": origin}
+        assert asked(headers, token, host="0.0.0.0")[0] == status
 
 
 @pytest.mark.parametrize(

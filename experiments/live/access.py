@@ -12,7 +12,6 @@ import hmac
 import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -77,7 +76,8 @@ def _foreign(request: web.Request, names: set[str] | None) -> str:
     if names is not None and _parts(host) not in {(name, port) for name in names}:
         return "another host"
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin)[:2] != ("http", host):
+    schemes = ["http"] if names is not None else ["http", "https"]  # a proxy may speak TLS
+    if origin is not None and origin not in [f"{scheme}://{host}" for scheme in schemes]:
         return "another origin"
     return ""
 

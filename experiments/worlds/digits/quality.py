@@ -6,7 +6,8 @@ captions and more: `corruption`), all measured once (`calibration`):
 
     World Quality = 100 * clip(log(d_floor / d) / log(d_floor / d_real), 0, 1)
 
-Every halving of the distance counts the same, and no worthless clips get more than 0.
+Every halving of the distance counts the same, and worthless clips get 0, up to the noise between
+the clips that the constants were measured on and others.
 
 VBench's Quality is the mean of seven dimensions of single clips. Their analogues are no part of
 this one, because in a world where real clips are known they reward what is worthless: flicker,
