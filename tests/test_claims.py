@@ -103,13 +103,16 @@ def _fixed(margin):
         ({"greater": 1, "than": "a/b/total", "times": 2}, (4, 3, 6)),  # the sum holds the weight
         ({"better": "a/b/total", "than": "c/b/total"}, (3, 2, 5)),
         ({"better": "a/b/distance", "than": "c/b/distance"}, (-3, -5, -2)),  # less is better
+        ({"no_worse": "a/b/total", "than": "c/b/total", "within": 1}, (4, 3, 6)),
+        ({"no_worse": "a/b/distance", "than": "c/b/distance", "within": 4}, (1, -1, 2)),
     ],
 )
 def test_the_direction_turns_the_interval_round(said, ends):
     claim = {"id": "c", "sentence": "", "where": "", "comparisons": [said]}
     (answer,) = _answered(_fixed(Estimate(3, 2, 5, "t")), claim)[0].answers
     assert (answer.margin.value, answer.margin.low, answer.margin.high) == ends
-    assert answer.verdict == (HOLDS if ends[1] > 0 else FAILS)
+    assert answer.verdict == (HOLDS if ends[1] > 0 else FAILS if ends[2] < 0 else UNDECIDED)
+    assert ("within" in said) == answer.label.endswith((" − 1", " + 4"))
 
 
 @pytest.mark.parametrize(

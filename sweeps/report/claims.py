@@ -23,7 +23,9 @@ where a precondition that it requires is not seen to hold.
 
 A comparison says `greater` (>) or `at_least` (>=) of the numbers as they are, or `better` or
 `no_worse` in the direction of the column; the other side is `than`, which may be taken `times`
-(1). A side is a number, an address (frame.py), or addresses joined by " + " and " - ".
+(1). A side is a number, an address (frame.py), or addresses joined by " + " and " - ". As no
+interval can show an equality, `no_worse` may be asked `within` an amount: falling short by less
+than that is no worse (a non-inferiority margin).
 
 A comparison supports its claim when its whole 95% interval lies on the right side, contradicts it
 when the whole interval lies on the wrong one, and is undecided otherwise (also without an
@@ -118,7 +120,8 @@ def comparisons(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A claim's comparisons, once for every combination of `each`.
 
     Raises:
-        ValueError: a comparison has not one verb and `than`, or has another key than `times`.
+        ValueError: a comparison has not one verb and `than`, or has another key than `times` and,
+            beside `no_worse`, `within`.
     """
     each = claim.get("each") or {}
     found = []
@@ -126,10 +129,12 @@ def comparisons(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
         names = dict(zip(each, values, strict=True))
         for said in claim["comparisons"]:
             verbs = [key for key in said if key in VERBS]
-            if len(verbs) != 1 or not {"than"} <= set(said) - set(verbs) <= {"than", "times"}:
+            rest = set(said) - set(verbs)
+            known = {"than", "times", *(["within"] if verbs == ["no_worse"] else [])}
+            if len(verbs) != 1 or not {"than"} <= rest <= known:
                 raise ValueError(
                     f"claims.yaml, {claim['id']}: a comparison has one of {', '.join(VERBS)}, than"
-                    f" and at most times, not {', '.join(said)}"
+                    f" and at most times (no_worse also within), not {', '.join(said)}"
                 )
             found.append({key: filled(value, names) for key, value in said.items()})
     return found
@@ -199,12 +204,16 @@ def _answer(said: Mapping[str, Any], claim: str, numbers: Numbers) -> Answer:
     sign = 1
     if verb in ("better", "no_worse"):
         sign = _direction([*left.terms, *right.terms], claim, numbers.layout)
+    within = float(said.get("within", 0))
     label = _label(left, right, verb, times, sign, numbers)
+    if within:
+        label += f" {'−' if sign > 0 else '+'} {number(within)}"
     terms = [*left.terms, *((-times * weight, address) for weight, address in right.terms)]
     margin = numbers.estimate(terms)
     if margin is None:
         return Answer(label, None, NOT_RUN)
     margin = margin.shifted(left.constant - times * right.constant).scaled(sign)
+    margin = margin.shifted(within)
     return Answer(label, margin, verdict_of(margin, verb in ("greater", "better")))
 
 

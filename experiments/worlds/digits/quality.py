@@ -4,10 +4,11 @@ With d the Frechet joint distance of `transitions`, d_real that of held-out real
 the least of the worthless versions of real clips (noise, blur, shuffled and frozen frames, wrong
 captions and more: `corruption`), all measured once (`calibration`):
 
-    World Quality = 100 * clip(log(d_floor / d) / log(d_floor / d_real), 0, 1)
+    World Quality = 100 * log(d_floor / d) / log(d_floor / d_real)
 
-Every halving of the distance counts the same, and worthless clips get 0, up to the noise between
-the clips that the constants were measured on and others.
+Every halving of the distance counts the same; real clips get 100 and the best of the worthless ones
+0, up to the noise between the clips that the constants were measured on and others. It stops at
+neither: clips that are farther from real than those are below 0, and can still be told apart.
 
 VBench's Quality is the mean of seven dimensions of single clips. Their analogues are no part of
 this one, because in a world where real clips are known they reward what is worthless: flicker,
@@ -48,8 +49,7 @@ def of_resamples(scores: np.ndarray, n: int) -> Measurement:
 def quality_of(distances: np.ndarray, bounds: dict[str, float]) -> np.ndarray:
     """World Quality of distances (any shape), with the `floor` and `ceiling` of the calibration."""
     floor, ceiling = bounds["floor"], bounds["ceiling"]
-    share = np.log(floor / np.maximum(distances, 1e-12)) / np.log(floor / ceiling)
-    return 100 * np.clip(share, 0, 1)
+    return 100 * np.log(floor / np.maximum(distances, 1e-12)) / np.log(floor / ceiling)
 
 
 def qualities(view: View) -> np.ndarray:
@@ -65,9 +65,9 @@ def qualities(view: View) -> np.ndarray:
     return quality_of(np.concatenate([[value], moved]), view.calibration["distance"])
 
 
-@metric("world.quality", "World Quality", "set", "0..100", needs=("probe", "calibration"))
+@metric("world.quality", "World Quality", "set", "..100", needs=("probe", "calibration"))
 def world_quality(view: View) -> Measurement:
-    """The distance of transitions on a logarithmic scale from worthless (0) to real clips (100)."""
+    """The distance of transitions on a logarithmic scale: worthless clips 0, real ones 100."""
     return of_resamples(qualities(view), view.clips)
 
 
