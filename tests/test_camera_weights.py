@@ -40,7 +40,7 @@ def test_published_camera_weights_are_read_under_either_name(use, tmp_path, name
 
 
 def test_stock_diffusers_ignores_the_cameras_and_says_so(tmp_path, caplog, monkeypatch):
-    # Its loggers do not propagate, so pytest's handler on the root hears them only if it is given to them.
+    # Its loggers do not propagate: they must be given the handler that pytest has on the root.
     monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [caplog.handler])
     posed_wan().save_pretrained(tmp_path)
     stock = WanTransformer3DModel.from_pretrained(tmp_path)
