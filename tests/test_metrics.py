@@ -156,6 +156,14 @@ def test_intervals_of_means_are_as_wide_as_their_standard_error():
             assert np.diff(found.interval) / 2 == pytest.approx(half, rel=0.15, abs=1e-9), metric.id
 
 
+@pytest.mark.parametrize("corruption", ["none", "noise", "blur"])
+def test_every_interval_holds_its_value(corruption):
+    for metric in SUITE:
+        found = metric.compute(view(corruption))
+        low, high = found.interval
+        assert low <= found.value <= high, metric.id
+
+
 def _reach(found) -> float:
     """Half of an interval that may be cut at a bound of its metric on one side."""
     return max(found.interval[1] - found.value, found.value - found.interval[0])

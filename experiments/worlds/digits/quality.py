@@ -43,7 +43,7 @@ def per_clip(values: np.ndarray, seed: int, scale: float = 1.0) -> Measurement:
 def of_resamples(scores: np.ndarray, n: int) -> Measurement:
     """A composite [1 + R], of all clips and of the resamples, with the interval of its spread."""
     value = float(scores[0])
-    return Measurement(value, n, spread_interval(value, scores[1:]))
+    return Measurement(value, n, spread_interval(value, scores[1:], least=-np.inf))
 
 
 def quality_of(distances: np.ndarray, bounds: dict[str, float]) -> np.ndarray:
