@@ -2,7 +2,7 @@
 
 Our table and the paper's are two `Table`s with their own columns; nothing ever merges them. An
 entry without a number says why: "not run", "skipped" by its metric, or a dash where a method has
-no such stage.
+no such stage or the sweep no such run.
 
 A row is a combination of the labels that differ between cells, but for the seed and the label
 whose values make blocks. Best and second best are by value, within a block and a column; another
@@ -177,6 +177,9 @@ def _row(place: Place, told: Sequence[str], numbers: FrameNumbers) -> Row:
         margin = numbers.reference(address) if outside else numbers.estimate([(1.0, address)])
         elsewhere = column.run or column.metric.startswith(ELSEWHERE)
         absent = SKIPPED if place.done and not elsewhere else NOT_RUN
+        cell = place.address.rpartition("/")[0]
+        if column.run and numbers.frame.place(f"{cell}/{column.run}") is None:
+            absent = NONE
         if column.metric.startswith(cost.PREFIX):
             absent = NONE if started or outside else NOT_RUN
             margin = None if outside else margin
