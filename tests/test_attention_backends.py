@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention, masks
 from lightning_modules.networks.wan.attention import attend, attention_mask, choose, use
+from lightning_modules.networks.wan.flex_kernel import flex_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MATRICES = {
@@ -250,7 +251,7 @@ def test_compiled_tiles_agree(forced):
     forced("flex")
     parts = heads(len(visible) * tokens, len(visible) * tokens)
     mask = attention_mask(visible, tokens, 0, CPU, torch.float32)
-    compiled = torch.compile(attention._flex_kernel("cpu"), dynamic=False, fullgraph=True)
+    compiled = torch.compile(flex_kernel("cpu"), dynamic=False, fullgraph=True)
     out = compiled(*(part.transpose(1, 2) for part in parts), block_mask=mask)
     expected = by_formula(*parts, visible, tokens, 0)
     torch.testing.assert_close(out.transpose(1, 2).flatten(2), expected, rtol=1e-4, atol=1e-5)

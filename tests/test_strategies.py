@@ -1,9 +1,11 @@
 """Strategies: the available ones, refused settings, and damage to sharded checkpoints."""
 
+import importlib.util
 import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed
@@ -12,7 +14,13 @@ from callbacks.checkpoint_folder import replaced
 from experiments.launch.hardware import Launch
 from experiments.launch.ranks.launcher import lost_peer
 from experiments.launch.ranks.topology import free_port
-from experiments.launch.strategies import STRATEGIES, check_strategy, launch_for, resumable
+from experiments.launch.strategies import (
+    STRATEGIES,
+    check_forward_mode,
+    check_strategy,
+    launch_for,
+    resumable,
+)
 from experiments.runs.recipe import resolve
 from experiments.verbs.fit import check
 from experiments.worlds.digits.probe import WorldProbe
@@ -38,21 +46,29 @@ def test_what_cannot_work_is_refused_with_what_can(launch, precision, said):
         check_strategy(Launch(**launch), precision)
 
 
-@pytest.mark.parametrize(
-    ("launch", "cure"),
-    [
-        ({"strategy": "deepspeed", "zero_stage": 3}, "launch.zero_stage=2"),
-        ({"attention": "flex"}, "launch.attention=dense"),
-        ({"attention": "flash"}, "launch.attention=dense"),
-    ],
-)
-def test_forward_mode_is_refused_where_it_has_no_derivative(launch, cure):
+def test_forward_mode_is_refused_under_sharded_weights():
     recipe = resolve("stage2_tf_scm", "tiny", {"stage": {"tangent": "exact"}}).recipe
-    recipe["launch"] |= launch
-    with pytest.raises(ValueError, match=f"stage.tangent: exact.*upwind or central.*{cure}"):
+    recipe["launch"] |= {"strategy": "deepspeed", "zero_stage": 3}
+    cure = "upwind or central.*launch.zero_stage=2"
+    with pytest.raises(ValueError, match=f"stage.tangent: exact.*{cure}"):
         check(recipe)
     recipe["stage"]["tangent"] = "upwind"
     check(recipe)
+
+
+def test_forward_mode_needs_triton_on_cuda_alone(monkeypatch):
+    """Whatever launch.attention is: attention's tangent is its own kernel."""
+    stage = SimpleNamespace(forward_mode="stage.tangent")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {"triton": object()}
+    monkeypatch.setattr(importlib.util, "find_spec", found.get)
+    for attention in ("auto", "flex", "flash", "dense"):
+        check_forward_mode(stage, Launch(attention=attention))
+    found.clear()
+    check_forward_mode(stage, Launch(accelerator="cpu"))
+    check_forward_mode(SimpleNamespace(forward_mode=""), Launch())
+    with pytest.raises(ValueError, match="stage.tangent: exact.*Triton.*central, or pip install"):
+        check_forward_mode(stage, Launch())
 
 
 def test_a_stage_for_one_device_gets_one():

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from experiments.launch.hardware import Launch
 from experiments.runs.config import nearest
 from lightning_modules import ALONE
+from lightning_modules.networks.wan.tangent_attention import missing
 
 STRATEGIES = {
     "auto": "one device, or ddp on several",
@@ -61,11 +62,10 @@ def check_forward_mode(stage: LightningModule, launch: Launch) -> None:
             " upwind or central, or launch.zero_stage=2"
         )
     cuda = launch.accelerator != "cpu" and torch.cuda.is_available()
-    if launch.attention in ("flex", "flash") or (cuda and launch.attention != "dense"):
+    if cuda and (reason := missing("cuda")):
         raise ValueError(
-            f"{setting}: exact has no forward derivative through launch.attention"
-            f"={launch.attention}; set it to upwind or central, or launch.attention=dense, whose"
-            " memory is quadratic in the tokens"
+            f"{setting}: exact cannot run here: {reason}; set it to upwind or central, or pip"
+            " install -c constraints.txt triton"
         )
 
 

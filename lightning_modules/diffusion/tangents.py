@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_modules.diffusion.flow import Velocity, per_frame
 
@@ -33,10 +32,11 @@ Tangent = Literal["exact", "central", "upwind"]
 def exact(v: Velocity, x: Tensor, t: Tensor, w: Tensor, now: Tensor, h: float) -> Tensor:
     """By dual numbers; ``h`` is not used.
 
-    Attention runs in PyTorch's composed form, the one that has a forward derivative: its scores
-    take memory quadratic in the tokens. `torch.func.jvp` would refuse the RMS norm's Function.
+    Attention has a form of its own, of memory linear in the tokens (`tangent_attention.py`), which
+    has no gradient: call it beneath `torch.no_grad`. `torch.func.jvp` would refuse the network's
+    Functions, which have no `setup_context`; dual numbers take them with a `jvp` alone.
     """
-    with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+    with forward_ad.dual_level():
         time = (
             t.contiguous()
         )  # a dual tensor may not repeat itself in memory, as an expanded t does

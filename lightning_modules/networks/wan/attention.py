@@ -13,6 +13,9 @@ half precision) without a mask, or without gradient where each frame sees a pref
 dense for masks of up to `SMALL` bytes; else flex. Results do not depend on the choice, and no
 choice needs memory quadratic in a large number of tokens: a dense mask that is too large is refused
 (`masks.DENSE_LIMIT`).
+
+Where numbers carry a forward derivative (dual numbers, `diffusion/tangents.py`), none of these
+kernels has one, and `tangent_attention.py` takes their place, whatever was chosen.
 """
 
 import importlib.util
@@ -24,8 +27,12 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from lightning_modules.networks.wan import tangent_attention
+from lightning_modules.networks.wan.flex_kernel import flex_kernel
 from lightning_modules.networks.wan.masks import (
+    FrameMask,
     Prefixes,
     block_mask,
     dense_bytes,
@@ -39,11 +46,10 @@ Backend = Literal["auto", "dense", "flex", "flash"]
 HALF = (torch.bfloat16, torch.float16)
 SMALL = 2**25
 """Bytes of a dense mask up to which compiling FlexAttention is not worth its while."""
-SHAPES = 64
-"""Shapes FlexAttention may be compiled for in one process; torch's own limit of 8 is soon met."""
 
-Mask = Tensor | Prefixes | object | None
-"""A dense mask, prefixes, or FlexAttention's BlockMask, which is imported only where it is used."""
+Mask = Tensor | Prefixes | FrameMask | object | None
+"""A dense mask, prefixes, the frames themselves for a tangent, or FlexAttention's BlockMask, which
+is imported only where it is used."""
 
 _forced: Backend = "auto"
 
@@ -121,7 +127,7 @@ def attention_mask(
 
     Returns:
         The mask [N * tokens, (cached + N) * tokens]; None if nothing is hidden.
-        Equal calls share one object: do not write to it.
+        Equal calls share one object: do not write to it. Within a dual level it is of frames.
 
     Raises:
         ValueError: if `visible` is not a square bool matrix, a frame would see nothing, a dense
@@ -130,6 +136,8 @@ def attention_mask(
     rows = hidden_rows(visible, cached)
     if rows is None:
         return None
+    if _dual_level_is_open():
+        return FrameMask(rows, tokens, cached)
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
     kernel = choose(device, small, pieces is not None, torch.is_grad_enabled())
@@ -153,7 +161,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     Returns:
         [B, T, heads * head_dim].
     """
-    if mask is None:
+    if isinstance(mask, FrameMask) or (mask is None and _has_tangent(q, k, v)):
+        out = tangent_attention.attend(q, k, v, mask)
+    elif mask is None:
         out = _full_attention(q, k, v)
     elif isinstance(mask, Tensor):
         out = _dense(q, k, v, mask)
@@ -162,6 +172,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     else:
         out = _flex(q, k, v, mask)
     return out.flatten(2)
+
+
+def _dual_level_is_open() -> bool:
+    """Torch has no public way to ask without a tensor."""
+    return forward_ad._current_level >= 0
+
+
+def _has_tangent(*parts: Tensor) -> bool:
+    return _dual_level_is_open() and any(
+        forward_ad.unpack_dual(part).tangent is not None for part in parts
+    )
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -202,26 +223,9 @@ def _by_prefix(q: Tensor, k: Tensor, v: Tensor, pieces: Prefixes) -> Tensor:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: object) -> Tensor:
-    kernel = _flex_kernel(q.device.type)
+    kernel = flex_kernel(q.device.type)
     parts = (part.transpose(1, 2) for part in (q, k, v))
     return kernel(*parts, block_mask=mask).transpose(1, 2)
-
-
-@cache
-def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
-    """Compiled on CUDA for each shape; exceeding the limit of shapes is an error (`fullgraph`).
-
-    By default the compiler would then fall back, with one warning, to a kernel that makes the dense
-    matrix of all scores.
-    """
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if device_type != "cuda":
-        return flex_attention
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 @cache

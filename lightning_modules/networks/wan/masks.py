@@ -6,12 +6,15 @@ and shared by equal calls:
     dense mask   [T, K] additive floats, for SDPA; grows with the square of the tokens
     block mask   which tiles of 128 x 128 tokens are fully, partly or not visible (FlexAttention)
     prefixes     if each frame sees a prefix of the keys: unmasked attention calls per prefix
+    frame mask   the matrix itself, for attention with a tangent (tangent_attention.py)
 
 `cached` frames at the front of the keys are seen by every query frame. Rows are tuples of bools,
 because they are keys of small caches.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +31,39 @@ TILE = 128
 """Tokens of a side of FlexAttention's tiles: its default, for which its kernels are tuned."""
 DENSE_LIMIT = 2**30
 """Bytes above which a dense mask is refused: 65,520 tokens of bfloat16 would take 8 GiB."""
+
+
+@dataclass(frozen=True)
+class FrameMask:
+    """Which frame sees which: `rows` of query frames, `tokens` per frame, `cached` frames first."""
+
+    rows: Rows
+    tokens: int
+    cached: int
+
+    def runs(self) -> list[tuple[slice, list[slice]]]:
+        """Neighbouring query frames that see the same keys: their tokens, and spans of the keys'.
+
+        The spans ascend and do not touch.
+        """
+        found, start = [], 0
+        for row, frames in groupby(self.rows):
+            stop = start + len(list(frames))
+            found.append((self._tokens(start, stop), self._spans(row)))
+            start = stop
+        return found
+
+    def _spans(self, row: tuple[bool, ...]) -> list[slice]:
+        spans, start = [], 0
+        for seen, frames in groupby((True,) * self.cached + row):
+            stop = start + len(list(frames))
+            if seen:
+                spans.append(self._tokens(start, stop))
+            start = stop
+        return spans
+
+    def _tokens(self, start: int, stop: int) -> slice:
+        return slice(start * self.tokens, stop * self.tokens)
 
 
 def hidden_rows(visible: Tensor | None, cached: int) -> Rows | None:
@@ -91,10 +127,10 @@ def block_mask(rows: Rows, tokens: int, cached: int, device: torch.device) -> "B
     from torch.nn.attention.flex_attention import BlockMask
 
     with torch.inference_mode(False):
-        frames = F.pad(torch.tensor(rows), (cached, 0), value=True)
+        frames = frame_table(rows, cached, torch.device("cpu"))
         lengths = (frames.shape[0] * tokens, frames.shape[1] * tokens)
         some, whole = _tiles(frames, tokens)
-        table = frames.to(device)
+        table = frame_table(rows, cached, device)
 
         def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return table[query // tokens, key // tokens]
@@ -106,6 +142,13 @@ def block_mask(rows: Rows, tokens: int, cached: int, device: torch.device) -> "B
             mask_mod=sees,
             seq_lengths=lengths,
         )
+
+
+@lru_cache(maxsize=16)
+def frame_table(rows: Rows, cached: int, device: torch.device) -> Tensor:
+    """Bool [N, cached + N]: whether this query frame sees that key frame."""
+    with torch.inference_mode(False):
+        return F.pad(torch.tensor(rows), (cached, 0), value=True).to(device)
 
 
 def _tiles(frames: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
