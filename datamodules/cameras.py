@@ -52,6 +52,16 @@ MOTIONS = {
     "k": Motion(pitch=-1),
 }
 ARROWS = {"left": "j", "right": "l", "up": "i", "down": "k"}
+MEANINGS = {
+    "w": "forward",
+    "s": "back",
+    "a": "left",
+    "d": "right",
+    "j": "turn left",
+    "l": "turn right",
+    "i": "look up",
+    "k": "look down",
+}
 STILL = ("none", "still")
 TRANSLATIONS = ("", "w", "s", "d", "a", "wd", "wa", "sd", "sa")
 ROTATIONS = ("", "l", "j", "i", "k", "li", "lk", "ji", "jk")

@@ -10,7 +10,7 @@ from lightning_modules.networks import Wan
 SHAPE = (6, 4, 4, 4)
 
 
-def make_net() -> nn.Module:
+def make_net(**other) -> nn.Module:
     torch.manual_seed(0)
     net = Wan(
         num_attention_heads=2,
@@ -21,6 +21,7 @@ def make_net() -> nn.Module:
         ffn_dim=32,
         num_layers=2,
         freq_dim=16,
+        **other,
     )
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)

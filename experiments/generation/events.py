@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from datamodules.cameras import held
 from lightning_modules.ranges import SolverSteps
 
 How = Literal["keep", "rewrite", "cut"]
@@ -36,4 +37,26 @@ class NewSteps:
         return {"steps": self.steps}
 
 
-Event = NewPrompt | NewSteps
+@dataclass(frozen=True)
+class NewKeys:
+    """Other keys are held, from now on; all that are, so that a release that is lost cannot stick.
+
+    Args:
+        keys: of `datamodules.cameras.MOTIONS`; kept sorted.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        keys = frozenset[str]().union(*map(held, self.keys))
+        object.__setattr__(self, "keys", tuple(sorted(keys)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As recordings have it."""
+        return {"keys": list(self.keys)}
+
+
+Event = NewPrompt | NewSteps | NewKeys

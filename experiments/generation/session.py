@@ -9,112 +9,32 @@ An event of the prompt says what becomes of the context:
     keep      only the text changes: cheap, slow to be seen
     rewrite   the window's frames are shown again under the new prompt (LongLive's KV recache)
     cut       all is forgotten but the last frame
+
+Keys move the camera of a student with cameras (``walk.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from itertools import chain, groupby
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.cameras import Keys
 from datamodules.values import fault
-from experiments.generation.events import Event, NewPrompt, NewSteps
+from experiments.generation.events import Event, NewKeys, NewPrompt, NewSteps
 from experiments.generation.generation import autocast
+from experiments.generation.student import Student
+from experiments.generation.walk import Walk
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, few_step_times, few_steps, stream
-from lightning_modules.diffusion.visibility import without_end
-from lightning_modules.networks.encoders import Autoencoder, TextEncoder
-
-
-@dataclass(frozen=True)
-class Student:
-    """A network that streams, with its encoders and how it is sampled.
-
-    Args:
-        name: for people.
-        identity: of its weights.
-        network: under the contract, for inference.
-        text, autoencoder: the encoders that it was trained with.
-        negative: ``[L, D]``, the negative prompt; of guidance other than 1.
-        clip_shape: ``[F, C, H, W]`` of its training clips.
-        blocks: frames of each block; the last one is repeated.
-        sampler: ``few_steps``, or ``autoregressive_ode`` of an AR teacher.
-        steps: of a block, as it was trained.
-        first_steps: least steps of the first block, which has no context.
-        shift, guidance: of the sampler.
-        window: latent frames a block attends to, its own included.
-        sinks: first latent frames that stay in the window.
-        fps: pixel frames per second.
-        precision: ``32-true`` or ``bf16-mixed``.
-        device: where it runs.
-        captions: prompts like those it was trained on.
-
-    Raises:
-        ValueError: a window without room.
-    """
-
-    name: str
-    identity: str
-    network: Any
-    text: TextEncoder
-    autoencoder: Autoencoder
-    negative: Tensor
-    clip_shape: tuple[int, int, int, int]
-    blocks: tuple[int, ...]
-    sampler: str
-    steps: int
-    first_steps: int
-    shift: float
-    guidance: float
-    window: int
-    sinks: int
-    fps: float
-    precision: str
-    device: torch.device
-    captions: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        least = self.sinks + max(self.blocks) + 1
-        if self.window < least:
-            raise ValueError(
-                f"--window: {self.window} latent frames have no room for {self.sinks} sinks, a"
-                f" block of {max(self.blocks)} and a frame between them; give {least} or more"
-            )
-
-    @cached_property
-    def embed(self) -> Callable[[str], Tensor]:
-        """From a prompt to ``[1, L, D]``; the last 64 are kept.
-
-        It raises ValueError for words that the world does not have.
-        """
-        return lru_cache(maxsize=64)(lambda prompt: self.text.encode([prompt]).to(self.device))
-
-    def beyond(self, prompts: Sequence[str]) -> str:
-        """What to say of prompts that the text encoder cuts; "" if there are none."""
-        longest = max(self.text.beyond(prompts), default=0)
-        if not longest:
-            return ""
-        return f"a prompt has {longest} tokens and is cut after {self.text.length}"
-
-    @property
-    def pixels(self) -> int:
-        """Pixel frames of a training clip."""
-        return 1 + (self.clip_shape[0] - 1) * self.autoencoder.temporal_stride
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        side = self.autoencoder.spatial_stride
-        return self.clip_shape[2] * side, self.clip_shape[3] * side
+from lightning_modules.networks.cameras import Posed
 
 
 @dataclass(frozen=True)
@@ -128,6 +48,7 @@ class Block:
         events: that acted on it.
         steps: its sampling steps.
         prompt: its prompt.
+        keys: that moved its camera.
         denoise_s, decode_s: seconds; the first includes the update of the context before it.
     """
 
@@ -137,6 +58,7 @@ class Block:
     events: tuple[Event, ...]
     steps: int
     prompt: str
+    keys: Keys
     denoise_s: float
     decode_s: float
 
@@ -153,7 +75,7 @@ class Session:
         events: by block, to replay a recording.
 
     Raises:
-        ValueError: a prompt that the text encoder refuses.
+        ValueError: a prompt that the text encoder refuses; keys in `events` that move nothing.
     """
 
     def __init__(
@@ -168,12 +90,17 @@ class Session:
         self.student, self.prompt, self.seed = student, prompt, seed
         self.steps = steps or student.steps
         self._events = {block: list(those) for block, those in (events or {}).items()}
+        for event in chain(*self._events.values()):
+            if isinstance(event, NewKeys):
+                student.require_keys(event.keys)
+        self._walk = Walk(student.camera, student.device) if student.camera else None
+        network = Posed(student.network, self._walk.cameras) if self._walk else student.network
         self._acted: tuple[Event, ...] = ()
         self._index = self._shown = 0
         self._latents: dict[int, tuple[int, Tensor]] = {}  # of held frames: block, [1, 1, C, H, W]
         self._decoder = student.autoencoder.stream()
         self._past = FastPast(
-            student.network,
+            network,
             student.embed(prompt),
             student.negative,
             student.guidance,
@@ -185,7 +112,11 @@ class Session:
         self._blocks = self._stream(image)
 
     def request(self, event: Event) -> None:
-        """Let an event act on the next block. Raises ValueError for a prompt that is refused."""
+        """Let an event act on the next block. Raises ValueError for one that is refused."""
+        if isinstance(event, NewKeys):
+            self.student.require_keys(event.keys)
+            self._walk.press(event.keys)
+            return
         if isinstance(event, NewPrompt):
             self.student.embed(event.text)
         self._events.setdefault(self._index, []).append(event)
@@ -206,7 +137,8 @@ class Session:
         frames = self._decoder.decode(x0)[0].cpu().numpy()
         block = Block(
             self._index, self._shown, frames, self._acted, self._steps_of(self._index),
-            self.prompt, denoised - start, perf_counter() - denoised,
+            self.prompt, self._walk.keys if self._walk else frozenset(),
+            denoised - start, perf_counter() - denoised,
         )  # fmt: skip
         self._index, self._shown = self._index + 1, self._shown + len(frames)
         self._acted = ()
@@ -215,11 +147,10 @@ class Session:
     def _stream(self, image: np.ndarray | None) -> Iterator[Tensor]:
         """Each block's ``x0``, ``[1, n, C, H, W]``; kept while the context has its frames."""
         student, conditioning = self.student, None
-        sizes = without_end(student.blocks)
+        sizes = student.sizes(image is not None)
         if image is not None:
             video = torch.from_numpy(image)[None, None].to(student.device)
             conditioning = student.autoencoder.encode(video).float()
-            sizes = chain([1] if student.blocks[0] != 1 else [], sizes)
         last = 0
         blocks = stream(self._past, self._noise, sizes, self._denoise, conditioning=conditioning)
         for index, x0 in enumerate(blocks):
@@ -228,6 +159,8 @@ class Session:
             for frame in x0.split(1, dim=1):
                 self._latents[last] = (index, frame)
                 last += 1
+            if self._walk:
+                self._walk.keep(self._latents)
             yield x0
 
     def _noise(self, block: slice) -> Tensor:
@@ -237,6 +170,8 @@ class Session:
         for number in [number for number in self._events if number <= index]:
             for event in self._events.pop(number):
                 self._act(event, block.stop - block.start)
+        if self._walk:
+            self._go(self._walk, block)
         steps, shift = self._steps_of(index), self.student.shift
         if self.student.sampler != "few_steps":
             return Solve(time_grid(steps, shift))(past, x, block, index)
@@ -256,8 +191,21 @@ class Session:
     def _steps_of(self, index: int) -> int:
         return self.steps if index else max(self.steps, self.student.first_steps)
 
+    def _go(self, walk: Walk, block: slice) -> None:
+        """Move the camera through a block, and the origin with it."""
+        before = walk.keys
+        walk.go(block)
+        if walk.keys != before:  # however often they went up and down since the last block
+            self._acted += (NewKeys(tuple(walk.keys)),)
+        if (change := walk.move_origin()) is not None:
+            for _, cache in self._past.branches:
+                cache.move_origin(change)
+
     def _act(self, event: Event, size: int) -> None:
         """Let an event act, before a block of ``size`` frames."""
+        if isinstance(event, NewKeys):
+            self._walk.press(event.keys)
+            return
         self._acted += (event,)
         if isinstance(event, NewSteps):
             self.steps = event.steps

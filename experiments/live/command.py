@@ -14,7 +14,13 @@ def declare_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=home_path, metavar="FILE", help="one prompt a line")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument(
-        "--frames", type=int, help="of the video, any number (as many as a training clip has)"
+        "--frames",
+        type=int,
+        help="of the video, any number (those of the --keys, or of a training clip)",
+    )
+    parser.add_argument(
+        "--keys",
+        help="that walk, of each block in turn: 'w*10, wl*3, none*2, left' (students with cameras)",
     )
     parser.add_argument("--image", type=home_path, help="the first frame")
     parser.add_argument(

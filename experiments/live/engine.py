@@ -9,7 +9,9 @@ from pathlib import Path
 from time import strftime
 from typing import Any
 
-from experiments.generation.session import Session, Student
+from experiments.generation.events import NewKeys
+from experiments.generation.session import Session
+from experiments.generation.student import Student
 from experiments.live.protocol import Command, Start, said
 from experiments.live.recording import Recorder, Recording
 from experiments.live.viewer import Send, Viewer
@@ -61,10 +63,12 @@ class Engine:
             self._changed.notify()
 
     def tell(self, viewer: Viewer, command: Command | Recording) -> None:
-        """Hand on a command. Raises ValueError if too many wait."""
+        """Hand on a command. Raises ValueError if too many wait, but the last keys are kept."""
         with self._changed:
             if len(viewer.commands) >= WAITING:
-                raise ValueError("too many commands at once")
+                if not all(isinstance(each, NewKeys) for each in (command, viewer.commands[-1])):
+                    raise ValueError("too many commands at once")
+                viewer.commands.pop()  # a key would stay down if its release were refused
             viewer.commands.append(command)
             if self._must_wait(viewer):
                 ahead = [each for each in self._viewers if self._must_wait(each)]

@@ -7,15 +7,19 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from datamodules.cameras import parse_keys
 from datamodules.curation.text_lists import read_lines
 from experiments.generation.conditioning import read_image
+from experiments.generation.events import Event, NewKeys
 from experiments.generation.mp4 import write_mp4
-from experiments.generation.session import Session, Student
+from experiments.generation.session import Session
+from experiments.generation.student import Student
 from experiments.live.meters import peak_memory
 from experiments.live.students import open_student
 
@@ -60,10 +64,11 @@ def generate_videos(chosen: argparse.Namespace) -> None:
     prompts = _prompts(chosen, student)
     files = _files(chosen, student, prompts)
     image = _image(chosen.image, student)
-    frames = chosen.frames or student.pixels
+    events, walked = _walk(chosen.keys, student, image is not None)
+    frames = chosen.frames or student.pixels(walked)
     for prompt, file in zip(prompts, files, strict=True):
         clock = Clock(perf_counter())
-        session = Session(student, prompt, chosen.seed, chosen.steps, image)
+        session = Session(student, prompt, chosen.seed, chosen.steps, image, events)
         write_mp4(file, pictures(session, frames, clock), student.fps)
         log.info(
             "%s: %r, %d frames (%.3g s at %g frames/s), %d steps: %s; peak memory %s",
@@ -98,6 +103,28 @@ def _prompts(chosen: argparse.Namespace, student: Student) -> list[str]:
     for prompt in prompts:
         student.embed(prompt)
     return prompts
+
+
+def _walk(text: str | None, student: Student, given: bool) -> tuple[dict[int, list[Event]], int]:
+    """The keys of each block, and the latent frames that they take; without keys a clip's.
+
+    A first block of one frame, the image that is given or the student's own, has no keys: a walk
+    begins there.
+    """
+    if text is None:
+        return {}, student.clip_shape[0]
+    try:
+        walk = parse_keys(text)
+    except ValueError as error:
+        raise ValueError(f"--keys: {error}") from None
+    if not walk:
+        raise ValueError("--keys: there are none; write them as 'w*10, wl*3, none*2, left'")
+    student.require_keys(frozenset().union(*walk))
+    first = int(next(student.sizes(given)) == 1)
+    events: dict[int, list[Event]] = {
+        block: [NewKeys(tuple(keys))] for block, keys in enumerate([*walk, frozenset()], first)
+    }
+    return events, sum(islice(student.sizes(given), first + len(walk)))
 
 
 def _files(chosen: argparse.Namespace, student: Student, prompts: list[str]) -> list[Path]:

@@ -7,10 +7,12 @@ binary messages, a header of 32 bytes (`HEADER`) before a JPEG.
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.generation.events import NewPrompt, NewSteps
+from datamodules.cameras import MOTIONS
+from experiments.generation.events import NewKeys, NewPrompt, NewSteps
 from experiments.runs.config import nearest
 from experiments.runs.signature import bind
 from lightning_modules.ranges import NonNegativeInt, PositiveInt, Seed, SolverSteps
@@ -18,7 +20,9 @@ from lightning_modules.ranges import NonNegativeInt, PositiveInt, Seed, SolverSt
 LONGEST = 4096
 VERSION = 1
 HEADER = struct.Struct("<BBHIIIffQ")
-"""Version, lane, 0, frame, block, 0, ms to denoise and to decode the block, digest."""
+"""Version, lane, keys, frame, block, 0, ms to denoise and to decode the block, digest."""
+KEY_BITS = {key: 1 << index for index, key in enumerate(MOTIONS)}
+"""Of the keys in the header: those that moved the camera of the frame's block."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Stop:
     """End the session."""
 
 
-Command = Start | Replay | Shown | Pause | Resume | Stop | NewPrompt | NewSteps
+Command = Start | Replay | Shown | Pause | Resume | Stop | NewPrompt | NewSteps | NewKeys
 COMMANDS: dict[str, type] = {
     "start": Start,
     "replay": Replay,
@@ -79,6 +83,7 @@ COMMANDS: dict[str, type] = {
     "stop": Stop,
     "prompt": NewPrompt,
     "steps": NewSteps,
+    "keys": NewKeys,
 }
 
 
@@ -110,9 +115,17 @@ def said(kind: str, **content: Any) -> str:
 
 
 def packed(
-    lane: int, frame: int, block: int, denoise_s: float, decode_s: float, digest: str, image: bytes
-) -> bytes:
-    """A frame for the page; ``digest`` is 16 hex digits."""
-    numbers = (VERSION, lane, 0, frame % 2**32, block % 2**32, 0)
-    header = HEADER.pack(*numbers, 1000 * denoise_s, 1000 * decode_s, int(digest, 16))
-    return header + image
+    lane: int, frame: int, block: int, keys: Iterable[str], seconds: tuple[float, float],
+    digest: str, image: bytes,
+) -> bytes:  # fmt: skip
+    """A frame for the page.
+
+    Args:
+        keys: that moved the camera of its block.
+        seconds: to denoise and to decode the block.
+        digest: 16 hex digits.
+    """
+    bits = sum(KEY_BITS[key] for key in keys)
+    numbers = (VERSION, lane, bits, frame % 2**32, block % 2**32, 0)
+    milliseconds = (1000 * each for each in seconds)
+    return HEADER.pack(*numbers, *milliseconds, int(digest, 16)) + image

@@ -5,6 +5,7 @@ can be read::
 
     {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "machine": {...}}
     {"block": 17, "prompt": "...", "how": "rewrite"}
+    {"block": 17, "keys": ["l", "w"]}
     {"frame": 17, "lane": 0, "digest": "..."}
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.curation.text_lists import read_lines
-from experiments.generation.events import Event, NewPrompt, NewSteps
+from experiments.generation.events import Event, NewKeys, NewPrompt, NewSteps
 from experiments.generation.session import Block
 from experiments.runs.signature import bind
 from lightning_modules.ranges import NonNegativeInt, PositiveInt, Seed, SolverSteps
@@ -135,6 +136,8 @@ def _taken(recording: Recording | None, found: dict[str, Any]) -> Recording:
         event: Event = NewPrompt(
             **bind(NewPrompt, {"text": found.pop("prompt"), **found}, section="event")
         )
+    elif "keys" in found:
+        event = NewKeys(**bind(NewKeys, found, section="event"))
     else:
         event = NewSteps(**bind(NewSteps, found, section="event"))
     recording.events.setdefault(block, []).append(event)

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.cameras import ARROWS, MEANINGS
 from experiments.generation.mp4 import write_mp4
-from experiments.generation.session import Session, Student
+from experiments.generation.session import Session
+from experiments.generation.student import Student
 from experiments.live.access import is_loopback, new_token
 from experiments.live.engine import Engine, warm_up
+from experiments.live.protocol import KEY_BITS
 from experiments.live.recording import Recording, digest_of, read_recording
 from experiments.live.server import application, serve
 from experiments.live.students import open_student
@@ -114,7 +117,7 @@ def _serve(students: list[Student], chosen: argparse.Namespace) -> None:
 
 def _require_alike(students: list[Student]) -> None:
     """Two students are shown frame by frame."""
-    for key in ("blocks", "fps", "size"):
+    for key in ("blocks", "fps", "size", "camera"):
         values = [getattr(student, key) for student in students]
         if any(value != values[0] for value in values):
             raise ValueError(f"the students differ in {key}: {values}; they cannot be side by side")
@@ -130,4 +133,18 @@ def about(students: list[Student]) -> dict[str, Any]:
         "height": first.size[0],
         "width": first.size[1],
         "device": str(first.device),
+        "keys": key_hints(first),
     }
+
+
+def key_hints(student: Student) -> list[dict[str, Any]]:
+    """Keys of a student's camera, as a browser names them; none without a camera.
+
+    ``bit`` is that of `protocol.HEADER`, ``names`` are of KeyboardEvent.key in small letters.
+    """
+    arrows = {key: f"arrow{name}" for name, key in ARROWS.items()}
+    return [
+        {"key": key, "bit": KEY_BITS[key], "does": MEANINGS[key],
+         "names": [key, *([arrows[key]] if key in arrows else [])]}
+        for key in (student.camera.keys if student.camera else ())
+    ]  # fmt: skip

@@ -25,7 +25,8 @@ from experiments.checkpoints.networks import (
 )
 from experiments.generation.codec import autoencoder_of, follow_autoencoder, text_encoder_of
 from experiments.generation.generation import frozen, require_network
-from experiments.generation.session import Student
+from experiments.generation.student import Student
+from experiments.generation.walk import Camera, camera_of
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.contents import fingerprint
@@ -50,6 +51,7 @@ class Encoders:
     fps: float
     negative: str
     captions: tuple[str, ...] = ()
+    camera: Camera | None = None
 
 
 def open_student(where: str, chosen: argparse.Namespace) -> Student:
@@ -129,6 +131,7 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
         manifest["fps"],
         manifest["negative_prompt"],
         _captions(shards),
+        camera_of(shards),
     )
     sampling = sampling_config.sampling_of(recipe["stage"])
     return _student(run.path, run.name, sampling, encoders, recipe["fit"]["precision"],
@@ -233,10 +236,11 @@ def _student(
             " by the recipe sample_schedule"
         )
     section = network_section(where)
-    if section.get("cameras"):
+    posed = bool(section.get("cameras"))
+    if posed and encoders.camera is None:
         raise ValueError(
-            f"{where}: its network was made with cameras, which a stream has not; sample it by the"
-            " recipe sample, from prompts with cameras"
+            f"{where}: its network was made with cameras, but nothing says how far a key moves"
+            " them; give the run that trained it, whose data's manifest.json has cameras"
         )
     require_network(f"student {where}", section, "clip_shape", sampling["clip_shape"])
     width = (network_defaults(section) | section).get("text_dim")
@@ -268,4 +272,5 @@ def _student(
         precision=precision,
         device=device,
         captions=tuple(islice(encoders.captions, 100)),
+        camera=encoders.camera if posed else None,
     )

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.generation.events import NewPrompt, NewSteps
-from experiments.generation.session import Block, Session, Student
+from experiments.generation.events import NewKeys, NewPrompt, NewSteps
+from experiments.generation.session import Block, Session
+from experiments.generation.student import Student
 from experiments.live.meters import memory_now
 from experiments.live.protocol import (
     Command,
@@ -87,7 +88,7 @@ class Viewer:
                 self._paused = isinstance(command, Pause)
             case Shown():
                 self._ends = [end for end in self._ends if end > command.frame]
-            case NewPrompt() | NewSteps():
+            case NewPrompt() | NewSteps() | NewKeys():
                 if not self.watching or self._recording:
                     raise ValueError(
                         "start a session first; one that is replayed cannot be changed"
@@ -167,7 +168,7 @@ class Viewer:
                 self._compare(lane, number, digest)
             image = jpeg(frame)
             times = block.denoise_s, block.decode_s
-            self.send(packed(lane, number, block.index, *times, digest, image))
+            self.send(packed(lane, number, block.index, block.keys, times, digest, image))
 
     def _compare(self, lane: int, number: int, digest: str) -> None:
         if self._recording.digests.get((lane, number), digest) != digest:
@@ -194,7 +195,11 @@ def header(sessions: Sequence[Session]) -> dict[str, Any]:
     first, students = sessions[0], [session.student for session in sessions]
     told = ("name", "identity", "blocks", "window", "sinks", "precision")
     return {
-        "students": [{key: getattr(each, key) for key in told} for each in students],
+        "students": [
+            {key: getattr(each, key) for key in told}
+            | ({"camera": each.camera.as_dict()} if each.camera else {})
+            for each in students
+        ],
         "prompt": first.prompt,
         "seed": first.seed,
         "steps": first.steps,

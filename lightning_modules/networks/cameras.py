@@ -17,6 +17,7 @@ step is lost in the distance walked. Source: Cameras as Relative Positional Enco
 2507.10496, Eq. 4-9; on all channels of a head, as HY-WorldPlay and minWM have it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,10 +60,13 @@ class Posed:
 
     Args:
         net: a network with ``config.cameras``.
-        cameras: ``[B, F, 2, 4, 4]`` from `projective`, by frame index; None: bound later.
+        cameras: ``[B, F, 2, 4, 4]`` from `projective`, by frame index; None: bound later. Of a
+            stream: a function from frame indices ``[N]`` to ``[B, N, 2, 4, 4]``.
     """
 
-    def __init__(self, net: Any, cameras: Tensor | None = None) -> None:
+    def __init__(
+        self, net: Any, cameras: Tensor | Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.net, self.config, self.new_cache = net, net.config, net.new_cache
         self.cameras = cameras
 
@@ -72,11 +76,15 @@ class Posed:
         Raises:
             ValueError: a frame has no camera.
         """
+        return self.net(x, t, text, frames=frames, cameras=self._of(frames), **how)
+
+    def _of(self, frames: Tensor) -> Tensor:
+        if callable(self.cameras):
+            return self.cameras(frames)
         known = 0 if self.cameras is None else self.cameras.shape[1]
         if known <= (last := int(frames.max())):
             raise ValueError(f"frame {last} has no camera: the walk has {known}; give a longer one")
-        cameras = self.cameras[:, frames.to(self.cameras.device)]
-        return self.net(x, t, text, frames=frames, cameras=cameras, **how)
+        return self.cameras[:, frames.to(self.cameras.device)]
 
 
 def _rigid(turned: Tensor, moved: Tensor) -> Tensor:

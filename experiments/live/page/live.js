@@ -1,6 +1,7 @@
 "use strict";
 
 const HEADER = 32;
+const ARROWS = {arrowleft: "\u2190", arrowright: "\u2192", arrowup: "\u2191", arrowdown: "\u2193"};
 const at = (id) => document.getElementById(id);
 const stage = at("stage");
 let about, socket;
@@ -12,11 +13,66 @@ let waiting = new Map(); // frame -> one image per lane
 let next = 0, due = 0, started = 0, first = null, lastInfo = null;
 const drawn = []; // times of the last frames
 let stats = null;
+const held = new Set(); // keys that are down here
+let replayed = false;
+let pressed = null, keyLatency = null; // a key that no picture has followed yet; ms
 
 function say(state) { at("state").textContent = document.body.dataset.state = state; }
 function tell(text) { at("message").textContent = text; }
 function send(type, content = {}) {
   if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({type, ...content}));
+}
+
+function walks() { return running && !paused && !replayed && about.keys.length > 0; }
+
+function hold(change) {
+  const before = [...held].join();
+  change();
+  if ([...held].join() === before) return;
+  for (const {cap, key} of about.keys) cap.classList.toggle("down", held.has(key));
+  if (!held.size) pressed = null;
+  if (walks()) send("keys", {keys: [...held]});
+}
+
+function release() { hold(() => held.clear()); }
+
+function writes(target) { return target.closest?.("input:not([type=checkbox]), select, textarea") != null; }
+
+function keyed(event) { return about.keys.find(({names}) => names.includes(event.key?.toLowerCase())); }
+
+function down(event) {
+  if (event.key === "Meta") return release(); // macOS says nothing of keys that go up beside it
+  const found = keyed(event);
+  if (!found || !walks() || writes(event.target) || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  if (held.has(found.key)) return;
+  pressed = {bit: found.bit, at: performance.now()};
+  hold(() => held.add(found.key));
+}
+
+function up(event) {
+  const found = keyed(event);
+  if (found) hold(() => held.delete(found.key));
+}
+
+function layOutKeys() {
+  at("keys").hidden = !about.keys.length;
+  at("keys").replaceChildren(...about.keys.map((entry) => {
+    const hint = document.createElement("span"), cap = document.createElement("kbd");
+    cap.dataset.key = entry.key;
+    cap.textContent = entry.names.map((name) => ARROWS[name] ?? name.toUpperCase()).join(" ");
+    entry.cap = cap;
+    hint.append(cap, ` ${entry.does}`);
+    return hint;
+  }));
+}
+
+function showKeys(bits) {
+  for (const {cap, bit} of about.keys) cap.classList.toggle("moves", (bits & bit) !== 0);
+  if (pressed && bits & pressed.bit) {
+    keyLatency = performance.now() - pressed.at;
+    pressed = null;
+  }
 }
 
 function layOut(count) {
@@ -40,7 +96,7 @@ function reset(count) {
   layOut(count);
   waiting = new Map();
   next = due = 0;
-  first = stats = lastInfo = null;
+  first = stats = lastInfo = keyLatency = null;
   drawn.length = 0;
   decoding = Promise.resolve();
 }
@@ -53,24 +109,27 @@ function enable() {
 function begin(type, content) {
   started = performance.now();
   paused = false;
+  release();
+  replayed = type === "replay";
+  if (about.keys.length && writes(document.activeElement)) document.activeElement.blur(); // keys walk at once
   send(type, content);
   tell("");
 }
 
 async function received(buffer, mine) {
   const view = new DataView(buffer);
-  const lane = view.getUint8(1), frame = view.getUint32(4, true);
+  const lane = view.getUint8(1), keys = view.getUint16(2, true), frame = view.getUint32(4, true);
   const image = await createImageBitmap(new Blob([buffer.slice(HEADER)], {type: "image/jpeg"}));
   if (mine !== session) return;
-  if (!waiting.has(frame)) waiting.set(frame, []);
-  waiting.get(frame)[lane] = image;
+  if (!waiting.has(frame)) waiting.set(frame, {keys, images: []});
+  waiting.get(frame).images[lane] = image;
   lastInfo = {block: view.getUint32(8, true), denoise: view.getFloat32(16, true),
               decode: view.getFloat32(20, true)};
 }
 
 function draw(now) {
   requestAnimationFrame(draw);
-  const images = waiting.get(next);
+  const {keys, images} = waiting.get(next) ?? {};
   const whole = images && images.filter(Boolean).length === lanes;
   if (!whole || now < due || paused) return;
   images.forEach((image, lane) => {
@@ -78,6 +137,7 @@ function draw(now) {
     image.close();
   });
   waiting.delete(next);
+  showKeys(keys);
   if (first === null) first = performance.now() - started;
   drawn.push(now);
   while (drawn.length > 1 && now - drawn[0] > 2000) drawn.shift();
@@ -105,6 +165,7 @@ function meters() {
     ["viewers", stats ? String(stats.viewers) : "-"],
     ["device", about.device],
   ];
+  if (about.keys.length) rows.push(["key to picture", keyLatency === null ? "-" : `${keyLatency.toFixed(0)} ms`]);
   at("meters").replaceChildren(...rows.map(([name, value]) => {
     const row = document.createElement("div");
     const term = document.createElement("dt"), text = document.createElement("dd");
@@ -139,6 +200,8 @@ function heard(message) {
     tell(message.text);
   } else if (message.type === "ended" && message.reason !== "restarted") {
     running = false;
+    release();
+    showKeys(0);
     say(message.reason);
     if (message.text) tell(message.text);
     if (message.recording) recordings(message.recording);
@@ -170,13 +233,21 @@ async function main() {
   at("beside").disabled = about.students.length < 2;
   at("beside").checked = about.students.length > 1;
   layOut(about.students.length);
+  layOutKeys();
+  if (about.keys.length) {
+    addEventListener("keydown", down);
+    addEventListener("keyup", up);
+    addEventListener("blur", release);
+    addEventListener("visibilitychange", release);
+    addEventListener("focusin", (event) => { if (writes(event.target)) release(); });
+  }
   at("controls").onsubmit = (event) => {
     event.preventDefault();
     begin("start", {prompt: at("prompt").value, seed: Number(at("seed").value), steps: Number(at("steps").value),
                     lanes: at("beside").checked ? 2 : 1, record: at("record").checked});
   };
   at("new-seed").onclick = () => { at("seed").value = Math.floor(Math.random() * 2 ** 31); };
-  at("pause").onclick = () => { paused = !paused; send(paused ? "pause" : "resume"); say(paused ? "paused" : "running"); enable(); };
+  at("pause").onclick = () => { release(); paused = !paused; send(paused ? "pause" : "resume"); say(paused ? "paused" : "running"); enable(); };
   at("stop").onclick = () => send("stop");
   at("change").onclick = () => send("prompt", {text: at("prompt").value, how: at("how").value});
   at("steps").onchange = () => { if (running) send("steps", {steps: Number(at("steps").value)}); };
