@@ -8,7 +8,7 @@ from aiohttp import ClientSession, WSMsgType, web
 from tiny_student import CAPTIONS, student
 
 from experiments.live.engine import Engine
-from experiments.live.protocol import HEADER
+from experiments.live.protocol import HEADER, KEY_BITS
 from experiments.live.server import application
 from experiments.live.show import about
 
@@ -20,6 +20,7 @@ class Page:
 
     def __init__(self, socket):
         self.socket, self.frames, self.said = socket, [], []
+        self.keys = {}  # by lane and frame
 
     async def tell(self, **message):
         await self.socket.send_str(json.dumps(message))
@@ -32,9 +33,10 @@ class Page:
                 self.said.append(json.loads(message.data))
                 continue
             assert message.type is WSMsgType.BINARY, message
-            _, lane, _, frame, block, _, _, _, digest = HEADER.unpack(message.data[:32])
+            _, lane, keys, frame, block, _, _, _, digest = HEADER.unpack(message.data[:32])
             assert message.data[32:34] == b"\xff\xd8", "a JPEG"
             self.frames.append((lane, frame, block, digest))
+            self.keys[lane, frame] = {key for key, bit in KEY_BITS.items() if keys & bit}
             if shows:
                 await self.tell(type="shown", frame=frame)
 

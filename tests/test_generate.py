@@ -4,9 +4,10 @@ import json
 import shutil
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
-from tiny_student import CAPTIONS, write_run
+from tiny_student import CAPTIONS, walker, write_run
 
 from experiments.__main__ import main
 from experiments.live import students
@@ -160,9 +161,67 @@ def test_a_schedule_that_a_stream_has_not_is_refused(generate, tmp_path, stage, 
     assert status == 1 and said in told and "sample_schedule" in told
 
 
-def test_a_network_with_cameras_is_refused(generate, run, tmp_path):
+def test_a_network_with_cameras_needs_to_know_how_far_a_key_goes(generate, run, tmp_path):
     copy = shutil.copytree(run.parent, tmp_path / "copy") / "run"
     config = copy / "student" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"cameras": True}))
     status, told = generate(copy, "--prompt", CAPTIONS[0])
-    assert status == 1 and "made with cameras" in told
+    assert status == 1 and "give the run that trained it" in told
+
+
+@pytest.fixture(scope="module")
+def walking(tmp_path_factory):
+    """The run of a student with cameras."""
+    return write_run(tmp_path_factory.mktemp("walking"), walker())
+
+
+def test_a_walk_by_keys(generate, walking, tmp_path):
+    """As long as its keys, from where it begins; what follows them stands still."""
+    made = {}
+    for name, *words in (
+        ("still", "--frames", 9),
+        ("keys", "--keys", "w*4, wl*2, none, left"),
+        ("longer", "--keys", "w*4, wl*2, none, left, none*2"),
+        ("cut", "--keys", "w*4, wl*2, none, left", "--frames", 11),
+    ):
+        file = tmp_path / f"{name}.mp4"
+        status, said = generate(walking, "--prompt", CAPTIONS[0], *words, "--out", file)
+        assert status == 0, said
+        made[name] = frames_of(file)
+    assert [len(made[name]) for name in ("still", "keys", "longer", "cut")] == [9, 9, 11, 11]
+    assert not same(made["still"], made["keys"]) and same(made["cut"], made["longer"])
+
+
+def same(one, other):
+    return all(map(np.array_equal, one, other))
+
+
+def test_a_walk_in_chunks_moves_from_the_first_block_on(generate, tmp_path):
+    """But not if an image is given, which is a block of its own."""
+    chunks = write_run(tmp_path, walker(), blocks=2)
+    image = tmp_path / "image.png"
+    Image.new("RGB", (32, 32), "white").save(image)
+    for words, count in (((), 6), (("--image", image), 7)):
+        file = tmp_path / f"{count}.mp4"
+        words = ("--prompt", CAPTIONS[0], "--keys", "w*2,l", *words, "--out", file)
+        assert generate(chunks, *words)[0] == 0 and len(frames_of(file)) == count
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("x", "--keys: 'x': there is no key 'x'; there are w, s, a, d"),
+        ("w*0", "--keys: 'w*0': '0' is no number of frames"),
+        (" , ", "--keys: there are none; write them as"),
+        ("i*3", "run was trained on walks without i; it knows w, s, a, d, j, l"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(generate, walking, tmp_path, keys, said):
+    status, told = generate(walking, "--prompt", CAPTIONS[0], "--keys", keys)
+    assert status == 1 and said in told and not (tmp_path / "out").exists()
+
+
+def test_keys_of_a_student_without_cameras_are_refused(generate, run):
+    status, told = generate(run, "--prompt", CAPTIONS[0], "--keys", "w*4")
+    assert status == 1 and "run was made without cameras, so that no key moves it" in told
+    assert "give no keys, or a student of clips with cameras" in told

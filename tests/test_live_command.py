@@ -9,7 +9,7 @@ import sys
 import pytest
 from aiohttp import ClientSession
 from live_pages import START, Page, served
-from tiny_student import CAPTIONS, write_run
+from tiny_student import CAPTIONS, walker, write_run
 
 from experiments.__main__ import main
 from experiments.live.recording import read_recording
@@ -88,3 +88,32 @@ def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number)
     ended = asyncio.run(watch())
     assert ended["reason"] == "the server was stopped" and process.wait(60) == 0
     assert read_recording(tmp_path / f"{ended['recording']}.jsonl").frames >= 3
+
+
+def test_a_recorded_walk_replays_with_its_keys_alone(tmp_path, caplog, capsys):
+    run, file = write_run(tmp_path, walker()), tmp_path / "walk.jsonl"
+    caplog.set_level("INFO")
+    from argparse import Namespace
+
+    from experiments.generation.events import NewKeys
+    from experiments.generation.session import Session
+    from experiments.live.recording import Recorder, digest_of
+    from experiments.live.students import open_student
+    from experiments.live.viewer import header
+
+    chosen = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
+    session = Session(open_student(str(run), chosen), CAPTIONS[0], 0)
+    recorder = Recorder(file, header([session]))
+    for keys in ((), ("w",), ("w", "l"), (), ("a",)):
+        session.request(NewKeys(keys))
+        block = session.next()
+        recorder.add(0, block, [digest_of(frame) for frame in block.frames])
+    recorder.close()
+    assert main(["live", str(run), "--replay", str(file)]) == 0 and "equal: all 5" in caplog.text
+    file.write_text(file.read_text().replace('"keys": ["a"]', '"keys": ["d"]'))
+    assert main(["live", str(run), "--replay", str(file)]) == 1
+    assert "different from frame 4 on" in capsys.readouterr().err
+    (tmp_path / "plain").mkdir()
+    plain = write_run(tmp_path / "plain")
+    assert main(["live", str(plain), "--replay", str(file)]) == 1
+    assert "run was made without cameras" in capsys.readouterr().err

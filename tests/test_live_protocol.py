@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 
-from experiments.generation.events import NewPrompt, NewSteps
+from experiments.generation.events import NewKeys, NewPrompt, NewSteps
 from experiments.live.access import COOKIE, guard, is_loopback, new_token
-from experiments.live.protocol import COMMANDS, HEADER, LONGEST, Shown, Start, packed, parse
+from experiments.live.protocol import (
+    COMMANDS,
+    HEADER,
+    KEY_BITS,
+    LONGEST,
+    Shown,
+    Start,
+    packed,
+    parse,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -21,7 +30,9 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-KEYS = st.sampled_from(["prompt", "seed", "steps", "lanes", "record", "text", "how", "frame", "x"])
+KEYS = st.sampled_from(
+    ["prompt", "seed", "steps", "lanes", "record", "text", "how", "frame", "keys", "x"]
+)
 
 
 @given(st.one_of(
@@ -47,6 +58,8 @@ def test_any_message_is_a_command_or_refused(message):
         ({"type": "prompt", "text": "b", "how": "cut"}, NewPrompt("b", "cut")),
         ({"type": "steps", "steps": 1}, NewSteps(1)),
         ({"type": "shown", "frame": 7}, Shown(7)),
+        ({"type": "keys", "keys": ["w", "left"]}, NewKeys(("j", "w"))),
+        ({"type": "keys", "keys": []}, NewKeys(())),
     ],
 )
 def test_commands(message, command):
@@ -72,6 +85,8 @@ def test_commands(message, command):
         ),
         ('{"type": "start", "prompt": "\\ud800"}', "cannot be shown"),
         ('{"type": "steps", "steps": true}', "steps.steps"),
+        ('{"type": "keys", "keys": ["x"]}', "there is no key 'x'; there are w, s, a, d"),
+        ('{"type": "keys", "keys": "w"}', "keys.keys: 'w' must be a list"),
     ],
 )
 def test_nonsense_is_named(message, said):
@@ -81,10 +96,11 @@ def test_nonsense_is_named(message, said):
 
 
 def test_a_frame_has_a_header_of_32_bytes():
-    message = packed(1, 70, 12, 0.002, 0.001, "ff" * 8, b"image")
+    message = packed(1, 70, 12, {"w", "l"}, (0.002, 0.001), "ff" * 8, b"image")
     assert HEADER.size == 32 and message[32:] == b"image"
-    version, lane, _, frame, block, _, denoise, decode, digest = HEADER.unpack(message[:32])
+    version, lane, keys, frame, block, _, denoise, decode, digest = HEADER.unpack(message[:32])
     assert (version, lane, frame, block, digest) == (1, 1, 70, 12, 2**64 - 1)
+    assert keys == KEY_BITS["w"] | KEY_BITS["l"] and len({*KEY_BITS.values()}) == 8
     assert (round(denoise, 3), round(decode, 3)) == (2, 1)
 
 
