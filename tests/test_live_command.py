@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 from aiohttp import ClientSession
@@ -12,7 +13,13 @@ from live_pages import START, Page, served
 from tiny_student import CAPTIONS, walker, write_run
 
 from experiments.__main__ import main
-from experiments.live.recording import read_recording
+from experiments.generation.events import NewKeys
+from experiments.generation.session import Session
+from experiments.live.recording import Recorder, digest_of, read_recording
+from experiments.live.students import open_student
+from experiments.live.viewer import header
+
+CHOSEN = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +29,7 @@ def recorded(tmp_path_factory):
     run = write_run(folder)
 
     async def live():
-        from argparse import Namespace
-
-        from experiments.live.students import open_student
-
-        chosen = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
-        async with served(folder / "sessions", [open_student(str(run), chosen)]) as (_, page, _):
+        async with served(folder / "sessions", [open_student(str(run), CHOSEN)]) as (_, page, _):
             one = await page()
             await one.tell(**START)
             await one.hear(lambda page: len(page.frames) >= 4)
@@ -93,16 +95,7 @@ def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number)
 def test_a_recorded_walk_replays_with_its_keys_alone(tmp_path, caplog, capsys):
     run, file = write_run(tmp_path, walker()), tmp_path / "walk.jsonl"
     caplog.set_level("INFO")
-    from argparse import Namespace
-
-    from experiments.generation.events import NewKeys
-    from experiments.generation.session import Session
-    from experiments.live.recording import Recorder, digest_of
-    from experiments.live.students import open_student
-    from experiments.live.viewer import header
-
-    chosen = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
-    session = Session(open_student(str(run), chosen), CAPTIONS[0], 0)
+    session = Session(open_student(str(run), CHOSEN), CAPTIONS[0], 0)
     recorder = Recorder(file, header([session]))
     for keys in ((), ("w",), ("w", "l"), (), ("a",)):
         session.request(NewKeys(keys))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
+from test_cuda_graphs import Recorder
 from test_window import masked_reference
 from tiny_student import CAMERA, CAPTIONS, student, walker
 
@@ -22,6 +23,7 @@ from experiments.worlds.room.walks import REACH, Room, place_of
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks.cameras import Posed, projective
+from lightning_modules.networks.wan.cuda_graphs import Replay
 
 CPU = torch.device("cpu")
 TINY = walker()
@@ -279,6 +281,19 @@ def test_a_wide_lens_is_another_camera():
     assert not same(
         *(shown(Session(each, CAPTIONS[0], 0, events=keys), 5) for each in (TINY, wide))
     )
+
+
+def test_cuda_graphs_follow_the_walk():
+    """The cache whose origin moves is where the graphs read it; a full window records none anew."""
+    recorder = Recorder()
+    graphs = replace(TINY, network=Replay(TINY.network, recorder))
+    sessions = [Session(each, CAPTIONS[0], 0, events=events_of(LAP)) for each in (graphs, TINY)]
+    for index in range(30):
+        one, other = (session.next().frames.astype(int) for session in sessions)
+        assert np.abs(one - other).max() <= 1
+        if index == 12:
+            before = recorder.recorded
+    assert recorder.recorded == before > 0
 
 
 def test_keys_that_move_nothing_are_refused():

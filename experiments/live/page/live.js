@@ -30,11 +30,13 @@ function hold(change) {
   change();
   if ([...held].join() === before) return;
   for (const {cap, key} of about.keys) cap.classList.toggle("down", held.has(key));
-  if (!held.size) pressed = null;
   if (walks()) send("keys", {keys: [...held]});
 }
 
-function release() { hold(() => held.clear()); }
+function release() {
+  hold(() => held.clear());
+  pressed = null;
+}
 
 function writes(target) { return target.closest?.("input:not([type=checkbox]), select, textarea") != null; }
 
