@@ -28,20 +28,26 @@ SMALL += [
 ]  # fmt: skip
 
 
+def timed(report: dict) -> list[dict]:
+    """Rows with a time."""
+    return [row for row in report["rows"] if "seconds" in row]
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("bench") / "all.json"
     words = ["--device", "cpu", "--warmup", "0", "--repeats", "2", "--few-steps", "1", "2"]
-    assert main(["bench", "all", *SMALL, *words, "--out", str(out)]) == 0
+    assert main(["bench", "all", *SMALL, *words, "--one-process", "--out", str(out)]) == 0
     return json.loads(out.read_text())
 
 
 def test_every_part_is_measured(report):
     names = [row["name"] for row in report["rows"]]
     assert len(set(names)) == len(names)
+    assert names[0] == "agreement" and names[1] == "rollout/2/separate", "worth most"
     for steps in (1, 2):
         for past in ("training", "separate", "fused"):
-            assert f"rollout, {steps} steps, past: {past}" in names
+            assert f"rollout/{steps}/{past}" in names
     trained = {row["recipe"]: [] for row in report["rows"] if "recipe" in row}
     for row in report["rows"]:
         trained.get(row.get("recipe"), []).append(row.get("turn"))
@@ -54,18 +60,25 @@ def test_every_part_is_measured(report):
         "stage3_sf_dmd": both,
         "stage3_causvid_dmd": both,
     }  # fmt: skip
-    assert {"pairs, causal", "pairs, bidirectional", "vae, encode", "vae, decode"} <= set(names)
+    assert {"pairs/causal", "pairs/bidirectional", "vae/encode", "vae/decode"} <= set(names)
 
 
 def test_every_number_stands_beside_its_roofline(report):
     assert report["peak"]["matmul_flops"] > 1e8 and report["peak"]["copy_bytes"] > 1e8
-    for row in report["rows"]:
+    for row in timed(report):
         assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0, row["name"]
         assert row["operations"] > 0 and row["bytes"] > 0 and row["peak_memory_bytes"] > 0
         assert 0 < row["roofline_s"] < row["median_s"], f"{row['name']}: faster than the device"
         assert row["share_of_roofline"] == row["roofline_s"] / row["median_s"]
         assert 0 < row["mfu"] <= 1
-    assert all(math.isfinite(row["median_s"]) for row in report["rows"])
+    assert all(math.isfinite(row["median_s"]) for row in timed(report))
+
+
+def test_every_way_to_make_the_calls_gives_the_same_clip(report):
+    row = report["rows"][0]
+    assert row["finite"] and set(row) == {"task", "name", "finite", "separate", "fused"}
+    for way in ("separate", "fused"):
+        assert len(row[way]) == 3 and max(row[way]) < 1e-5
 
 
 def test_it_says_on_what_and_how(report):
@@ -77,14 +90,14 @@ def test_it_says_on_what_and_how(report):
 
 
 def test_first_frame_and_throughput_by_both_definitions(report):
-    row = next(r for r in report["rows"] if r["name"] == "rollout, 2 steps, past: separate")
+    row = next(r for r in report["rows"] if r["name"] == "rollout/2/separate")
     frames, median = row["pixel_frames"], lambda key: row[key]["median"]
     assert frames == 9, "1 + 4 (3 - 1)"
     assert median("latency_first_frame_e2e_s") > median("latency_first_frame_denoise_s")
     assert median("throughput_no_vae_fps") > median("throughput_e2e_fps") > 0
     assert median("throughput_no_vae_fps") <= frames / min(row["seconds"])
     assert row["calls"] == 4 + 2 + 2 + 2, "four steps of the first frame, two of others, commits"
-    fused = next(r for r in report["rows"] if r["name"] == "rollout, 2 steps, past: fused")
+    fused = next(r for r in report["rows"] if r["name"] == "rollout/2/fused")
     assert fused["calls"] == 4 + 2 + 2, "commits ride along"
 
 
@@ -113,12 +126,12 @@ def test_what_was_measured_outlives_what_fails(tmp_path, monkeypatch, fault):
     out = tmp_path / "rollout.json"
     words = ["--device", "cpu", "--warmup", "0", "--repeats", "1", "--few-steps", "1"]
     with contextlib.suppress(KeyboardInterrupt):
-        main(["bench", "rollout", *SMALL, *words, "--out", str(out)])
-    rows = {row["name"].removeprefix("rollout, 1 steps, past: "): row
+        main(["bench", "rollout", *SMALL, *words, "--one-process", "--out", str(out)])
+    rows = {row["name"].removeprefix("rollout/1/"): row
             for row in json.loads(out.read_text())["rows"]}  # fmt: skip
     assert rows["training"]["median_s"] > 0
     if isinstance(fault, KeyboardInterrupt):
-        assert set(rows) == {"training"}
+        assert rows["separate"]["not_run"] == rows["fused"]["not_run"]
         return
     assert rows["separate"]["error"] == "OutOfMemoryError: CUDA out of memory"
     assert rows["fused"]["median_s"] > 0
@@ -127,7 +140,8 @@ def test_what_was_measured_outlives_what_fails(tmp_path, monkeypatch, fault):
 def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Subject, "vae", lambda _: 1 / 0)
     out = tmp_path / "vae.json"
-    assert main(["bench", "vae", *SMALL, "--device", "cpu", "--out", str(out)]) == 1
+    words = ["--device", "cpu", "--one-process", "--out", str(out)]
+    assert main(["bench", "vae", *SMALL, *words]) == 1
     assert "nothing could be measured" in capsys.readouterr().err
     assert [row["error"] for row in json.loads(out.read_text())["rows"]] == [
         "ZeroDivisionError: division by zero"
@@ -141,6 +155,12 @@ def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
         (["rollout", "--scale", "tinny"], "did you mean 'tiny'"),
         (["rollout", "--scale", "switching"], "has no section 'bench'"),
         (["rollout", "--repeats", "0"], "--repeats and --few-steps at least 1"),
+        (["rollout", "--minutes", "0"], "--minutes: 0.0 must be above 0"),
+        (["rollout", "--minutes", "1", "--one-process"], "cannot be ended"),
+        (
+            ["all", "--rows", "rollout/2,train/stage2_causal_xd"],
+            "no 'train/stage2_causal_xd' on this device; did you mean 'train/stage2_causal_cd'",
+        ),
         (["rollout", "--few-steps", "0"], "--repeats and --few-steps at least 1"),
         (["rollout", "shift=${nope}"], "tiny.yaml: shift: '${nope}': Interpolation key 'nope'"),
         (["rollout", "network.num_layers=0"], "network.num_layers: 0 must be at least 1"),
@@ -154,6 +174,20 @@ def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
 def test_mistakes_are_answered(capsys, words, message):
     assert main(["bench", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_row_in_a_process_of_its_own_and_the_next_call_goes_on(tmp_path, capsys):
+    out = tmp_path / "vae.json"
+    words = ["--device", "cpu", "--warmup", "0", "--repeats", "1", "--minutes", "9"]
+    command = ["bench", "vae", *SMALL, *words, "--out", str(out)]
+    assert main([*command, "--rows", "vae/decode"]) == 0
+    (decoded,) = json.loads(out.read_text())["rows"]
+    assert main(command) == 0
+    found = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert found["vae/decode"] == decoded and found["vae/encode"]["median_s"] > 0
+    assert main([*command, "--scale", "wan1.3b"]) == 1
+    assert "another scale (tiny; now wan1.3b)" in capsys.readouterr().err
 
 
 def test_help_is_light():
@@ -177,5 +211,5 @@ def test_rollouts_on_a_gpu(tmp_path):
     assert report["device"]["name"] == torch.cuda.get_device_name()
     assert report["peak"]["dtype"] == "bfloat16"
     names = {row["name"] for row in report["rows"]}
-    assert {f"rollout, {steps} steps, past: fused, cuda_graphs" for steps in (1, 2, 4)} <= names
+    assert {f"rollout/{steps}/fused+cuda_graphs" for steps in (1, 2, 4)} <= names
     assert all(row["roofline_s"] < row["median_s"] for row in report["rows"])

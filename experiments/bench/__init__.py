@@ -8,8 +8,14 @@
     train.py      a training step of each stage
     pairs.py      one trajectory of each teacher
     vae.py        encoding and decoding a clip
+    agreement.py  whether every way to make the calls gives the same clip
+    catalogue.py  the rows that there are, most valuable first
+    row.py        what a measurement says
     predict.py    Table 2's Stage-2 columns from the measured times, against the paper's
-    command.py    the command line and the JSON
+    report.py     the JSON, whole after every row
+    worker.py     the process of one row
+    isolated.py   starts it, and ends one that hangs
+    command.py    the command line: which rows, in what time
 
 Weights are random: speed does not depend on their values, and the JSON says so.
 """

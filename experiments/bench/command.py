@@ -1,28 +1,33 @@
-"""The command line of the bench, and its JSON."""
+"""The command line of the bench: which rows, in what time, each in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.atomic import write_text
 from experiments.runs.folder import home_path
-from experiments.runs.recipe import Library, Resolver, parse_settings
+from experiments.runs.provenance import revision
 
 if TYPE_CHECKING:
-    import torch
+    from experiments.bench.isolated import Answer
+    from experiments.bench.report import Report
+    from experiments.bench.row import Task
+    from experiments.bench.worker import Bench
+    from experiments.runs.recipe import Library
 
-    from experiments.bench.clock import Protocol
-    from experiments.bench.device import Peak
-    from experiments.bench.random_models import Subject
-    from experiments.bench.report import Task
+    Ask = Callable[[Mapping[str, Any], float], Answer]
 
 WHAT = ("rollout", "train", "pairs", "vae", "all")
+START_S = 120.0  # to import everything and to start a device
+LEAST_S = 60.0  # of a row's share: some compile
+SHARE = 4  # of the time that is left, what one row may take
+WORTH_S = 10.0  # with less left no row is begun
+WITHOUT_LIMIT_S = 3600.0
 log = logging.getLogger(__name__)
 
 
@@ -34,12 +39,35 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--rows", help="of these names only, such as rollout/2,train/stage2_causal_cd"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="stop then; the most valuable rows come first (no limit)"
+    )
+    parser.add_argument(
+        "--row-seconds",
+        type=float,
+        help="kill a row that takes longer (with --minutes a quarter of what is left, at least a"
+        " minute; without, an hour)",
+    )
     parser.add_argument("--warmup", type=int, default=1, help="times before the clock runs (1)")
     parser.add_argument("--repeats", type=int, default=5, help="times with the clock (5)")
     parser.add_argument(
         "--few-steps", type=int, nargs="+", default=[1, 2, 4], help="of the rollouts (1 2 4)"
     )
-    parser.add_argument("--out", type=home_path, help="where the JSON goes (bench-SCALE-PART.json)")
+    parser.add_argument(
+        "--out",
+        type=home_path,
+        help="where the JSON goes (bench-SCALE-PART.json); one of the same device, scale and code"
+        " is continued",
+    )
+    parser.add_argument("--again", action="store_true", help="measure what it has already anew")
+    parser.add_argument(
+        "--one-process",
+        action="store_true",
+        help="all rows in this process: starts faster, but nothing ends one that hangs",
+    )
 
 
 def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
@@ -48,155 +76,133 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
     Raises:
         ValueError: a wrong setting, a missing device, or nothing could be measured.
     """
-    from experiments.bench import device as devices
-    from experiments.bench.clock import Protocol
-    from experiments.bench.random_models import Subject
-    from experiments.bench.sizes import scale_tree
-    from lightning_modules.networks.wan import attention
+    end = _end(chosen)  # importing counts
 
-    for chatty in ("lightning.pytorch", "diffusers"):  # logs of devices, tips and casts
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    if chosen.warmup < 0 or min(chosen.repeats, *chosen.few_steps) < 1:
-        raise ValueError("--warmup must not be negative, --repeats and --few-steps at least 1")
-    library, settings = library or Library(), parse_settings(chosen.settings)
-    subject = Subject(scale_tree(chosen.scale, settings, library), _device(chosen.device))
-    kernel = subject.tree["launch"].get("attention", "auto")
-    attention.use(kernel, subject.device)
-    protocol = Protocol(chosen.warmup, chosen.repeats)
-    peak = devices.measure_peak(subject.device, subject.dtype)
+    from experiments.bench import catalogue
+    from experiments.bench.report import Report
+    from experiments.bench.worker import Arguments, Bench
+
+    arguments = Arguments(
+        chosen.scale,
+        tuple(chosen.settings),
+        chosen.device,
+        chosen.warmup,
+        chosen.repeats,
+        tuple(chosen.few_steps),
+    )
+    bench = Bench(arguments, library)
+    wanted = chosen.rows.split(",") if chosen.rows else []
+    tasks = bench.tasks()
+    if chosen.part != "all":
+        tasks = catalogue.chosen(tasks, [chosen.part])
+    if wanted:
+        tasks = catalogue.chosen(tasks, wanted)
+    file = chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json")
+    ask = _here(bench) if chosen.one_process else _apart(arguments, file.with_suffix(".log"))
+    about = _about(bench, arguments, ask)
+    names = [task.name for task in tasks]
+    report = Report(file, about, names, chosen.again)
+    _measure(tasks, report, ask, end, chosen.row_seconds)
+    _conclude(report, names)
+
+
+def _end(chosen: argparse.Namespace) -> float:
+    """When no time is left, by the monotonic clock."""
+    for name in ("minutes", "row_seconds"):
+        if (value := getattr(chosen, name)) is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} must be above 0")
+    if chosen.one_process and (chosen.row_seconds is not None or chosen.minutes is not None):
+        raise ValueError(
+            "--one-process: a row in this process cannot be ended; leave out --minutes and"
+            " --row-seconds"
+        )
+    return time.monotonic() + 60 * chosen.minutes if chosen.minutes else float("inf")
+
+
+def _apart(arguments: Any, logged: Path) -> Ask:
+    """Each order to a process of its own."""
+    from experiments.bench import isolated
+
+    words = asdict(arguments)
+    return lambda order, seconds: isolated.ask({"arguments": words, **order}, seconds, logged)
+
+
+def _here(bench: Bench) -> Ask:
+    """Each order in this process."""
+    from experiments.bench.clock import forget_peak
+    from experiments.bench.device import Peak
+    from experiments.bench.isolated import Answer
+    from experiments.bench.worker import measured
+
+    def ask(order: Mapping[str, Any], seconds: float) -> Answer:
+        if "task" not in order:
+            return Answer([bench.about_device()])
+        task = next(task for task in bench.tasks() if task.name == order["task"])
+        lines = list(measured(task, Peak(**order["peak"])))
+        forget_peak(bench.subject.device)
+        rows = [line["row"] for line in lines if "row" in line]
+        return Answer(rows, lines[-1].get("error", "") if lines else "")
+
+    return ask
+
+
+def _about(bench: Bench, arguments: Any, ask: Ask) -> dict[str, Any]:
+    """Scale, device and protocol. Raises ValueError if the device does not answer."""
+    answer = ask({}, START_S)
+    if answer.error:
+        raise ValueError(f"the device cannot be described: {answer.error}")
+    subject, device = bench.subject, answer.rows[0]
+    peak = device["peak"]
     log.info(
-        "peak: %.3g TFLOP/s (%s), %.3g GB/s",
-        peak.matmul_flops / 1e12, peak.dtype, peak.copy_bytes / 1e9,
+        "%s, peak: %.3g TFLOP/s (%s), %.3g GB/s",
+        device["device"]["name"], peak["matmul_flops"] / 1e12, peak["dtype"],
+        peak["copy_bytes"] / 1e9,
     )  # fmt: skip
-    about = {
+    return {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "scale": chosen.scale,
-        "settings": settings,
+        "revision": revision(),
+        "scale": arguments.scale,
+        "settings": bench.settings,
         "clip_shape": list(subject.shape),
         "blocks": list(subject.blocks),
         "precision": subject.tree["precision"],
-        "attention": kernel,
+        "attention": bench.kernel,
         "weights": "random: speed does not depend on their values",
-        "device": devices.describe(subject.device),
-        "versions": devices.versions(),
         "protocol": {
-            "warmup": chosen.warmup,
-            "repeats": chosen.repeats,
+            "warmup": arguments.warmup,
+            "repeats": arguments.repeats,
             "clock": "perf_counter between synchronisations",
             "batch": "1 clip, unless a row says otherwise",
         },
-        "peak": peak.as_dict(),
+        **device,
     }
-    report = Report(chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json"), about)
-    for task in _tasks(chosen, subject, peak, protocol, Resolver(chosen.scale, library), settings):
-        report.measure(task, subject.device, peak)
-    report.end()
 
 
-class Report:
-    """The JSON report, complete after every row.
-
-    Args:
-        file: its path.
-        about: scale, device and protocol of the measurement.
-    """
-
-    def __init__(self, file: Path, about: dict[str, Any]) -> None:
-        self._file, self._about = file, about
-        self._rows: list[dict[str, Any]] = []
-
-    def measure(self, task: Task, device: torch.device, peak: Peak) -> None:
-        """Add a task's rows; a failure becomes a row with its error. Frees the task's memory."""
-        from experiments.bench.clock import forget_peak
-
-        try:
-            for row in task.rows():
-                self._add(row.as_dict(peak))
-        except Exception as error:  # compiler, memory, ...: other rows go on
-            log.error("%s", task.name, exc_info=True)
-            self._add({"name": task.name, "error": f"{type(error).__name__}: {error}"})
-        forget_peak(device)
-
-    def end(self) -> None:
-        """Print the predicted costs.
-
-        Raises:
-            ValueError: every row is an error.
-        """
-        failed = [row["name"] for row in self._rows if "error" in row]
-        if len(failed) == len(self._rows):
-            raise ValueError(f"nothing could be measured; {self._file} says why")
-        if failed:
-            log.error("not measured: %s", "; ".join(failed))
-        log.info("%s", _prediction(self._predicted(), self._about["device"]["name"]))
-        log.info("written: %s", self._file)
-
-    def _add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        whole = self._about | {"rows": self._rows, "stage2": self._predicted()}
-        write_text(self._file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
-        log.info("%s", _line(row))
-
-    def _predicted(self) -> dict[str, Any]:
-        from experiments.bench import predict
-
-        measured = [row for row in self._rows if "error" not in row]
-        return predict.stage2(measured, self._about["clip_shape"])
+def _measure(tasks: list[Task], report: Report, ask: Ask, end: float, most: float | None) -> None:
+    """The rows that are not there, as long as time is left."""
+    for task in tasks:
+        if report.has(task.name):
+            continue
+        left = end - time.monotonic()
+        if left < WORTH_S:
+            report.skip(task.name, f"no time was left (--minutes): {max(left, 0):.0f} s")
+            continue
+        share = WITHOUT_LIMIT_S if left == float("inf") else max(LEAST_S, left / SHARE)
+        answer = ask({"task": task.name, "peak": report.about["peak"]}, min(most or share, left))
+        report.add(task.name, answer.rows, answer.error)
 
 
-def _tasks(
-    chosen: argparse.Namespace,
-    subject: Subject,
-    peak: Peak,
-    protocol: Protocol,
-    resolver: Resolver,
-    settings: dict[str, Any],
-) -> Iterator[Task]:
-    """The requested parts, each imported lazily."""
-    from experiments.bench import pairs, rollout, train, vae
+def _conclude(report: Report, names: list[str]) -> None:
+    """Say what was not measured, and the predicted costs."""
+    from experiments.bench.report import line, prediction
 
-    wanted = WHAT[:-1] if chosen.part == "all" else (chosen.part,)
-    if "rollout" in wanted:
-        yield from rollout.bench(subject, peak, protocol, chosen.few_steps)
-    if "train" in wanted:
-        yield from train.bench(subject, peak, protocol, resolver, settings)
-    if "pairs" in wanted:
-        yield from pairs.bench(subject, peak, protocol)
-    if "vae" in wanted:
-        yield from vae.bench(subject, peak, protocol)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise ValueError("--device cuda: torch sees no GPU here; use cpu, or auto")
-    return torch.device("cuda" if there and name != "cpu" else "cpu")
-
-
-def _line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"{row['name']:<48} {row['error'].splitlines()[0]}"
-    share, mfu = 100 * row["share_of_roofline"], 100 * row["mfu"]
-    return (
-        f"{row['name']:<48} {row['median_s']:10.4f} s  {share:5.1f}% of the roofline"
-        f"  MFU {mfu:5.1f}%  {row['peak_memory_bytes'] / 2**30:7.2f} GiB"
+    if not any(map(report.has, names)):
+        raise ValueError(f"nothing could be measured; {report.file} says why")
+    for lacking in ("error", "not_run"):
+        for row in report.rows(lacking):
+            log.error("%s", line(row))
+    log.info(
+        "%s",
+        prediction(report.rows(), report.about["clip_shape"], report.about["device"]["name"]),
     )
-
-
-def _prediction(stage2: dict[str, Any], device: str) -> str:
-    """The costs of Stage 2 as a small table."""
-    lines = [f"Stage 2 at the paper's counts: hours of one {device} (paper: A800), GiB (paper)"]
-    for init, one in stage2["initialisations"].items():
-        hours = one["device_hours"]
-        shown = "not measured" if hours is None else f"{hours:,.1f}"
-        lines.append(
-            f"  {init:<18} {shown:>14} ({_printed(one['paper_a800_hours'])})"
-            f"  {one['storage_gib']:8,.0f} ({_printed(one['paper_storage_gib'])})"
-        )
-    return "\n".join(lines)
-
-
-def _printed(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+    log.info("written: %s", report.file)

@@ -13,7 +13,7 @@ from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
-from experiments.bench.report import Row, Task
+from experiments.bench.row import Row, Task
 from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
@@ -25,7 +25,7 @@ from lightning_modules.networks.tally import Call, calls_of
 HURRY = ("compile", "cuda_graphs")  # of ``launch``
 
 
-def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
+def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
     """Both teachers, with the scale's grid, guidance and batch."""
     settings = subject.tree["stages"]["pairs"]
     intervals, guidance, batch = (settings[key] for key in ("intervals", "guidance", "batch"))
@@ -36,7 +36,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
         launch = Launch(**{key: subject.tree["launch"].get(key, False) for key in HURRY})
         return accelerated(subject.network(subject.tree["network"]), launch, subject.device)
 
-    def row(past: str) -> list[Row]:
+    def row(past: str, peak: Peak) -> list[Row]:
         noise = torch.randn(batch, *subject.shape, device=subject.device)
         text, negative = subject.prompt(batch), subject.prompt()[0]
         action = trajectory(past, teacher(), noise, text, negative, subject.blocks, grid, guidance)
@@ -46,7 +46,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
         works = [subject.work(call, clips=batch) for call in calls]
         return [
             Row(
-                f"pairs, {past}",
+                f"pairs/{past}",
                 timing,
                 sum(map(peak.least_seconds, works)),
                 sum(works, Work()),
@@ -55,7 +55,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
         ]
 
     for past in ("causal", "bidirectional"):
-        yield Task(f"pairs, {past}", partial(row, past))
+        yield Task(f"pairs/{past}", partial(row, past))
 
 
 def trajectory(

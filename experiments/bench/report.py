@@ -1,59 +1,144 @@
-"""One measurement: times, operations and bytes, and the share of the roofline reached."""
+"""The JSON of the bench: whole after every row, and continued by the next call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.bench.clock import Timing
-from experiments.bench.count import Work
-from experiments.bench.device import Peak
+from datamodules.atomic import write_text
+from experiments.bench import predict
+
+log = logging.getLogger(__name__)
+SAME = ("scale", "settings", "protocol", "versions", "revision", "device.name")
+"""What must not differ between rows of one file, by dotted path."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A measurement with its roofline.
+class Report:
+    """Rows of one device at one scale.
 
-    Args:
-        name: of the measured action.
-        timing: of it.
-        least_s: the roofline: seconds that no implementation on this device can beat.
-        work: operations and bytes of the device, recomputation included.
-        model: operations that the algorithm needs, for MFU; None where that is the same.
-        more: further values, by name with unit.
-    """
-
-    name: str
-    timing: Timing
-    least_s: float
-    work: Work
-    model: float | None = None
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self, peak: Peak) -> dict[str, Any]:
-        seconds = self.timing.median
-        needed = self.work.operations if self.model is None else self.model
-        return {
-            "name": self.name,
-            **self.timing.as_dict(),
-            "operations": self.work.operations,
-            "bytes": self.work.bytes,
-            "roofline_s": self.least_s,
-            "share_of_roofline": self.least_s / seconds,
-            "mfu": needed / seconds / peak.matmul_flops,
-            **self.more,
-        }
-
-
-@dataclass(frozen=True)
-class Task:
-    """An independent measurement: its failure does not affect other tasks.
+    A task's rows are dicts with its name under ``task``. One that was not measured has instead
+    ``error`` (it failed) or ``not_run`` (it did not get its turn), and why.
 
     Args:
-        name: prefix of its rows' names.
-        rows: sets up and measures.
+        file: its path.
+        about: scale, device, protocol and peak of the measurement.
+        names: of the wanted tasks, in their order.
+        again: measure anew what the file has already.
+
+    Raises:
+        ValueError: the file is of another device, scale, code or protocol, or not of a bench.
     """
 
-    name: str
-    rows: Callable[[], Iterable[Row]]
+    def __init__(
+        self, file: Path, about: Mapping[str, Any], names: Sequence[str], again: bool = False
+    ) -> None:
+        self.file, self.about = file, dict(about)
+        self._found: dict[str, list[dict[str, Any]]] = {}
+        if file.exists() and not again:
+            self._continue(names)
+        for name in names:
+            if again or not self.has(name):
+                self._found[name] = [_without(name, "not_run", "its turn has not come")]
+        self._write()
+
+    def has(self, name: str) -> bool:
+        """Whether this task was measured without an error."""
+        rows = self._found.get(name)
+        return bool(rows) and not any("error" in row or "not_run" in row for row in rows)
+
+    def add(self, name: str, rows: Sequence[Mapping[str, Any]], error: str = "") -> None:
+        """A task's rows, those that were measured before an error included."""
+        found = [{"task": name, **row} for row in rows]
+        if error:
+            found.append(_without(name, "error", error))
+        self._found[name] = found
+        self._write()
+        for row in found:
+            log.info("%s", line(row))
+
+    def skip(self, name: str, why: str) -> None:
+        """A task that does not get its turn."""
+        self._found[name] = [_without(name, "not_run", why)]
+        self._write()
+
+    def rows(self, lacking: str = "") -> list[dict[str, Any]]:
+        """All rows, or those with the key ``error`` or ``not_run``."""
+        every = [row for rows in self._found.values() for row in rows]
+        return [row for row in every if not lacking or lacking in row]
+
+    def _continue(self, names: Sequence[str]) -> None:
+        """Take over what was measured, and the peak that it was measured against."""
+        try:
+            old = json.loads(self.file.read_text(encoding="utf-8"))
+            rows = [(row["task"], row) for row in old["rows"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.file}: no file that this bench wrote ({error}); give --out another name,"
+                " or replace it with --again"
+            ) from None
+        for key in SAME:
+            was, now = _at(old, key), _at(json.loads(json.dumps(self.about)), key)
+            if was != now:
+                raise ValueError(
+                    f"{self.file}: its rows are of another {key} ({was}; now {now}); give --out"
+                    " another name, or measure all of it anew with --again"
+                )
+        self.about["peak"] = old["peak"]
+        for task, row in rows:
+            self._found.setdefault(task, []).append(row)
+        if kept := sum(self.has(name) for name in names):
+            log.info("%s has %d of %d rows already", self.file, kept, len(names))
+
+    def _write(self) -> None:
+        rows = self.rows()
+        measured = [row for row in rows if "error" not in row and "not_run" not in row]
+        stage2 = predict.stage2(measured, self.about["clip_shape"])
+        whole = self.about | {"rows": rows, "stage2": stage2}
+        write_text(self.file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in a line."""
+    for key, say in (("error", "failed: "), ("not_run", "not run: ")):
+        if key in row:
+            return f"{row['name']:<48} {say}{row[key].splitlines()[0]}"
+    if "median_s" not in row:
+        found = {key: value for key, value in row.items() if key not in ("name", "task")}
+        return f"{row['name']:<48} {json.dumps(found)}"
+    share, mfu = 100 * row["share_of_roofline"], 100 * row["mfu"]
+    return (
+        f"{row['name']:<48} {row['median_s']:10.4f} s  {share:5.1f}% of the roofline"
+        f"  MFU {mfu:5.1f}%  {row['peak_memory_bytes'] / 2**30:7.2f} GiB"
+    )
+
+
+def prediction(rows: Sequence[Mapping[str, Any]], clip_shape: Sequence[int], device: str) -> str:
+    """The costs of Stage 2 as a small table."""
+    measured = [row for row in rows if "error" not in row and "not_run" not in row]
+    found = predict.stage2(measured, clip_shape)["initialisations"]
+    lines = [f"Stage 2 at the paper's counts: hours of one {device} (paper: A800), GiB (paper)"]
+    for init, one in found.items():
+        hours = one["device_hours"]
+        shown = "not measured" if hours is None else f"{hours:,.1f}"
+        lines.append(
+            f"  {init:<18} {shown:>14} ({_printed(one['paper_a800_hours'])})"
+            f"  {one['storage_gib']:8,.0f} ({_printed(one['paper_storage_gib'])})"
+        )
+    return "\n".join(lines)
+
+
+def _printed(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _without(name: str, key: str, why: str) -> dict[str, str]:
+    return {"task": name, "name": name, key: why}
+
+
+def _at(tree: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key, {})
+    return tree

@@ -11,7 +11,7 @@ VAE. The published code also updates the cache after the last block, which is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -23,7 +23,7 @@ from experiments.bench.clock import Protocol, measure, now, quantiles
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
-from experiments.bench.report import Row, Task
+from experiments.bench.row import Row, Task
 from experiments.bench.vae import decode
 from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion.fast_past import FastPast
@@ -50,7 +50,14 @@ VARIANTS: tuple[tuple[str, dict[str, bool]], ...] = (
 (``launch``; on CUDA only). Compiling is last: it changes the network for good."""
 
 
-def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]) -> Iterator[Task]:
+def variants(device: torch.device) -> Iterator[tuple[str, str, dict[str, bool]]]:
+    """Those of this device: the name, how the past is kept, and options of ``launch``."""
+    for past, options in VARIANTS:
+        if not options or device.type == "cuda":
+            yield "+".join([past, *options]), past, options
+
+
+def bench(subject: Subject, protocol: Protocol, few_steps: Sequence[int]) -> Iterator[Task]:
     """For each number of steps and each KV-cache implementation: denoising alone and end to end.
 
     Args:
@@ -63,16 +70,14 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol, few_steps: list[int]
         student = subject.network(subject.tree["network"])
         return student, subject.text_encoder(), subject.vae()
 
-    def row(past: str, options: dict[str, bool], steps: int, name: str) -> list[Row]:
+    def row(past: str, options: dict[str, bool], steps: int, name: str, peak: Peak) -> list[Row]:
         student, encoder, vae = networks()
         hurry = accelerated(student, Launch(**options), subject.device)
         return [Rollout(subject, hurry, encoder, vae, steps, past).row(peak, protocol, name)]
 
-    for past, options in VARIANTS:
-        if options and subject.device.type != "cuda":
-            continue
+    for how, past, options in variants(subject.device):
         for steps in few_steps:
-            name = ", ".join([f"rollout, {steps} steps, past: {past}", *options])
+            name = f"rollout/{steps}/{how}"
             yield Task(name, partial(row, past, options, steps, name))
 
 

@@ -24,7 +24,7 @@ from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_mem
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
-from experiments.bench.report import Row, Task
+from experiments.bench.row import Row, Task
 from experiments.bench.sizes import NetworkSize
 from experiments.checkpoints.networks import ROLES
 from experiments.launch.stages import asked_of_networks, build_stage
@@ -37,7 +37,7 @@ FEW_STEPS = 4
 
 
 def bench(
-    subject: Subject, peak: Peak, protocol: Protocol, resolver: Resolver, settings: dict[str, Any]
+    subject: Subject, protocol: Protocol, resolver: Resolver, settings: Mapping[str, Any]
 ) -> Iterator[Task]:
     """Training steps of all stages that start from another run's student; random networks."""
     library = resolver.library
@@ -45,10 +45,10 @@ def bench(
         if "student" in load_recipe(library.recipes, name)["needs"]:
             run = resolver.resolve(name, settings)
             if run.recipe["fit"]["steps"]:
-                yield Task(f"train, {name}", partial(step_rows, subject, peak, protocol, run))
+                yield Task(f"train/{name}", partial(step_rows, subject, protocol, run))
 
 
-def step_rows(subject: Subject, peak: Peak, protocol: Protocol, run: Run) -> Iterator[Row]:
+def step_rows(subject: Subject, protocol: Protocol, run: Run, peak: Peak) -> Iterator[Row]:
     """A row for each kind of step of a stage, distinguished by the networks it updates."""
     name, recipe = run.recipe["recipe"], timed(run.recipe)
     asked, configs = asked_of_networks(recipe), networks_of(run, subject)
@@ -61,7 +61,7 @@ def step_rows(subject: Subject, peak: Peak, protocol: Protocol, run: Run) -> Ite
         done, needed = step_work(subject, asked, roles, configs, clips, checkpointed)
         turn = " and ".join(roles) if len(asked.steps) > 1 else None
         yield Row(
-            f"train, {name}" + (f", {turn}'s turn" if turn else ""),
+            f"train/{name}" + (f"/{turn}" if turn else ""),
             Timing(tuple(watch.seconds[roles]), watch.peak),
             sum(map(peak.least_seconds, done)),
             sum(done, Work()),

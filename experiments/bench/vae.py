@@ -17,17 +17,17 @@ from experiments.bench.clock import Protocol, measure
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
-from experiments.bench.report import Row, Task
+from experiments.bench.row import Row, Task
 
 Action = Callable[[nn.Module, Tensor], Tensor]
 
 
-def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
+def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
     """Both directions, one clip."""
     vae = cache(subject.vae)
 
     @torch.inference_mode()
-    def row(name: str, action: Action) -> list[Row]:
+    def row(name: str, action: Action, peak: Peak) -> list[Row]:
         latents = torch.randn(1, *subject.shape, device=subject.device)
         video = decode(vae(), latents)
         given = video if action is encode else latents
@@ -39,7 +39,7 @@ def bench(subject: Subject, peak: Peak, protocol: Protocol) -> Iterator[Task]:
         return [Row(name, timing, peak.least_seconds(work), work, more=more)]
 
     for action in (encode, decode):
-        name = f"vae, {action.__name__}"
+        name = f"vae/{action.__name__}"
         yield Task(name, partial(row, name, action))
 
 
