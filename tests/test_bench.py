@@ -6,13 +6,18 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.bench import rollout
+from experiments.bench import clock, rollout, vae
+from experiments.bench.clock import Protocol
 from experiments.bench.random_models import Subject
+from experiments.bench.sizes import scale_tree
+from experiments.runs.recipe import Library, parse_settings
+from lightning_modules.networks.wan.cuda_graphs import Replay
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {
@@ -66,10 +71,13 @@ def test_every_part_is_measured(report):
 def test_every_number_stands_beside_its_roofline(report):
     assert report["peak"]["matmul_flops"] > 1e8 and report["peak"]["copy_bytes"] > 1e8
     for row in timed(report):
-        assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0, row["name"]
+        timed_steps = max(2, len(row.get("outcomes", [])))
+        assert len(row["seconds"]) == timed_steps and min(row["seconds"]) > 0, row["name"]
         assert row["operations"] > 0 and row["bytes"] > 0 and row["peak_memory_bytes"] > 0
-        assert 0 < row["roofline_s"] < row["median_s"], f"{row['name']}: faster than the device"
-        assert row["share_of_roofline"] == row["roofline_s"] / row["median_s"]
+        assert 0 < row["roofline_s"] < min(row["seconds"]), f"{row['name']}: faster than the device"
+        assert row["share_of_roofline"] == row["roofline_s"] / row.get(
+            "expected_s", row["median_s"]
+        )
         assert 0 < row["mfu"] <= 1
     assert all(math.isfinite(row["median_s"]) for row in timed(report))
 
@@ -87,6 +95,83 @@ def test_it_says_on_what_and_how(report):
     assert {"python", "torch", "diffusers"} <= set(report["versions"])
     assert report["protocol"]["repeats"] == 2 and report["protocol"]["warmup"] == 0
     assert report["settings"]["network.num_layers"] == 1 and report["scale"] == "tiny"
+
+
+def test_distribution_matching_is_timed_at_every_exit(report):
+    """Of two steps with a first block of four: eight outcomes, each as likely as another."""
+    rows = {row["name"]: row for row in report["rows"]}
+    for turn in ("student", "critic"):
+        row = rows[f"train/stage3_asymmetric_dmd/{turn}"]
+        exits = {(found["exit"], found["first_exit"]) for found in row["outcomes"]}
+        assert exits == {(step, first) for step in range(2) for first in range(4)}
+        mean = sum(found["median_s"] for found in row["outcomes"]) / 8
+        assert row["expected_s"] == pytest.approx(mean)
+        assert sorted(found["median_s"] for found in row["outcomes"]) == sorted(row["seconds"])
+    assert "expected_s" not in rows["train/stage2_causal_cd"]
+
+
+def test_a_training_step_has_the_optimizer_and_the_average_of_the_run(report):
+    decays = {row["recipe"]: row["student_ema_decay"] for row in report["rows"] if "recipe" in row}
+    assert decays["stage3_asymmetric_dmd"] == 0.9 and decays["stage2_causal_cd"] == 0.0
+    row = next(row for row in report["rows"] if row.get("recipe") == "stage1_teacher_forcing")
+    assert row["optimizer"] == "GatedAdamW" and row["left_out"] == {
+        "strategy": "auto",
+        "devices": 1,
+    }
+
+
+def test_pixels_are_decoded_as_samples_are(report):
+    """In float32 whatever the network's precision: see test_the_vae_in_both_dtypes."""
+    row = next(row for row in report["rows"] if row["name"] == "rollout/2/fused")
+    assert row["vae_dtype"] == "float32"
+    parts = sum(row[part]["median"] for part in ("noise_s", "text_s", "pixels_s"))
+    whole = row["pixel_frames"] / row["throughput_e2e_fps"]["p10"]
+    assert row["noise_s"]["median"] > 0 and whole > parts
+
+
+def test_the_vae_in_both_dtypes():
+    tree = scale_tree("tiny", parse_settings([*SMALL, "precision=bf16-mixed"]), Library())
+    subject = Subject(tree, torch.device("cpu"))
+    names = [task.name for task in vae.bench(subject, Protocol(0, 1))]
+    assert names == ["vae/encode", "vae/encode/bfloat16", "vae/decode", "vae/decode/bfloat16"]
+    assert next(subject.vae().parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("least", "made", "times"),
+    [
+        (0, [9, 9, 9, 9], 0),
+        (1, [0, 0, 0, 0], 1),  # nothing is ever done for the first time
+        (1, [1, 2, 2, 2], 3),  # plain calls, then captured, then replayed
+        (3, [1, 1, 1, 1], 3),
+        (1, range(1, 100), 8),  # never settles
+    ],
+)
+def test_warm_up_lasts_until_every_graph_is_replayed(least, made, times):
+    counts = iter([0, *made])
+    done = []
+    assert clock.warm_up(lambda: done.append(1), least, lambda: next(counts)) == times
+    assert len(done) == times
+
+
+@torch.no_grad()
+def test_a_rollout_with_graphs_is_timed_when_all_calls_are_replays():
+    """The first clip runs plain, the second captures."""
+    tree = scale_tree("tiny", parse_settings(SMALL), Library())
+    subject = Subject(tree, torch.device("cpu"))
+    net = subject.network(tree["network"])
+    replay = Replay(net, record=lambda call, *examples: call)
+    encoder = SimpleNamespace(config=SimpleNamespace(vocab_size=2))
+    one = rollout.Rollout(subject, replay, encoder, None, 2, "fused")
+    counts, text = [], subject.prompt()
+
+    def clip():
+        noise, later = one._draw()
+        rollout.rollout(one._past(text), noise, subject.blocks, one._denoise(later.__getitem__))
+        counts.append(replay.first_times)
+
+    assert clock.warm_up(clip, 1, lambda: replay.first_times) == 3
+    assert counts[0] < counts[1] == counts[2]
 
 
 def test_first_frame_and_throughput_by_both_definitions(report):
@@ -138,7 +223,7 @@ def test_what_was_measured_outlives_what_fails(tmp_path, monkeypatch, fault):
 
 
 def test_nothing_but_errors_is_a_failure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Subject, "vae", lambda _: 1 / 0)
+    monkeypatch.setattr(Subject, "vae", lambda *_: 1 / 0)
     out = tmp_path / "vae.json"
     words = ["--device", "cpu", "--one-process", "--out", str(out)]
     assert main(["bench", "vae", *SMALL, *words]) == 1

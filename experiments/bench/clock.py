@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+MOST_WARM_UP = 8
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -23,19 +25,32 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repetition, and the peak memory [bytes] over all of them."""
+    """Seconds of each repetition, and the peak memory [bytes] over all of them.
+
+    Args:
+        seconds: of each.
+        peak_memory_bytes: over all.
+        expected_s: where chance decides what a repetition does, the expectation over that.
+    """
 
     seconds: tuple[float, ...]
     peak_memory_bytes: int
+    expected_s: float | None = None
 
     @property
     def median(self) -> float:
         return float(np.median(self.seconds))
 
+    @property
+    def typical(self) -> float:
+        """The expectation where repetitions differ by chance, else the median."""
+        return self.median if self.expected_s is None else self.expected_s
+
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON: all values, median, 10th and 90th percentile."""
+        """For the JSON: all values, median, 10th and 90th percentile, the expectation if any."""
         low, high = np.quantile(self.seconds, [0.1, 0.9])
-        return asdict(self) | {"median_s": self.median, "p10_s": float(low), "p90_s": float(high)}
+        found = {key: value for key, value in asdict(self).items() if value is not None}
+        return found | {"median_s": self.median, "p10_s": float(low), "p90_s": float(high)}
 
 
 def now(device: torch.device) -> float:
@@ -46,11 +61,21 @@ def now(device: torch.device) -> float:
 
 
 def measure(
-    action: Callable[[], Any], device: torch.device, protocol: Protocol
+    action: Callable[[], Any],
+    device: torch.device,
+    protocol: Protocol,
+    first_times: Callable[[], int] = lambda: 0,
 ) -> tuple[Timing, list[Any]]:
-    """Time `action`; also its return value of each repetition."""
-    for _ in range(protocol.warmup):
-        action()
+    """Time `action`; also its return value of each repetition.
+
+    Args:
+        action: what is timed.
+        device: that it runs on.
+        protocol: of the measurement.
+        first_times: counts what was done for the first time, such as CUDA graphs that were
+            captured: warm-up, if there is any, goes on until a repetition adds nothing to it.
+    """
+    warm_up(action, protocol.warmup, first_times)
     forget_peak(device)
     seconds, returned = [], []
     for _ in range(protocol.repeats):
@@ -58,6 +83,22 @@ def measure(
         returned.append(action())
         seconds.append(now(device) - start)
     return Timing(tuple(seconds), peak_memory(device)), returned
+
+
+def warm_up(action: Callable[[], Any], least: int, first_times: Callable[[], int]) -> int:
+    """Repeat an action until it does nothing for the first time; returns how often.
+
+    Args:
+        action: to repeat.
+        least: repetitions; 0 for none at all.
+        first_times: as in `measure`.
+    """
+    done, counted, settled = 0, first_times(), True
+    while done < least or not settled and done < max(least, MOST_WARM_UP):
+        action()
+        before, counted = counted, first_times()
+        done, settled = done + 1, before == counted
+    return done
 
 
 def forget_peak(device: torch.device) -> None:

@@ -41,7 +41,8 @@ def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
         text, negative = subject.prompt(batch), subject.prompt()[0]
         action = trajectory(past, teacher(), noise, text, negative, subject.blocks, grid, guidance)
         with torch.no_grad(), subject.autocast():
-            timing, _ = measure(action, subject.device, protocol)
+            first_times = partial(getattr, teacher(), "first_times", 0)
+            timing, _ = measure(action, subject.device, protocol, first_times)
         calls = calls_of_trajectory(past, subject.blocks, intervals, guidance)
         works = [subject.work(call, clips=batch) for call in calls]
         return [

@@ -86,7 +86,8 @@ class Report:
                     f"{self.file}: its rows are of another {key} ({was}; now {now}); give --out"
                     " another name, or measure all of it anew with --again"
                 )
-        self.about["peak"] = old["peak"]
+        added = {key: value for key, value in old.items() if key not in ("rows", "stage2")}
+        self.about = added | self.about | {"peak": old["peak"]}
         for task, row in rows:
             self._found.setdefault(task, []).append(row)
         if kept := sum(self.has(name) for name in names):
@@ -108,9 +109,10 @@ def line(row: Mapping[str, Any]) -> str:
     if "median_s" not in row:
         found = {key: value for key, value in row.items() if key not in ("name", "task")}
         return f"{row['name']:<48} {json.dumps(found)}"
+    seconds = row.get("expected_s", row["median_s"])
     share, mfu = 100 * row["share_of_roofline"], 100 * row["mfu"]
     return (
-        f"{row['name']:<48} {row['median_s']:10.4f} s  {share:5.1f}% of the roofline"
+        f"{row['name']:<48} {seconds:10.4f} s  {share:5.1f}% of the roofline"
         f"  MFU {mfu:5.1f}%  {row['peak_memory_bytes'] / 2**30:7.2f} GiB"
     )
 

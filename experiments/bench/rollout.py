@@ -5,13 +5,16 @@ The paper's (the published ``inference.py --report_timing``, batch 1):
     first frame   the denoising passes of the first block: no text, cache set-up or cache update
     throughput    decoded pixel frames / (text encoding + all passes and cache updates), no VAE
 
-End to end, the first frame includes text encoding, cache and decoding, and throughput includes the
-VAE. The published code also updates the cache after the last block, which is never read.
+The published code also updates the cache after the last block, which is never read.
+
+End to end, the first frame includes noise, text encoding, cache and decoding, and throughput
+includes noise and the VAE: drawn and decoded as ``sample`` does, on the CPU and by a VAE of its
+dtype, to 8-bit pixels on the host. No mp4 file is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -24,10 +27,11 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Row, Task
-from experiments.bench.vae import decode
+from experiments.bench.vae import decode, said
 from experiments.launch.hardware import Launch, accelerated
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.forcing import VelocityNetwork
+from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import (
     FewSteps,
     Past,
@@ -36,6 +40,7 @@ from lightning_modules.diffusion.rollout import (
     rollout,
     stream,
 )
+from lightning_modules.networks.encoders.autoencoders import to_video
 from lightning_modules.networks.tally import Call, calls_of
 
 FIRST_STEPS = 4  # of the first block, independent of the others (sec. 3.2)
@@ -95,16 +100,18 @@ class Rollout:
     ) -> None:
         self.subject, self.student, self.encoder, self.vae = subject, student, encoder, vae
         self.steps, self.how = steps, past
-        self.noise = torch.randn(1, *subject.shape, device=subject.device)
         vocabulary = encoder.config.vocab_size
         self.words = torch.randint(vocabulary, (1, subject.text_tokens), device=subject.device)
         self._kept: Past | None = None
+        self._clips = 0
 
     @torch.no_grad()
     def generate(self) -> dict[str, Any]:
         """Generate a clip from prompt to pixels, timing every stage."""
         device, sizes = self.subject.device, self.subject.blocks
-        denoise = self._denoise(self.noise)
+        begun = now(device)
+        noise, later = self._draw()
+        denoise = self._denoise(later.__getitem__)
         start = now(device)
         with self.subject.autocast():
             text = self.encoder(self.words).last_hidden_state.float()
@@ -112,15 +119,16 @@ class Rollout:
             past = self._past(text)
             ready = now(device)
             marks, blocks = [], []
-            for block in stream(past, cut(self.noise), sizes, denoise):
+            for block in stream(past, cut(noise), sizes, denoise):
                 marks.append(now(device))
                 blocks.append(block)
-        decode(self.vae, blocks[0])
+        self._pixels(blocks[0])
         first_pixels = now(device) - marks[-1]
         before = now(device)
-        decode(self.vae, torch.cat(blocks, dim=1))
+        self._pixels(torch.cat(blocks, dim=1))
         pixels = now(device) - before
         return {
+            "noise_s": start - begun,
             "text_s": encoded - start,
             "past_s": ready - encoded,
             "first_block_s": marks[0] - ready,
@@ -132,12 +140,20 @@ class Rollout:
 
     def row(self, peak: Peak, protocol: Protocol, name: str) -> Row:
         """Median over the protocol's repetitions."""
-        timing, runs = measure(self.generate, self.subject.device, protocol)
+        first_times = partial(getattr, self.student, "first_times", 0)
+        timing, runs = measure(self.generate, self.subject.device, protocol, first_times)
         timing = replace(timing, seconds=tuple(run["denoise_s"] for run in runs))
         calls = self.calls()
         first = calls[:FIRST_STEPS]
         frames = self.subject.pixel_frames()
         later = sum((run["block_s"] for run in runs), [])
+
+        def seconds(*parts: str) -> list[float]:
+            return [sum(run[part] for part in parts) for run in runs]
+
+        def fps(*parts: str) -> dict[str, float]:
+            return quantiles([frames / taken for taken in seconds(*parts)])
+
         return Row(
             name,
             timing,
@@ -145,34 +161,40 @@ class Rollout:
             sum(map(self.subject.work, calls), Work()),
             more={
                 "calls": len(calls),
-                "latency_first_frame_denoise_s": quantiles([r["first_block_s"] for r in runs]),
+                "latency_first_frame_denoise_s": quantiles(seconds("first_block_s")),
                 "latency_first_frame_denoise_roofline_s": self._least(first, peak),
                 "latency_first_frame_e2e_s": quantiles(
-                    [
-                        r["text_s"] + r["past_s"] + r["first_block_s"] + r["first_pixels_s"]
-                        for r in runs
-                    ]
+                    seconds("noise_s", "text_s", "past_s", "first_block_s", "first_pixels_s")
                 ),
-                "throughput_no_vae_fps": quantiles(
-                    [frames / (r["text_s"] + r["past_s"] + r["denoise_s"]) for r in runs]
-                ),
+                "throughput_no_vae_fps": fps("text_s", "past_s", "denoise_s"),
                 "throughput_no_vae_roofline_fps": frames / self._least(calls, peak),
-                "throughput_e2e_fps": quantiles(
-                    [
-                        frames / (r["text_s"] + r["past_s"] + r["denoise_s"] + r["pixels_s"])
-                        for r in runs
-                    ]
-                ),
+                "throughput_e2e_fps": fps("noise_s", "text_s", "past_s", "denoise_s", "pixels_s"),
                 "steady_state_fps": self._steady(later, frames),
-                "text_s": quantiles([r["text_s"] for r in runs]),
+                "text_s": quantiles(seconds("text_s")),
+                "noise_s": quantiles(seconds("noise_s")),
+                "pixels_s": quantiles(seconds("pixels_s")),
+                "vae_dtype": said(next(self.vae.parameters()).dtype),
                 "pixel_frames": frames,
             },
         )
 
-    def _denoise(self, noise: Tensor) -> FewSteps:
+    def _draw(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """A new clip's noise, and that of later steps, as ``sample`` draws them."""
+        shape, self._clips = self.subject.shape, self._clips + 1
+        random = Randomness("bench", 0, [f"clip-{self._clips}"], self.subject.device)
+        later = range(1, max(self.steps, FIRST_STEPS))
+        return random.normal("noise", shape), {
+            step: random.normal(f"renoise/{step}", shape) for step in later
+        }
+
+    def _pixels(self, latents: Tensor) -> None:
+        """Decoded to where ``sample`` stores them from."""
+        to_video(decode(self.vae, latents)).cpu()
+
+    def _denoise(self, renoise: Callable[[int], Tensor]) -> FewSteps:
         subject = self.subject
         times = few_step_times(subject.blocks, self.steps, FIRST_STEPS, subject.tree["shift"])
-        return FewSteps(times, lambda step: torch.randn_like(noise))
+        return FewSteps(times, renoise)
 
     def _past(self, text: Tensor) -> Past:
         """A new KV cache, or that of the last clip, reset: its buffers are reused."""
@@ -190,7 +212,7 @@ class Rollout:
         """Calls of the network for one clip, recorded by the same loop on 1 x 1 latents."""
         sizes, text = self.subject.blocks, torch.zeros(1, 1, 1)
         noise = torch.zeros(1, sum(sizes), 1, 1, 1)
-        denoise = self._denoise(noise)
+        denoise = self._denoise(lambda step: noise)
         return calls_of(lambda net: rollout(self._new_past(net, text), noise, sizes, denoise))
 
     def _least(self, calls: list[Call], peak: Peak) -> float:

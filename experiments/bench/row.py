@@ -38,7 +38,7 @@ class Row:
     more: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self, peak: Peak) -> dict[str, Any]:
-        seconds = self.timing.median
+        seconds = self.timing.typical
         needed = self.work.operations if self.model is None else self.model
         return {
             "name": self.name,

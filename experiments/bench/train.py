@@ -1,17 +1,21 @@
 """A training step of each stage, by its own class under a real Trainer, on one device.
 
 A ``DryRun`` records a stage's network calls. Where updates alternate between networks, as in
-distribution matching, each kind of step is timed; the exit step of the rollout is random, so
-operations are expectations and times vary. A step is one micro-batch (``launch.batch_per_device``
-clips); with micro-batches of one, a batch of 64 on one device is 64 of them and one update.
+distribution matching, each kind of step is timed. The exit step of the rollout is drawn by chance:
+here every outcome is timed equally often, and time and operations are expectations. Optimizer and
+student's average are the run's, on one device, where nothing is sharded or exchanged; loading data
+is not timed. A step is one micro-batch (``launch.batch_per_device`` clips); with micro-batches of
+one, a batch of 64 on one device is 64 of them and one update.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from callbacks.student_ema import StudentEMA
 from experiments.bench import count
 from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_memory
 from experiments.bench.count import Work
@@ -31,9 +36,12 @@ from experiments.launch.stages import asked_of_networks, build_stage
 from experiments.runs.files import load_recipe
 from experiments.runs.recipe import Resolver, Run, recipes
 from lightning_modules.diffusion.flow import time_grid
-from lightning_modules.training.dry_run import DryRun, example_batch, learning
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.training.dry_run import Case, Chosen, DryRun, example_batch, learning
+from lightning_modules.training.gated_adamw import GatedAdamW
 
 FEW_STEPS = 4
+Roles = tuple[str, ...]  # of the networks that learn in a step
 
 
 def bench(
@@ -54,19 +62,23 @@ def step_rows(subject: Subject, protocol: Protocol, run: Run, peak: Peak) -> Ite
     asked, configs = asked_of_networks(recipe), networks_of(run, subject)
     module = stage(subject, recipe, asked, configs)
     clips = recipe["launch"].get("batch_per_device") or recipe["fit"]["batch"]
-    watch = Watch(subject.device, protocol.warmup)
-    _train(module, subject, watch, clips, recipe, protocol)
+    watch = Watch(subject.device, protocol, asked.steps)
+    module.randomness = watch.randomness(module)
+    _train(module, subject, watch, clips, recipe)
     checkpointed = recipe["launch"].get("gradient_checkpointing", False)
     for roles in asked.steps:
         done, needed = step_work(subject, asked, roles, configs, clips, checkpointed)
         turn = " and ".join(roles) if len(asked.steps) > 1 else None
         yield Row(
             f"train/{name}" + (f"/{turn}" if turn else ""),
-            Timing(tuple(watch.seconds[roles]), watch.peak),
+            watch.timing(roles),
             sum(map(peak.least_seconds, done)),
             sum(done, Work()),
             model=needed,
-            more={"clips": clips, "recipe": name, "turn": turn} | _stored(module),
+            more={"clips": clips, "recipe": name, "turn": turn}
+            | watch.by_outcome(roles)
+            | _as_run(recipe)
+            | _stored(module),
         )
 
 
@@ -141,14 +153,77 @@ def _stored(module: LightningModule) -> dict[str, Any]:
     return {"reads": module.past, "states": FEW_STEPS + 1 + ("latents" in module.fields)}
 
 
-class Watch(Callback):
-    """Seconds of every step after the warm-up, by the networks it updates."""
+def _as_run(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the recipe is here, and what is not."""
+    launch, fit = recipe["launch"], recipe["fit"]
+    devices = launch.get("nodes", 1) * launch.get("devices", 1)
+    return {
+        "optimizer": GatedAdamW.__name__,
+        "student_ema_decay": fit["ema_decay"],
+        "left_out": {"strategy": launch.get("strategy", "auto"), "devices": devices},
+    }
 
-    def __init__(self, device: torch.device, warmup: int) -> None:
-        self.device, self.warmup = device, warmup
-        self.seconds: dict[tuple[str, ...], list[float]] = defaultdict(list)
+
+class Watch(Callback):
+    """Seconds of every step after the warm-up, by the networks it updates.
+
+    Args:
+        device: that is timed.
+        protocol: its repetitions are rounded up to whole rounds of all outcomes of chance.
+        cases: these outcomes, of each kind of step.
+    """
+
+    def __init__(
+        self, device: torch.device, protocol: Protocol, cases: Mapping[Roles, Sequence[Case]]
+    ) -> None:
+        self.device, self.warmup, self.cases = device, protocol.warmup, cases
         self.peak = 0
-        self._seen: dict[tuple[str, ...], int] = defaultdict(int)
+        self._repeats = protocol.repeats
+        self._seconds: dict[Roles, list[float]] = defaultdict(list)
+        self._seen: dict[Roles, int] = defaultdict(int)
+
+    def steps(self, roles: Roles) -> int:
+        """Timed steps of a kind."""
+        outcomes = len(self.cases[roles])
+        return ceil(self._repeats / outcomes) * outcomes
+
+    def randomness(self, module: LightningModule) -> Callable[[dict[str, Any]], Randomness]:
+        """The stage's own, but that the outcomes of chance come in turn."""
+        own = module.randomness
+
+        def randomness(batch: dict[str, Any]) -> Randomness:
+            roles = learning(module.networks(), module.trainer.optimizers[0])
+            case = self.cases[roles][self._seen[roles] % len(self.cases[roles])]
+            return Chosen(own(batch), lambda purpose, below: case.choices[purpose])
+
+        return randomness
+
+    def timing(self, roles: Roles) -> Timing:
+        """Of a kind of step."""
+        cases, seconds = self.cases[roles], self._seconds[roles][: self.steps(roles)]
+        if len(cases) == 1:
+            return Timing(tuple(seconds), self.peak)
+        shares = zip(cases, self._medians(roles), strict=True)
+        expected = sum(case.probability * median for case, median in shares)
+        return Timing(tuple(seconds), self.peak, expected)
+
+    def by_outcome(self, roles: Roles) -> dict[str, Any]:
+        """What was decided, with its probability and the median of its seconds."""
+        if len(self.cases[roles]) == 1:
+            return {}
+        shares = zip(self.cases[roles], self._medians(roles), strict=True)
+        return {
+            "outcomes": [
+                {**case.choices, "probability": case.probability, "median_s": median}
+                for case, median in shares
+            ]
+        }
+
+    def _medians(self, roles: Roles) -> list[float]:
+        """Of each outcome; the first timed step is of the outcome that followed the warm-up."""
+        count, seconds = len(self.cases[roles]), self._seconds[roles][: self.steps(roles)]
+        starts = [(case - self.warmup) % count for case in range(count)]
+        return [median(seconds[start::count]) for start in starts]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.warmup * pl_module.update_cycle:
@@ -160,7 +235,7 @@ class Watch(Callback):
         turn = learning(pl_module.networks(), trainer.optimizers[0])
         self._seen[turn] += 1
         if self._seen[turn] > self.warmup:
-            self.seconds[turn].append(seconds)
+            self._seconds[turn].append(seconds)
             self.peak = peak_memory(self.device)
 
 
@@ -170,10 +245,11 @@ def _train(
     watch: Watch,
     clips: int,
     recipe: dict[str, Any],
-    protocol: Protocol,
 ) -> None:
     text = (subject.text_tokens, subject.tree["network"]["text_dim"])
-    steps = module.update_cycle * (protocol.warmup + protocol.repeats)
+    steps = module.update_cycle * (watch.warmup + max(map(watch.steps, watch.cases)))
+    decay = recipe["fit"]["ema_decay"]
+    averages = [StudentEMA(decay)] if decay else []  # before the watch, which times it
     batches = [
         example_batch(module.fields, clips, subject.shape, text, FEW_STEPS, name=f"clip-{step}")
         for step in range(steps)
@@ -185,7 +261,7 @@ def _train(
         max_steps=steps,
         max_epochs=1,
         gradient_clip_val=recipe["fit"]["clip_gradient"],
-        callbacks=[watch],
+        callbacks=[*averages, watch],
         logger=False,
         use_distributed_sampler=False,
         enable_checkpointing=False,

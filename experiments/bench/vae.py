@@ -7,7 +7,7 @@ short formula); the lower bound of the bytes is weights, pixels and latents once
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +18,37 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Row, Task
+from lightning_modules.networks.encoders.autoencoders import WAN_VAE_DTYPE
 
 Action = Callable[[nn.Module, Tensor], Tensor]
 
 
 def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
-    """Both directions, one clip."""
-    vae = cache(subject.vae)
+    """Both directions, one clip: in the dtype of ``sample``, and in that of the network."""
 
     @torch.inference_mode()
-    def row(name: str, action: Action, peak: Peak) -> list[Row]:
+    def row(name: str, action: Action, dtype: torch.dtype, peak: Peak) -> list[Row]:
+        vae = subject.vae(dtype)
         latents = torch.randn(1, *subject.shape, device=subject.device)
-        video = decode(vae(), latents)
+        video = decode(vae, latents)
         given = video if action is encode else latents
-        timing, _ = measure(lambda: action(vae(), given), subject.device, protocol)
-        moved = sum(p.numel() for p in vae().parameters()) + video.numel() + latents.numel()
-        work = Work(_operations(subject, action, given), moved * subject.value_bytes)
+        timing, _ = measure(lambda: action(vae, given), subject.device, protocol)
+        moved = sum(p.numel() for p in vae.parameters()) + video.numel() + latents.numel()
+        work = Work(_operations(subject, action, given), moved * dtype.itemsize)
         frames = video.shape[2]
-        more = {"pixel_frames": frames, "fps": frames / timing.median}
+        more = {"pixel_frames": frames, "fps": frames / timing.median, "dtype": said(dtype)}
         return [Row(name, timing, peak.least_seconds(work), work, more=more)]
 
     for action in (encode, decode):
-        name = f"vae/{action.__name__}"
-        yield Task(name, partial(row, name, action))
+        for dtype in dict.fromkeys([WAN_VAE_DTYPE, subject.dtype]):
+            other = "" if dtype == WAN_VAE_DTYPE else f"/{said(dtype)}"
+            name = f"vae/{action.__name__}{other}"
+            yield Task(name, partial(row, name, action, dtype))
+
+
+def said(dtype: torch.dtype) -> str:
+    """Its name."""
+    return str(dtype).removeprefix("torch.")
 
 
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:
@@ -58,5 +66,5 @@ def _operations(subject: Subject, action: Action, given: Tensor) -> float:
     """Operations of a call, counted on the meta device."""
     nowhere = Subject(subject.tree, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        action(nowhere.vae(), torch.empty_like(given, device="meta"))
+        action(nowhere.vae(given.dtype), torch.empty_like(given, device="meta"))
     return float(counter.get_total_flops())

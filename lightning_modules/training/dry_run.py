@@ -33,10 +33,12 @@ class Case:
     Args:
         probability: of it.
         calls: of each network, by role, in their order.
+        choices: what was decided, by purpose (`Chosen` decides the same again).
     """
 
     probability: float
     calls: Mapping[str, tuple[Call, ...]]
+    choices: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,16 @@ def outcomes(run: Callable[[Choose], T]) -> Iterator[tuple[float, T]]:
         path[-1] += 1
 
 
-class _Chosen(Randomness):
-    """Randomness whose choices for a whole step are made by another."""
+class Chosen(Randomness):
+    """Randomness whose choices for a whole step are made by another.
 
-    def __init__(self, keys: Sequence[str], choose: Choose) -> None:
-        super().__init__("dry run", 0, keys)
+    Args:
+        random: of which all else is.
+        choose: makes the choices.
+    """
+
+    def __init__(self, random: Randomness, choose: Choose) -> None:
+        super().__init__(random.seed, random.step, random.keys, random.device)
         self._choose = choose
 
     def shared_integer(self, purpose: str, below: int) -> int:
@@ -192,15 +199,22 @@ class _Chosen(Randomness):
 
 
 def _cases(stage: Stage, networks: Mapping[str, Tally], batch: dict[str, Any]) -> Iterator[Case]:
-    def run(choose: Choose) -> dict[str, tuple[Call, ...]]:
+    def run(choose: Choose) -> tuple[dict[str, tuple[Call, ...]], dict[str, int]]:
+        choices: dict[str, int] = {}
+
+        def noted(purpose: str, below: int) -> int:
+            choices[purpose] = choose(purpose, below)
+            return choices[purpose]
+
         for network in networks.values():
             network.restart()
-        stage.randomness = lambda batch: _Chosen(batch["key"], choose)
+        drawn = Randomness("dry run", 0, batch["key"])
+        stage.randomness = lambda batch: Chosen(drawn, noted)
         _loss(stage, batch)
-        return {role: tuple(network.calls) for role, network in networks.items()}
+        return {role: tuple(network.calls) for role, network in networks.items()}, choices
 
-    for probability, calls in outcomes(run):
-        yield Case(probability, calls)
+    for probability, (calls, choices) in outcomes(run):
+        yield Case(probability, calls, choices)
 
 
 def _loss(stage: Stage, batch: dict[str, Any]) -> Tensor:

@@ -20,6 +20,10 @@ _OPPONENT = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -
 """Brightness, red - blue and purple - green: an orthonormal basis of colours, [new, old]."""
 
 
+WAN_VAE_DTYPE = torch.float32
+"""Of the weights that clips are encoded and decoded with; the bench times the same."""
+
+
 def _to_unit(video: Tensor) -> Tensor:
     return video.float() / 127.5 - 1
 
@@ -34,7 +38,7 @@ def _to_bytes(pixels: Tensor) -> Tensor:
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _to_video(pixels: Tensor) -> Tensor:
+def to_video(pixels: Tensor) -> Tensor:
     """[B, c, T, H, W] in -1 .. 1 -> uint8 [B, T, H, W, c]."""
     return _to_bytes(pixels.float()).permute(0, 2, 3, 4, 1).contiguous()
 
@@ -196,7 +200,7 @@ class WanVAE:
         self,
         folder: str | Path,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = WAN_VAE_DTYPE,
     ) -> None:
         self._part = locate(folder, "vae") / "vae"
         config = read_config(self._part)
@@ -253,7 +257,7 @@ class WanVAE:
     def decode(self, latents: Tensor) -> Tensor:
         """Float32 [B, F, C, h, w] -> uint8 [B, 1 + 4(F - 1), 8h, 8w, 3], where the latents were."""
         pixels = self._vae.decode(self._raw(latents), return_dict=False)[0]
-        return _to_video(pixels).to(latents.device)
+        return to_video(pixels).to(latents.device)
 
     def stream(self) -> "WanDecoder":
         """A decoder with a feature cache of its own; any number may be in use."""
@@ -287,7 +291,7 @@ class WanDecoder:
         """The next float32 [B, n, C, h, w] -> uint8 [B, 4n, 8h, 8w, 3]; the first has 3 fewer."""
         x = self._vae.post_quant_conv(self._raw(latents))
         pieces = [self._next(x[:, :, frame : frame + 1]) for frame in range(x.shape[2])]
-        return _to_video(torch.cat(pieces, 2).clamp(-1, 1)).to(latents.device)
+        return to_video(torch.cat(pieces, 2).clamp(-1, 1)).to(latents.device)
 
     def _next(self, x: Tensor) -> Tensor:
         first = self._features is None

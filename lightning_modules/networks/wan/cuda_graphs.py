@@ -68,6 +68,7 @@ class Replay:
 
     def __init__(self, net: Wan, record: Callable[..., Call] = Graph) -> None:
         self.net, self.config, self._record = net, net.config, record
+        self.first_times = 0  # calls that were not replayed
         self._warm: dict[tuple, int] = {}
         self._recorded: dict[tuple, _Recorded] = {}
 
@@ -98,6 +99,7 @@ class Replay:
         if self._warm.get(kind) != cache.version:
             v = self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
             self._warm[kind] = cache.version
+            self.first_times += 1
             return v
         # Made before: nothing can be copied to the device while a graph is captured.
         rope, mask = self.net.rope_and_mask(x, positions, visible, cache)
@@ -111,6 +113,7 @@ class Replay:
                 *inputs,
             )
             known = self._recorded[kind] = _Recorded(graph, cache.version, mask)
+            self.first_times += 1
         v = known.graph(*inputs)
         if write_cache:
             cache.advance(positions)
