@@ -4,6 +4,7 @@ CLUSTER ?= local
 SEEDS   ?= 0
 SWEEP   ?= ablation
 RETRY   ?=
+MINUTES ?= 9
 RUNS    ?= $(or $(RUNS_DIR),runs)
 PYTHON  ?= python3
 
@@ -19,7 +20,7 @@ FOLDER  = $(call quoted,$(RUNS))
 CHOICE  = $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation theory world test test-numeric test-all plan table status tensorboard benchmark lint clean
+.PHONY: help ablation theory world test test-numeric test-all plan table status tensorboard benchmark gpu-check lint clean
 
 help:  ## this list
 	@echo $(call quoted,Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS))
@@ -67,6 +68,9 @@ benchmark: $(READY)  ## run the sweep into a fresh folder; report wall time, pea
 	@mkdir -p $(FOLDER); folder=$$(mktemp -d $(FOLDER)/benchmark-$$(date +%Y%m%d-%H%M%S)-XXXX); \
 	echo "measuring in $$folder"; \
 	$(SWEEPS) run $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs "$$folder" --measure
+
+gpu-check: $(READY)  ## on a GPU: the tests that need it and the bench, within MINUTES; without one, a rehearsal
+	@$(PY) -m experiments.bench.gpu_check --minutes $(MINUTES)
 
 lint: $(READY)  ## check style
 	@$(PY) -m ruff check .

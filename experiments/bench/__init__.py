@@ -15,6 +15,7 @@
     report.py     the JSON, whole after every row
     worker.py     the process of one row
     isolated.py   starts it, and ends one that hangs
+    gpu_check.py  ``make gpu-check``
     command.py    the command line: which rows, in what time
 
 Weights are random: speed does not depend on their values, and the JSON says so.
