@@ -18,10 +18,7 @@ from lightning_modules.networks.pipeline_folder import load_part, locate, read_c
 
 _OPPONENT = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]), dim=1)
 """Brightness, red - blue and purple - green: an orthonormal basis of colours, [new, old]."""
-
-
-WAN_VAE_DTYPE = torch.float32
-"""Of the weights that clips are encoded and decoded with; the bench times the same."""
+WAN_VAE_DTYPE = torch.float32  # of the weights; what the bench times too
 
 
 def _to_unit(video: Tensor) -> Tensor:
