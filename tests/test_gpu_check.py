@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_bench import SMALL
 
 from experiments.bench import gpu_check
@@ -52,16 +55,29 @@ def test_it_says_what_was_not_measured(tmp_path, capsys):
     assert gpu_check.conclude(tmp_path / "none.json", {}) == 1
 
 
+def with_requirements(names: set[str]) -> set[str]:
+    """And what our versions of them need, which its own versions may not."""
+    known, new = set(), names
+    while new:
+        known |= new
+        needed = set()
+        for name in new:
+            with suppress(PackageNotFoundError):
+                needed |= {*map(Requirement, requires(name) or ())}
+        always = (need for need in needed if not need.marker or need.marker.evaluate({"extra": ""}))
+        new = {canonicalize_name(need.name) for need in always} - known
+    return known
+
+
 def lacking() -> set[str]:
     """Modules here that the machine has neither in its image nor from the carried wheels."""
-    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
     script = (ROOT / "benchmarks/wheels.sh").read_text()
     carried = re.search(r'^wheels="(.*?)"', script, re.M | re.S)[1].split()
     there = {*(MACHINE / "packages.txt").read_text().split()}
     there |= {wheel.partition("==")[0] for wheel in carried}
-    there = set(map(plain, there)) | {"causal-distillation"}
+    there = with_requirements(set(map(canonicalize_name, there))) | {"causal-distillation"}
     found = packages_distributions().items()
-    return {module for module, owners in found if not there & set(map(plain, owners))}
+    return {module for module, owners in found if not there & set(map(canonicalize_name, owners))}
 
 
 def test_the_wheels_are_of_the_tested_versions():

@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tests = run_tests(chosen.to / "gpu-tests.log", TESTS_SHARE * 60 * chosen.minutes)
         print(f"tests marked gpu: {tests}", flush=True)
     minutes = max(0.01, (end - time.monotonic()) / 60)
-    words = ["--scale", scale, "--device", device, "--minutes", f"{minutes:.2f}"]
-    words += [*PROTOCOL[scale], *SHORT, *chosen.settings, "--out", str(file)]
+    # Settings first: an option that takes several values would swallow them.
+    words = [*SHORT, *chosen.settings, "--scale", scale, "--device", device]
+    words += ["--minutes", f"{minutes:.2f}", *PROTOCOL[scale], "--out", str(file)]
     words += ["--rows", chosen.rows] if chosen.rows else []
     words += ["--again"] if chosen.again else []
     bench = [sys.executable, "-m", "experiments", "bench", "all", *words]
