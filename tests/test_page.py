@@ -47,7 +47,10 @@ class Reader(HTMLParser):
 
 
 def _page(tmp_path, **settings):
-    return _read(replace(make_sweep(tmp_path, **settings), title="A <made-up> & sweep"), tmp_path)
+    return _read(
+        replace(make_sweep(tmp_path, collapses=False, **settings), title="A <made-up> & sweep"),
+        tmp_path,
+    )
 
 
 def _read(sweep, tmp_path):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 
 from sweeps.run import resource_monitor
 from sweeps.run.resource_monitor import Measurement
@@ -15,7 +16,7 @@ def test_the_memory_of_descendants_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(resource_monitor, "EVERY_S", 0.05)
     (tmp_path / "result").write_bytes(bytes(1 << 20))
     with Measurement(tmp_path) as alone:
-        pass
+        time.sleep(0.5)
     with Measurement(tmp_path) as measured:
         subprocess.run([sys.executable, "-c", CHILD], check=True)
     assert HELD < measured.peak_bytes - alone.peak_bytes < 4 * HELD

@@ -26,12 +26,15 @@ NEW = [("schedule", "constant"), ("warmup_steps", 0), ("steps_per_link", 1)]
 def old_name(run: Run) -> str:
     """The name that 8879c7c gave a run.
 
-    Stages have new settings since, at values that mean what was done without them.
+    Stages have new settings since, at values that mean what was done without them, and the given
+    models and the AR teacher are sampled with the 48 steps of the pairs, then 50.
     """
     recipe = dict(run.recipe)
     old = {role: old_name(need) for role, need in run.needs.items()}
     given = {role: name for role, name in recipe["needs"].items() if role not in run.needs}
     recipe["needs"] = {**given, **old}
+    if recipe.get("sampler") in ("bidirectional_ode", "autoregressive_ode"):
+        recipe["sample"] = {**recipe["sample"], "intervals": 50}
     if "stage" in recipe:
         stage = recipe["stage"].items()
         recipe["stage"] = {key: value for key, value in stage if (key, value) not in NEW}
