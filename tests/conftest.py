@@ -7,11 +7,13 @@ the environment is set here, before any test module is collected.
 
 import os
 import random
+import signal
 import sys
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and tests send it
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -149,17 +149,24 @@ def test_a_session_that_fails_ends_alone(tmp_path, monkeypatch):
 
 
 def test_two_students_are_seen_side_by_side(tmp_path):
+    """In as many steps, which the recording has once, though they were trained for 2 and 1."""
+
     async def live():
         async with served(tmp_path, [student(), student(steps=1)]) as (_, page, _):
-            one = await page()
+            one, again = await page(), await page()
             await one.tell(**START, lanes=2)
             await one.hear(lambda page: len(page.frames) >= 8)
-            return one.frames
+            await one.tell(type="stop")
+            await one.hear(lambda page: page.last("ended"))
+            await again.tell(type="replay", recording=one.last("ended")["recording"])
+            await again.hear(lambda page: page.last("ended"))
+            return one.frames, again.last("ended")
 
-    frames = asyncio.run(live())
+    frames, ended = asyncio.run(live())
     assert {(lane, frame) for lane, frame, *_ in frames[:8]} == {
         (lane, frame) for lane in (0, 1) for frame in range(4)
     }
+    assert ended["text"].startswith("equal")
 
 
 def test_more_viewers_than_sessions_wait_for_their_turn(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from experiments.bench import agreement, pairs, rollout, train, vae
+from experiments.bench import agreement, pairs, predict, rollout, train, vae
 from experiments.bench.clock import Protocol
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Task
@@ -17,16 +17,10 @@ VALUE = (
     "agreement",
     "rollout/2/fused+compile+cuda_graphs",  # the fastest form, and the paper's number of steps
     "rollout/2/separate",
-    "train/stage2_causal_cd",
     "vae/decode",
-    "train/stage1_teacher_forcing",
+    *(f"train/{predict.STAGE}{init}" for init in predict.PRINTED),
+    "pairs/*",  # with them, all columns of Table 2 are there
     "rollout/2/fused+cuda_graphs",
-    "pairs/causal",
-    "train/stage2_causal_ode",
-    "train/stage2_causal_dmd",
-    "pairs/bidirectional",
-    "train/stage2_self_forcing_ode",  # with it, all columns of Table 2 are there
-    "train/stage3_asymmetric_dmd",
     "rollout/*/fused+compile+cuda_graphs",
     "vae/*",
     "rollout/2/*",

@@ -132,7 +132,8 @@ class Viewer:
         if start.lanes > len(self.students):
             raise ValueError(f"start.lanes: {start.lanes}, but there are {len(self.students)}")
         students = self.students[: start.lanes]
-        self._begin([Session(each, start.prompt, start.seed, start.steps) for each in students])
+        steps = start.steps or students[0].steps  # one number: a recording has no other
+        self._begin([Session(each, start.prompt, start.seed, steps) for each in students])
         if start.record:
             self._recorder = self._open(header(self.sessions))
         self.send(said("started", lanes=start.lanes, seed=start.seed))

@@ -120,7 +120,7 @@ def total_of(quality_score: np.ndarray, semantic_score: np.ndarray) -> np.ndarra
     return (4 * quality_score + semantic_score) / 5
 
 
-@metric("world.total", "World Total", "set", "..100", needs=("probe", "calibration"))
+@metric("world.total", "World Total", "set", "real = 100", needs=("probe", "calibration"))
 def world_total(view: View) -> Measurement:
     """(4 World Quality + World Semantic) / 5."""
     return of_resamples(total_of(quality.qualities(view), _semantic(view)), view.clips)

@@ -65,7 +65,7 @@ def qualities(view: View) -> np.ndarray:
     return quality_of(np.concatenate([[value], moved]), view.calibration["distance"])
 
 
-@metric("world.quality", "World Quality", "set", "..100", needs=("probe", "calibration"))
+@metric("world.quality", "World Quality", "set", "real = 100", needs=("probe", "calibration"))
 def world_quality(view: View) -> Measurement:
     """The distance of transitions on a logarithmic scale: worthless clips 0, real ones 100."""
     return of_resamples(qualities(view), view.clips)
