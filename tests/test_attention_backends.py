@@ -49,7 +49,6 @@ def flash(monkeypatch):
     module.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(attention, "flash_missing", lambda: None)
-    monkeypatch.setattr(attention, "_takes_flash", lambda queries: True)
     attention._flash.cache_clear()
     yield calls
     attention._flash.cache_clear()
@@ -73,7 +72,7 @@ def by_formula(queries, keys, values, visible, tokens, cached):
 @eager_flex
 @pytest.mark.parametrize("tokens, cached", [(3, 0), (3, 2), (50, 0), (50, 1)])
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("backend", ["dense", "flex"])
+@pytest.mark.parametrize("backend", ["dense", "merged", "flex"])
 @torch.no_grad()
 def test_kernels_agree(name, tokens, cached, backend, forced):
     """Lengths that are no multiples of a tile, with and without a past."""
@@ -117,7 +116,7 @@ def test_flash_needs_prefixes_and_half_precision(forced, flash):
 
 
 @eager_flex
-@pytest.mark.parametrize("backend", ["flex", "dense"])
+@pytest.mark.parametrize("backend", ["flex", "dense", "merged"])
 @torch.no_grad()
 def test_a_network_is_the_same_under_every_kernel(backend, forced):
     net = make_net()
@@ -183,28 +182,39 @@ def test_a_dense_mask_of_many_tokens_is_refused():
 
 
 @pytest.mark.parametrize(
-    "device, small, prefixed, gradient, kernel",
+    "device, half, small, kernel",
     [
-        (CPU, True, True, False, "dense"),
-        (CPU, False, False, True, "dense"),
-        (CUDA, False, False, True, "flex"),
-        (CUDA, False, True, True, "flex"),
-        (CUDA, False, True, False, "flash"),
-        (CUDA, True, False, True, "dense"),
-        (CUDA, False, False, False, "flex"),
+        (CPU, False, True, "dense"),
+        (CPU, True, False, "dense"),
+        (CUDA, True, False, "merged"),
+        (CUDA, True, True, "merged"),
+        (CUDA, False, True, "dense"),
+        (CUDA, False, False, "flex"),
     ],
 )
-def test_automatic_choice(device, small, prefixed, gradient, kernel, forced):
-    assert choose(device, small, prefixed, gradient) == kernel
-    for backend in ("dense", "flex"):
+def test_automatic_choice(device, half, small, kernel, forced):
+    assert choose(device, half, small, False) == kernel
+    for backend in ("dense", "merged", "flex"):
         forced(backend)
-        assert choose(device, small, prefixed, gradient) == backend
+        assert choose(device, half, small, False) == backend
+
+
+def test_half_precision_alone_is_merged_on_cuda(forced):
+    queries = SimpleNamespace(device=CUDA, dtype=torch.bfloat16)
+    assert attention._unmasked(queries) == "dense", "with gradient there are many queries"
+    with torch.no_grad():
+        assert attention._unmasked(queries) == "merged"
+        assert attention._unmasked(SimpleNamespace(device=CUDA, dtype=torch.float32)) == "dense"
+        assert attention._unmasked(SimpleNamespace(device=CPU, dtype=torch.bfloat16)) == "dense"
+    forced("merged")
+    with pytest.raises(ValueError, match="merged computes in bfloat16 .* torch.float32"):
+        attention._unmasked(SimpleNamespace(device=CUDA, dtype=torch.float32))
 
 
 def test_unusable_kernels_are_refused(monkeypatch):
     monkeypatch.setattr(attention, "flash_missing", lambda: "flash-attn is not installed")
     for backend, device, reason in [
-        ("sage", CPU, "'sage' is none of auto, dense, flex, flash"),
+        ("sage", CPU, "'sage' is none of auto, dense, merged, flex, flash"),
         ("flex", CPU, "no gradient on a CPU"),
         ("flash", CPU, "runs on CUDA only"),
         ("flash", CUDA, "flash-attn is not installed"),
@@ -224,7 +234,7 @@ def test_a_flash_attn_that_does_not_load_is_passed_over(tmp_path, monkeypatch, c
     attention.flash_missing.cache_clear()
     try:
         for _ in range(2):
-            assert not attention._takes_flash(SimpleNamespace(device=CUDA, dtype=torch.bfloat16))
+            assert attention.flash_missing()
         assert len(caplog.records) == 1 and "undefined symbol: _ZN3c105Error" in caplog.text
         with pytest.raises(ValueError, match=r"flash cannot run here: .*undefined symbol.*auto"):
             use("flash", CUDA)

@@ -4,6 +4,9 @@ Without CUDA a replay is a repeated call on copied inputs. This tests all but th
 stale frame counters, stale prompts, and a replay of the wrong kind of call.
 """
 
+import gc
+import weakref
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -21,8 +24,8 @@ from lightning_modules.diffusion.rollout import (
 from lightning_modules.diffusion.rollout import few_steps as few_step_block
 from lightning_modules.diffusion.visibility import without_end
 from lightning_modules.networks.wan import transformer
-from lightning_modules.networks.wan.cuda_graphs import Replay
-from lightning_modules.networks.wan.rotary import _apply_rope_real, apply_rope, rope_table
+from lightning_modules.networks.wan.cuda_graphs import Graph, Replay
+from lightning_modules.networks.wan.rotary import _rotated, apply_rope, rope_table
 
 
 class Recorder:
@@ -152,8 +155,9 @@ def test_calls_without_fixed_buffers_pass_through():
 def test_both_forms_of_a_rotation_agree():
     x = torch.randn(2, 12, 2, 24)
     rope = rope_table((3, 700), 2, 3, 24, torch.device("cpu"))
-    torch.testing.assert_close(_apply_rope_real(x, rope), apply_rope(x, rope), rtol=1e-5, atol=1e-6)
-    assert _apply_rope_real(x.bfloat16(), rope).dtype == torch.bfloat16
+    real = _rotated(x.unflatten(-1, (-1, 2)), rope).flatten(-2)
+    torch.testing.assert_close(real, apply_rope(x, rope), rtol=1e-5, atol=1e-6)
+    assert apply_rope(x.bfloat16(), rope).dtype == torch.bfloat16
 
 
 @pytest.mark.slow
@@ -163,9 +167,62 @@ def test_compiled_blocks_compute_the_same():
     random, text, noise = setting(frames=2)
     how = {"frames": 2}
     expected = rollout(FastPast(net, text, **how), noise, sizes, few_steps(random, sizes))
-    net.compile_blocks()
+    net.accelerated(compiled=True, graphs=False)
     made = rollout(FastPast(net, text, **how), noise, sizes, few_steps(random, sizes))
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_graphs_end_with_their_cache():
+    """A server makes a cache for each visitor."""
+    kept = []
+
+    class Held:
+        def __init__(self, call, *examples):
+            kept.append(weakref.ref(self))
+
+        def __call__(self, *inputs):
+            return torch.zeros(())
+
+    net, (_, text, noise) = Replay(make_net(), Held), setting()
+    cache = net.new_cache(1)
+    for _ in range(3):
+        net(noise[:, :1], torch.ones(3, 1), text, frames=torch.tensor([0]), cache=cache)
+    assert len(kept) == 1 and kept[0]() is not None
+    del cache
+    gc.collect()
+    assert kept[0]() is None
+
+
+def test_graphs_share_the_pool_of_one_that_is_alive(monkeypatch):
+    """torch refuses a pool whose graphs have all ended (seen on an H100 with torch 2.11)."""
+    alive, begun = set(), []
+
+    class Captured:
+        def pool(self):
+            return self.used
+
+    @contextmanager
+    def capture(graph, pool):
+        assert pool in alive or pool == begun[-1], "a pool without graphs"
+        graph.used = pool
+        yield
+        alive.add(pool)
+        weakref.finalize(graph, alive.discard, pool)
+
+    def handle():
+        begun.append(len(begun))
+        return begun[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", handle)
+    graphs = [Graph(torch.neg, torch.ones(1)) for _ in range(2)]
+    assert begun == [0]
+    graphs.clear()
+    gc.collect()
+    assert not alive
+    assert Graph(torch.neg, torch.ones(1))._graph.pool() == 1
 
 
 @pytest.mark.gpu

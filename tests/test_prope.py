@@ -188,9 +188,9 @@ def test_attention_is_the_paper_s_token_by_token():
     shake(block)
     cameras = matrices()[:1, :3]
     x = torch.randn(1, 3, 2, 16)  # three frames of two tokens
-    one = torch.ones(6, 1, 4, dtype=torch.complex64)
+    one = torch.tensor([1.0, 0.0]).expand(6, 1, 4, 2).contiguous()
     shift, scale = torch.zeros(2, 1, 3, 1, 16).unbind()
-    q, k, v = block.self_attention_qkv(x, shift, scale, one, cameras)
+    q, k, v = block.self_attention_qkv(x, shift, scale, one, cameras, None)
     layer = block.attn1
     plain_q, plain_k, plain_v = (part[0, :, :2].double() for part in (q, k, v))  # RoPE by 1
     heads = attend(q, k, v)[0].double().unflatten(-1, (4, 8))

@@ -133,6 +133,8 @@ def stage(
     for role, network in networks.items():
         checkpointed = recipe["launch"].get("gradient_checkpointing", False)
         network.gradient_checkpointing = checkpointed and not frozen[role]
+        if recipe["launch"].get("compile", False) and subject.device.type == "cuda":
+            network.compile_blocks()
     times = time_grid(FEW_STEPS, recipe["stage"]["shift"])[:-1].tolist()
     return build_stage(recipe, networks, negative=subject.prompt()[0], times=times)
 

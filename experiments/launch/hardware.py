@@ -45,7 +45,8 @@ class Launch:
         check_memory: refuse a run that cannot fit (``memory/check.py``); false only warns.
         attention: the self-attention kernel: ``auto``, ``dense``, ``flex``, ``flash``
             (``lightning_modules/networks/wan/attention.py``).
-        compile: generate with compiled layers; CUDA only.
+        compile: train and generate with compiled layers; CUDA only. Training is not compiled
+            under ``zero_stage`` 3, whose hooks gather a layer's weights.
         cuda_graphs: generate by replaying CUDA graphs
             (``lightning_modules/networks/wan/cuda_graphs.py``).
         workers: processes of the data loader; 0 reads in the training process.

@@ -137,6 +137,7 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
         before_fit(folder, data, launch, half, training.ema_decay > 0, device)
     module = _build(kind, recipe, folder, data)
     _spare_memory(module, launch, training)
+    _compile(module, launch, device)
     ema = StudentEMA(training.ema_decay, training.ema_start) if training.ema_decay else None
     if training.steps and not _train(module, data, folder, launch, training, ema, device):
         return  # rank 0 hands on
@@ -194,6 +195,15 @@ def _spare_memory(module: LightningModule, launch: Launch, training: Training) -
         elif role in ("student", "critic") and launch.gradient_checkpointing:
             kind = type(network).__name__
             log.warning("launch.gradient_checkpointing: %s (%s) does not offer it", kind, role)
+
+
+def _compile(module: LightningModule, launch: Launch, device: torch.device) -> None:
+    sharded = launch.strategy == "deepspeed" and launch.zero_stage == 3
+    if not launch.compile or device.type != "cuda" or sharded:
+        return
+    for network in module.networks().values():
+        if hasattr(network, "compile_blocks"):
+            network.compile_blocks()
 
 
 def _train(

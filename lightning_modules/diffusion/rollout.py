@@ -66,7 +66,7 @@ class Past:
         self, x0: Tensor, block: slice, context_t: float = 0.0, context_eps: Tensor | None = None
     ) -> None:
         """Append ``x0`` to the context, noised to ``context_t``, at which the net is called."""
-        t = _level(torch.tensor(context_t), x0)
+        t = torch.full(x0.shape[:2], context_t, dtype=torch.float32, device=x0.device)
         context = x0.detach() if context_t == 0 else add_noise(x0.detach(), context_eps, t)
         self.write(context, t, block)
 

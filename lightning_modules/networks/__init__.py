@@ -40,6 +40,7 @@ diffusers' `ModelMixin` does. What it may offer beside the contract, and what ho
     to_bfloat16()                  halves, in place, the weights of a frozen network that bfloat16
                                    autocast would round anyway; without: they stay float32
     accelerated(compiled, graphs)  the network for sampling on CUDA; without: the network itself
+    compile_blocks()               compiles its layers, for training on CUDA; without: they are not
     with_second_time()             the network with an argument ``until`` [B, N] of its call, the
                                    time r of MeanFlow's u(x_t, t, r), 0 where it is left out, and
                                    with the attribute ``two_times = True``; without: no TF-MeanFlow

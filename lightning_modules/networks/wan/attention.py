@@ -5,14 +5,14 @@ tokens, H heads of E channels. A mask comes as one matrix [query frame, key fram
 it into the form a kernel takes, and the kernel is chosen here:
 
     dense   scaled_dot_product_attention; with an additive mask where frames are hidden
+    merged  library kernels without a mask, merged by log-sum-exp (`merged_attention.py`)
     flex    FlexAttention, compiled, where frames are hidden: skips tiles that are hidden entirely
     flash   flash-attn, without a mask, or where only the end of the keys is hidden; never required
 
-`auto` is dense on a CPU. On CUDA it is flash (dense if flash-attn is unusable or the dtype is not
-half precision) without a mask, or without gradient where each frame sees a prefix of the keys;
-dense for masks of up to `SMALL` bytes; else flex. Results do not depend on the choice, and no
-choice needs memory quadratic in a large number of tokens: a dense mask that is too large is refused
-(`masks.DENSE_LIMIT`).
+`auto` is dense on a CPU. On CUDA it is merged in half precision; in float32, for which those
+kernels have no gradient, dense for masks of up to `SMALL` bytes, else flex. Results do not depend
+on the choice, and no choice needs memory quadratic in a large number of tokens: a dense mask that
+is too large is refused (`masks.DENSE_LIMIT`).
 
 Where numbers carry a forward derivative (dual numbers, `diffusion/tangents.py`), none of these
 kernels has one, and `tangent_attention.py` takes their place, whatever was chosen.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lightning_modules.networks.wan import tangent_attention
+from lightning_modules.networks.wan import merged_attention, tangent_attention
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 from lightning_modules.networks.wan.masks import (
     FrameMask,
@@ -40,16 +40,17 @@ from lightning_modules.networks.wan.masks import (
     hidden_rows,
     prefixes,
 )
+from lightning_modules.networks.wan.rectangles import Rectangle, Rectangles, rectangles
 
 log = logging.getLogger(__name__)
-Backend = Literal["auto", "dense", "flex", "flash"]
+Backend = Literal["auto", "dense", "merged", "flex", "flash"]
 HALF = (torch.bfloat16, torch.float16)
 SMALL = 2**25
 """Bytes of a dense mask up to which compiling FlexAttention is not worth its while."""
 
-Mask = Tensor | Prefixes | FrameMask | object | None
-"""A dense mask, prefixes, the frames themselves for a tangent, or FlexAttention's BlockMask, which
-is imported only where it is used."""
+Mask = Tensor | Prefixes | Rectangles | FrameMask | object | None
+"""A dense mask, prefixes, rectangles, the frames themselves for a tangent, or FlexAttention's
+BlockMask, which is imported only where it is used."""
 
 _forced: Backend = "auto"
 
@@ -93,8 +94,8 @@ def flash_missing() -> str | None:
     return None
 
 
-def choose(device: torch.device, small: bool, prefixed: bool, gradient: bool) -> str:
-    """The kernel for frames of which some are hidden: `dense`, `flex`, or `flash` by prefixes.
+def choose(device: torch.device, half: bool, small: bool, prefixed: bool) -> str:
+    """The kernel for frames of which some are hidden: `dense`, `merged`, `flex` or `flash`.
 
     Raises:
         ValueError: if flash-attn is forced on a matrix that hides more than the end of the keys.
@@ -102,14 +103,14 @@ def choose(device: torch.device, small: bool, prefixed: bool, gradient: bool) ->
     if _forced == "flash" and not prefixed:
         raise ValueError(
             "launch.attention: flash-attn takes no mask, and this pass hides frames between others"
-            " (teacher forcing does); use auto or flex"
+            " (teacher forcing does); use auto, merged or flex"
         )
     if _forced != "auto":
         return _forced
     if device.type != "cuda":
         return "dense"
-    if prefixed and not gradient:
-        return "flash"
+    if half:
+        return "merged"
     return "dense" if small else "flex"
 
 
@@ -140,10 +141,12 @@ def attention_mask(
         return FrameMask(rows, tokens, cached)
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
-    kernel = choose(device, small, pieces is not None, torch.is_grad_enabled())
+    kernel = choose(device, dtype in HALF, small, pieces is not None)
     _log_once(f"{kernel} where frames are hidden", device.type)
     if kernel == "flash":
         return pieces
+    if kernel == "merged":
+        return rectangles(rows, tokens, cached)
     if kernel == "flex":
         return block_mask(rows, tokens, cached, device)
     return dense_mask(rows, tokens, cached, device, dtype)
@@ -167,6 +170,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
         out = _full_attention(q, k, v)
     elif isinstance(mask, Tensor):
         out = _dense(q, k, v, mask)
+    elif isinstance(mask, tuple) and isinstance(mask[0], Rectangle):
+        _check_dtype(q)
+        out = merged_attention.attend(q, k, v, mask)
     elif isinstance(mask, tuple):
         out = _by_prefix(q, k, v, mask)
     else:
@@ -193,22 +199,31 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """flash-attn where available; without a mask SDPA's memory is linear in the tokens too."""
-    if _forced == "flash" and q.dtype not in HALF:
+    """Without a mask the memory of every kernel is linear in the tokens."""
+    kernel = _unmasked(q)
+    _log_once(f"{kernel} where none is hidden", q.device.type)
+    if kernel == "flash":
+        return _flash()(q, k, v)
+    return merged_attention.attend(q, k, v) if kernel == "merged" else _dense(q, k, v)
+
+
+def _unmasked(q: Tensor) -> str:
+    """The kernel where no frame is hidden."""
+    _check_dtype(q)
+    if _forced in ("flash", "merged"):
+        return _forced
+    automatic = _forced == "auto" and q.dtype in HALF and q.device.type == "cuda"
+    # With gradient there are many queries: nothing to gain over torch's own choice.
+    return "merged" if automatic and not torch.is_grad_enabled() else "dense"
+
+
+def _check_dtype(q: Tensor) -> None:
+    half_only = _forced == "flash" or (_forced == "merged" and q.device.type == "cuda")
+    if half_only and q.dtype not in HALF:
         raise ValueError(
-            f"launch.attention: flash-attn computes in bfloat16 or float16, the queries are"
+            f"launch.attention: {_forced} computes in bfloat16 or float16, the queries are"
             f" {q.dtype}: set a bf16 precision, or use auto"
         )
-    if not _takes_flash(q):
-        _log_once("dense where none is hidden", q.device.type)
-        return _dense(q, k, v)
-    _log_once("flash where none is hidden", q.device.type)
-    return _flash()(q, k, v)
-
-
-def _takes_flash(q: Tensor) -> bool:
-    allowed = _forced != "dense" and q.device.type == "cuda" and q.dtype in HALF
-    return allowed and flash_missing() is None
 
 
 def _by_prefix(q: Tensor, k: Tensor, v: Tensor, pieces: Prefixes) -> Tensor:

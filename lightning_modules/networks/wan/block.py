@@ -17,9 +17,11 @@ from functools import cache
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lightning_modules.networks.cameras import tiled
 from lightning_modules.networks.wan.attention import Mask, attend
+from lightning_modules.networks.wan.compiled import compiled
 from lightning_modules.networks.wan.kv_cache import KeyValue, WithContext
 from lightning_modules.networks.wan.rms_norm import rms_norm
 from lightning_modules.networks.wan.rotary import apply_rope
@@ -37,12 +39,23 @@ class WanBlock(WanTransformerBlock):
         nn.init.zeros_(self.attn1.to_prope.weight)
         nn.init.zeros_(self.attn1.to_prope.bias)
 
+    def fuse_qkv(self) -> None:
+        """Make self-attention's q, k and v by one product, for good, in the memory of the three."""
+        layer, width = self.attn1, self.attn1.to_q.out_features
+        layer.fuse_projections()
+        parts = layer.to_q, layer.to_k, layer.to_v
+        for at, part in enumerate(parts):
+            for name in ("weight", "bias"):
+                whole = getattr(layer.to_qkv, name)
+                getattr(part, name).data = whole.data[at * width : (at + 1) * width]
+        layer.to_qkv.requires_grad_(False)
+
     def forward(
         self,
         x: Tensor,  # [B, N, S, D]
         modulation: Tensor,  # [B, N, 6, D] float32
         prompt: KeyValue,  # cross-attention keys and values, each [B, L, H, E]
-        rope: Tensor,  # [T, 1, E / 2] complex64
+        rope: Tensor,  # [T, 1, E / 2, 2] float32
         mask: Mask,
         with_context: WithContext,  # own k, v [B, T, H, E] -> attended [B, K, H, E]
         cameras: Tensor | None,  # P and P^-1 [B, N, 2, 4, 4] float32; the heads are then 2 H
@@ -50,27 +63,49 @@ class WanBlock(WanTransformerBlock):
         """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
-        parts = _compiled_parts() if self.compiled else _parts()
+        parts = _compiled_parts() if self.compiled and not _has_tangents() else _parts()
         self_attention_qkv, cross_attention_q, mlp = parts
 
-        q, k, v = self_attention_qkv(self, x, shift, scale, rope, cameras)
+        room = getattr(with_context, "room", None)
+        q, k, v = self_attention_qkv(self, x, shift, scale, rope, cameras, room)
         out = attend(q, *with_context(k, v), mask)
         x, q = cross_attention_q(self, x, out, gate, cameras)
         out = attend(q.type_as(prompt[1]), *prompt)
         return mlp(self, x, out, mlp_shift, mlp_scale, mlp_gate), k, v
 
     def self_attention_qkv(
-        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor, cameras: Tensor | None
+        self,
+        x: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        rope: Tensor,
+        cameras: Tensor | None,
+        room: KeyValue | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Self-attention's q and k after QK-norm and RoPE, and v, each [B, T, H, E].
 
-        With cameras the same heads follow once more, under PRoPE in place of RoPE.
+        With cameras the same heads follow once more, under PRoPE in place of RoPE. k and v are
+        written to ``room``, if there is any, by the kernel that computes them.
         """
+        q, k, v = self._qkv(x, shift, scale, rope, cameras)
+        if room is None:
+            return q, k, v
+        room[0].copy_(k)
+        room[1].copy_(v)
+        return q, *room
+
+    def _qkv(
+        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor, cameras: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         layer, x = self.attn1, modulate(self.norm1, x, shift, scale).flatten(1, 2)
         heads = (layer.heads, -1)
-        q = rms_norm(layer.norm_q, layer.to_q(x)).unflatten(-1, heads)
-        k = rms_norm(layer.norm_k, layer.to_k(x)).unflatten(-1, heads)
-        v = layer.to_v(x).unflatten(-1, heads)
+        if layer.fused_projections:
+            q, k, v = layer.to_qkv(x).chunk(3, -1)
+        else:
+            q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
+        q = rms_norm(layer.norm_q, q).unflatten(-1, heads)
+        k = rms_norm(layer.norm_k, k).unflatten(-1, heads)
+        v = v.unflatten(-1, heads)
         rotated = apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
         if cameras is None:
             return rotated
@@ -121,6 +156,11 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return (x.float() + update.float() * gate).type_as(x)
 
 
+def _has_tangents() -> bool:
+    """The compiler knows no forward derivative."""
+    return forward_ad._current_level >= 0
+
+
 def _parts() -> tuple[Callable, ...]:
     return WanBlock.self_attention_qkv, WanBlock.cross_attention_q, WanBlock.mlp
 
@@ -128,4 +168,4 @@ def _parts() -> tuple[Callable, ...]:
 @cache
 def _compiled_parts() -> tuple[Callable, ...]:
     """Compiled once for all layers: their weights are inputs."""
-    return tuple(torch.compile(part, dynamic=False) for part in _parts())
+    return tuple(map(compiled, _parts()))

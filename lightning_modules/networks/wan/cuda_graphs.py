@@ -13,6 +13,7 @@ endless stream replays the same few.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -27,19 +28,28 @@ Call = Callable[..., Tensor]
 class Graph:
     """A call v = f(x, t, rope, ...) on the current device, captured.
 
+    All graphs share one pool of memory, since their outputs are copied before the next one runs.
+    A pool ends with the last graph in it; the next graph begins another.
+
     Args:
         call: reads no memory but its arguments and buffers that do not move.
         examples: of its arguments.
     """
 
-    _pool: Any = None  # one for all: their outputs are copied before the next one runs
+    _alive: WeakSet["Graph"] = WeakSet()
 
     def __init__(self, call: Call, *examples: Tensor) -> None:
-        Graph._pool = Graph._pool or torch.cuda.graph_pool_handle()
         self._inputs = [example.clone() for example in examples]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=Graph._pool):
+        with torch.cuda.graph(self._graph, pool=Graph.pool()):
             self._v = call(*self._inputs)
+        Graph._alive.add(self)
+
+    @classmethod
+    def pool(cls) -> Any:
+        """That of a graph that is alive; torch refuses one without."""
+        other = next(iter(cls._alive), None)
+        return torch.cuda.graph_pool_handle() if other is None else other._graph.pool()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay it for other values."""
@@ -69,8 +79,9 @@ class Replay:
     def __init__(self, net: Wan, record: Callable[..., Call] = Graph) -> None:
         self.net, self.config, self._record = net, net.config, record
         self.first_times = 0  # calls that were not replayed
-        self._warm: dict[tuple, int] = {}
-        self._recorded: dict[tuple, _Recorded] = {}
+        # What was done with a cache ends with it.
+        self._warm: WeakKeyDictionary[KVCache, dict[tuple, int]] = WeakKeyDictionary()
+        self._recorded: WeakKeyDictionary[KVCache, dict[tuple, _Recorded]] = WeakKeyDictionary()
 
     def new_cache(self, frames: int | None = None) -> KVCache:
         """As the network's."""
@@ -95,16 +106,17 @@ class Replay:
         self.net.cross_attention_kv(text, cache)
         positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
-        kind = (cache, len(cache), matrix, tuple(x.shape), x.dtype, tuple(text.shape))
-        if self._warm.get(kind) != cache.version:
+        kind = (len(cache), matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        warm, recorded = (each.setdefault(cache, {}) for each in (self._warm, self._recorded))
+        if warm.get(kind) != cache.version:
             v = self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
-            self._warm[kind] = cache.version
+            warm[kind] = cache.version
             self.first_times += 1
             return v
         # Made before: nothing can be copied to the device while a graph is captured.
         rope, mask = self.net.rope_and_mask(x, positions, visible, cache)
         inputs = (x, t, rope) if cameras is None else (x, t, rope, cameras)
-        known = self._recorded.get(kind)
+        known = recorded.get(kind)
         if known is None or known.version != cache.version:
             graph = self._record(
                 lambda x, t, rope, cameras=None: self.net.velocity(
@@ -112,7 +124,7 @@ class Replay:
                 ),
                 *inputs,
             )
-            known = self._recorded[kind] = _Recorded(graph, cache.version, mask)
+            known = recorded[kind] = _Recorded(graph, cache.version, mask)
             self.first_times += 1
         v = known.graph(*inputs)
         if write_cache:

@@ -52,11 +52,13 @@ class StaticKVCache(KVCache):
         buffers = self._buffers[layer]
         if buffers is None or not self.frames:
             return None
-        held = len(self) * self._frame_tokens
-        return buffers[0][:, :held], buffers[1][:, :held]
+        return self.part(layer, 0, len(self))
 
     def with_context(self, layer: int, frames: int) -> WithContext:
-        """A function that writes a block's keys and values after the cached ones; returns both.
+        """A function that has a block's keys and values after the cached ones; returns both.
+
+        Its attribute ``room`` is where a layer may write them itself, or None while the buffers may
+        still change, in a rollout's first block.
 
         Raises:
             ValueError: if the block does not fit.
@@ -67,7 +69,7 @@ class StaticKVCache(KVCache):
                 f"a cache of {self.capacity} frames holds {len(self)}: {frames} more do not fit;"
                 " make it larger, or keep fewer"
             )
-        return partial(self._write, layer, frames)
+        return _Room(self, layer, frames) if self.frames else partial(self._write, layer, frames)
 
     def append(self, frames: Sequence[int], pairs: Sequence[KeyValue]) -> None:
         """Commit `frames`, whose `pairs` the last call has written to the buffers already."""
@@ -90,15 +92,15 @@ class StaticKVCache(KVCache):
             self.version += 1
         super().remember_text(text, pairs)
 
+    def part(self, layer: int, start: int, stop: int) -> KeyValue:
+        """Views of the buffers, from frame ``start`` to ``stop`` in their order."""
+        tokens = slice(start * self._frame_tokens, stop * self._frame_tokens)
+        keys, values = self._buffers[layer]
+        return keys[:, tokens], values[:, tokens]
+
     def _write(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> KeyValue:
         self._allocate(layer, frames, keys, values)
-        start = len(self) * self._frame_tokens
-        end = start + keys.shape[1]
-        attended = []
-        for buffer, own in zip(self._buffers[layer], (keys, values), strict=True):
-            buffer[:, start:end] = own
-            attended.append(buffer[:, :end])
-        return tuple(attended)
+        return _Room(self, layer, frames)(keys, values)
 
     def _allocate(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> None:
         """Buffers for the first block of a rollout; those of the last rollout if they fit."""
@@ -128,6 +130,21 @@ class StaticKVCache(KVCache):
             for buffer in pair or ():
                 part = buffer[:, source * size : (source + 1) * size]
                 buffer[:, target * size : (target + 1) * size] = part
+
+
+class _Room:
+    """Where the keys and values of a block's ``frames`` belong, and what they attend to."""
+
+    def __init__(self, cache: StaticKVCache, layer: int, frames: int) -> None:
+        held = len(cache)
+        self.room = cache.part(layer, held, held + frames)
+        self._attended = cache.part(layer, 0, held + frames)
+
+    def __call__(self, keys: Tensor, values: Tensor) -> KeyValue:
+        for room, own in zip(self.room, (keys, values), strict=True):
+            if own.data_ptr() != room.data_ptr():
+                room.copy_(own)
+        return self._attended
 
 
 def _parts(pairs: list[KeyValue]) -> list[Tensor]:

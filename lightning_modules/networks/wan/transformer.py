@@ -189,11 +189,16 @@ class Wan(ModelMixin, ConfigMixin):
         to_bfloat16(self)
 
     def accelerated(self, compiled: bool, graphs: bool) -> Any:
-        """The network for sampling on CUDA: compiled, which is for good, or in CUDA graphs."""
+        """The network for sampling on CUDA: compiled, which is for good, or in CUDA graphs.
+
+        Of a compiled network the products of q, k and v are one.
+        """
         from lightning_modules.networks.wan.cuda_graphs import Replay
 
         if compiled:
             self.compile_blocks()
+            for block in self.blocks:
+                block.fuse_qkv()
         return Replay(self) if graphs else self
 
     def compile_blocks(self) -> None:
