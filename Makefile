@@ -10,8 +10,10 @@ PYTHON  ?= python3
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-# A file of tests stays in one process, whose fixtures it shares; more than four only cost memory.
-PYTEST  = $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A file of tests stays in one process, whose fixtures it shares, and files come as tests/conftest.py sorts them.
+# One process more than there are cores, since some tests wait; more than four only cost memory.
+WORKERS = $(shell echo $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)))
+PYTEST  = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY  := $(VENV)/.installed
 SWEEPS  = $(PY) -m sweeps
 # A word of a command, whatever letters it has.

@@ -23,6 +23,14 @@ settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, those that start a Slurm before all: none is left alone last."""
+    slow, slurm = (
+        {item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "slurm")
+    )
+    items.sort(key=lambda item: (item.path not in slurm, item.path not in slow))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed():
     """Seeds only what is loaded: a test of the command line must not pay for torch."""

@@ -66,6 +66,7 @@ def test_every_part_is_measured(report):
         "stage3_causvid_dmd": both,
     }  # fmt: skip
     assert {"pairs/causal", "pairs/bidirectional", "vae/encode", "vae/decode"} <= set(names)
+    assert {"attention/merged", "attention/dense"} <= set(names)
 
 
 def test_every_number_stands_beside_its_roofline(report):

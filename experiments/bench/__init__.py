@@ -8,6 +8,7 @@
     train.py      a training step of each stage
     pairs.py      one trajectory of each teacher
     vae.py        encoding and decoding a clip
+    attention.py  one layer's attention in training, by each kernel
     agreement.py  whether every way to make the calls gives the same clip
     catalogue.py  the rows that there are, most valuable first
     row.py        what a measurement says

@@ -20,7 +20,7 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 
 STEPS = 2
-CLIPS = 3  # plain, captured, replayed (`networks/wan/cuda_graphs.py`)
+CLIPS = {"cuda_graphs": 3}  # plain, captured, replayed (`networks/wan/cuda_graphs.py`); else one
 
 
 def bench(subject: Subject) -> Iterator[Task]:
@@ -52,7 +52,8 @@ def distances(subject: Subject) -> dict[str, Any]:
             continue  # the plain one itself
         net = accelerated(network, Launch(**options), subject.device)
         past = FastPast(net, text, frames=frames, commit=how)
-        clips = [clip(past.restart(text)) for _ in range(CLIPS)]
+        count = max((CLIPS.get(option, 1) for option in options), default=1)
+        clips = [clip(past.restart(text)) for _ in range(count)]
         found[name] = [_distance(made, plain) for made in clips]
     return found
 

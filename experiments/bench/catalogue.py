@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from experiments.bench import agreement, pairs, predict, rollout, train, vae
+from experiments.bench import agreement, attention, pairs, predict, rollout, train, vae
 from experiments.bench.clock import Protocol
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Task
@@ -21,6 +21,7 @@ VALUE = (
     *(f"train/{predict.STAGE}{init}" for init in predict.PRINTED),
     "pairs/*",  # with them, all columns of Table 2 are there
     "rollout/2/fused+cuda_graphs",
+    "attention/*",
     "rollout/*/fused+compile+cuda_graphs",
     "vae/*",
     "rollout/2/*",
@@ -49,6 +50,7 @@ def tasks(
     """
     found = [
         *agreement.bench(subject),
+        *attention.bench(subject, protocol),
         *rollout.bench(subject, protocol, few_steps),
         *train.bench(subject, protocol, resolver, settings),
         *pairs.bench(subject, protocol),

@@ -80,6 +80,11 @@ def use(backend: Backend, device: torch.device) -> None:
     _log_once.cache_clear()
 
 
+def chosen() -> Backend:
+    """The kernel that `use` was told."""
+    return _forced
+
+
 @cache
 def flash_missing() -> str | None:
     """Why flash-attn cannot be used, logged once; None if it can, and it is imported."""
