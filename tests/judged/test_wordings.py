@@ -34,7 +34,7 @@ def test_only_what_compares_with_a_text_gets_the_extended_prompt():
                 assert by["b at dusk"] == [f"videos/b-{n}.mp4" for n in (1, 3)]
             else:
                 assert list(by) == ["b"]
-    assert SAMPLES == VBENCH["samples"]
+    assert VBENCH["samples"] == SAMPLES
 
 
 def test_a_prompt_without_videos_stays_in_the_list():
