@@ -8,6 +8,7 @@ changed, so its runs are others.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +36,17 @@ def old_name(run: Run) -> str:
     recipe["needs"] = {**given, **old}
     if recipe.get("sampler") in ("bidirectional_ode", "autoregressive_ode"):
         recipe["sample"] = {**recipe["sample"], "intervals": 50}
+    recipe.update({key: _without_new(recipe[key]) for key in ("curate", "score") if key in recipe})
     if "stage" in recipe:
         stage = recipe["stage"].items()
         recipe["stage"] = {key: value for key, value in stage if (key, value) not in NEW}
     return run_name(recipe)
+
+
+def _without_new(section: dict[str, Any]) -> dict[str, Any]:
+    """Of VBench's protocol: several videos of a prompt, and the wording that they are judged by."""
+    new = ("videos", "flickering_videos", "wording")
+    return {key: value for key, value in section.items() if key not in new}
 
 
 @pytest.mark.parametrize("words", NAMES)

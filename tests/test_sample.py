@@ -29,7 +29,7 @@ def prompts(tmp_path_factory):
     return write(tmp_path_factory.mktemp("prompts"), "clips")
 
 
-def write(folder, kind):
+def write(folder, kind, videos=()):
     latents, text = draw(0, COUNT, *SHAPE).numpy(), draw(1, COUNT, *TEXT).numpy()
     negative = draw(2, *TEXT).numpy()
     with ShardWriter(folder, kind, about={"fps": 8}, negative=negative) as writer:
@@ -37,7 +37,8 @@ def write(folder, kind):
             arrays = {"latents": latents[number], "text": text[number]}
             if kind == "prompts":
                 del arrays["latents"]
-            writer.write(f"clip-{number}", arrays, {"caption": "a one"})
+            wanted = {"videos": videos[number]} if videos else {}
+            writer.write(f"clip-{number}", arrays, {"caption": "a one", **wanted})
     return open_shards(folder)
 
 
@@ -73,6 +74,24 @@ def test_clips_are_the_plain_rollouts(prompts, tmp_path):
     expected = rollout(Past(student, text), random.normal("noise", SHAPE), sizes, sampler)
     stored = torch.from_numpy(made.numpy())
     torch.testing.assert_close(stored, expected.to(stored.dtype), rtol=1e-3, atol=2e-3)
+
+
+def test_several_videos_of_a_prompt(tmp_path):
+    """The first videos are, bit for bit, those that are made without others; given images stay."""
+    few, more = write(tmp_path / "few", "clips"), write(tmp_path / "more", "clips", (3, 1, 2))
+    student, settings = network(1), {"batch": COUNT, "given": 1}
+    plain = sampled(few, tmp_path / "plain", student, **settings)
+    sampled(more, tmp_path / "several", student, **settings)
+    shards = open_shards(tmp_path / "several" / "sample" / "shards")
+    first = ["clip-0", "clip-1", "clip-2"]
+    assert shards.keys == [*first, "clip-0-1", "clip-2-1", "clip-0-2"]
+    made = {sample["key"]: torch.from_numpy(sample["latents"]) for sample in shards}
+    assert torch.equal(torch.stack([made[key] for key in first]), plain)
+    images = draw(0, COUNT, *SHAPE)[:, :1].to(plain.dtype)
+    for at, key in ((0, "clip-0"), (0, "clip-0-1"), (0, "clip-0-2"), (2, "clip-2-1")):
+        assert torch.equal(made[key][:1], images[at])
+    for one, other in (("", "-1"), ("", "-2"), ("-1", "-2")):
+        assert not torch.allclose(made[f"clip-0{one}"][1:], made[f"clip-0{other}"][1:], atol=1e-2)
 
 
 @pytest.mark.parametrize("sampler", ["few_steps", "autoregressive_ode"])

@@ -1,6 +1,7 @@
 """Prompts: what counts as the same one, limits, splits, and shards of them."""
 
 import csv
+import hashlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from datamodules.shards.reader import open_shards
 from datamodules.shards.work import ShardMaker
 from experiments.runs.folder import RunFolder
 from experiments.verbs import curate
+from experiments.worlds.wan import vbench_prompts
 from lightning_modules.networks.encoders import WanText
 
 SCENES = [f"a {animal} walks over {place}" for animal in ("cat", "fox", "hen", "ox") for place in
@@ -64,6 +66,35 @@ def test_a_text_file_becomes_shards_of_embeddings(tmp_path, lines, wan_folder):
         text = encoder.encode([sample["caption"]])[0].numpy()
         np.testing.assert_allclose(sample["text"], text, atol=2e-3)
         assert sample["info"]["name"] == f"line-{SCENES.index(sample['caption']) + 1}"
+
+
+def test_how_many_videos_a_prompt_gets_is_stored_where_it_is_asked(
+    tmp_path, wan_folder, monkeypatch
+):
+    """More for the first lines of VBench's own list; the prompts and their order stay."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "all_dimension.txt").write_text("".join(f"{scene}\n" for scene in SCENES))
+    file = lists / "all_dimension_extended.txt"
+    file.write_text("\r\n".join(f"{scene}, seen from afar" for scene in SCENES))
+    plain = made(tmp_path / "plain", file, wan_folder)
+    other = made(tmp_path / "other", file, wan_folder, videos=5, flickering_videos=25)
+    assert [sample["info"]["videos"] for sample in other] == [5] * 20, "not VBench's list"
+    digest = hashlib.sha256((lists / "all_dimension.txt").read_bytes()).hexdigest()
+    monkeypatch.setattr(vbench_prompts, "SHA256", digest)
+    monkeypatch.setattr(vbench_prompts, "FLICKERING", 3)
+    own = made(tmp_path / "own", file, wan_folder, videos=5, flickering_videos=25)
+    few = made(tmp_path / "few", file, wan_folder, videos=2)
+    counts = {sample["info"]["name"]: sample["info"]["videos"] for sample in own}
+    assert {name for name, count in counts.items() if count == 25} == {
+        "line-1", "line-2", "line-3"
+    }  # fmt: skip
+    assert set(counts.values()) == {5, 25}
+    assert {sample["info"]["videos"] for sample in few} == {2}
+    assert plain.keys == other.keys == own.keys == few.keys
+    assert not any("videos" in sample["info"] for sample in plain)
+    assert own.manifest["videos"] == [5, 25] and few.manifest["videos"] == [2, 2]
+    assert "videos" not in plain.manifest
 
 
 def test_splits_are_disjoint_and_do_not_depend_on_the_rest_of_the_file(tmp_path, lines, wan_folder):

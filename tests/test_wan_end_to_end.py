@@ -39,7 +39,7 @@ clip_shape: [3, 16, 2, 4]  # 9 frames of 16 x 32 pixels
 clips: {{recipe: openvid_clips, curate.heldout_percent: 0}}
 prompts: {{recipe: vidprom_prompts, count: 4, curate.heldout_percent: 0}}
 intervals: 4
-sampling: {{count: 2, intervals: 2}}
+sampling: {{count: 2, videos: 2, intervals: 2}}
 data: {{clips: 4}}
 stages:
   stage1: {{steps: 2, batch: 2, learning_rate: 1.0e-3}}
@@ -158,7 +158,7 @@ def test_training_moved_weights_that_stay_float32(runs, wan_folder):
 
 def test_samples_are_videos_beside_latents(samples):
     shards = open_shards(samples / "shards")
-    assert shards.manifest["kind"] == "clips" and len(shards) == 2
+    assert shards.manifest["kind"] == "clips" and len(shards) == 4
     assert shards.manifest["fields"]["latents"]["shape"] == [3, 16, 2, 4]
     files = sorted(path.name for path in (samples / "videos").iterdir())
     assert files == sorted(f"{key}.mp4" for key in shards.keys)
@@ -200,16 +200,20 @@ def test_vbench_gets_its_names_and_its_command(library, runs, samples):
     scored = verb(library, runs, "score", "score", f"needs.samples={{folder: {samples}}}")
     lines = [json.loads(x) for x in (scored / "vbench" / "manifest.jsonl").read_text().splitlines()]
     files = {path.name for path in (scored / "vbench" / "videos").iterdir()}
-    assert files == {f"{prompt}-0.mp4" for prompt in PROMPTS[:2]} == {x["file"] for x in lines}
+    wanted = {f"{prompt}-{index}.mp4" for prompt in PROMPTS[:2] for index in (0, 1)}
+    assert files == wanted == {x["file"] for x in lines}
+    keys = {x["file"]: x["key"] for x in lines}
+    assert all(keys[f"{p}-1.mp4"] == f"{keys[f'{p}-0.mp4']}-1" for p in PROMPTS[:2])
     assert all(x["prompt_used"] == f"{x['prompt_en']}, seen from afar" for x in lines)
     assert all((x["frames"], x["height"], x["width"], x["fps"]) == (9, 16, 32, 16) for x in lines)
-    assert "vbench evaluate --videos_path videos" in (scored / "vbench" / "evaluate.sh").read_text()
+    assert "--wording extended" in (scored / "vbench" / "evaluate.sh").read_text()
+    assert (scored / "vbench" / "judge.py").is_file()
     records = [json.loads(line) for line in (scored / "scores.jsonl").read_text().splitlines()]
     values = {record["metric"]: record for record in records}
     assert values["vbench.total"]["value"] is None and values["vbench.total"]["kind"] == "exact"
     assert "not run" in values["vbench.total"]["skipped"]
     proxy = values["videos.dynamic_dis"]
-    assert proxy["kind"] == "proxy" and proxy["n"] == 2 and proxy["value"] is not None
+    assert proxy["kind"] == "proxy" and proxy["n"] == 4 and proxy["value"] is not None
 
 
 def test_an_exported_student_is_stock_diffusers(student, tmp_path, wan_folder):

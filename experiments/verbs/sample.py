@@ -108,6 +108,7 @@ def generated_clips(
 ) -> Work:
     """The clips as shards, each with its prompt's metadata; whole batches per shard.
 
+    Prompts whose metadata has ``videos`` get so many, each with noise of its own (`video_key`).
     The bits of a clip may depend on the batch that it is computed in.
 
     Raises:
@@ -126,12 +127,15 @@ def generated_clips(
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
 
-    def make(numbers: Sequence[int]) -> Iterator[Sample]:
-        for start in range(0, len(numbers), batch):
-            samples = [prompts.read(number, fields) for number in numbers[start : start + batch]]
-            keys = [sample["key"] for sample in samples]
+    def make(videos: Sequence[tuple[int, int]]) -> Iterator[Sample]:
+        for start in range(0, len(videos), batch):
+            chosen = videos[start : start + batch]
+            samples = [prompts.read(number, fields) for number, _ in chosen]
             with torch.no_grad():
                 text, frames = stack(samples, "text", device), conditioning.frames(samples)
+                for sample, (_, index) in zip(samples, chosen, strict=True):
+                    sample["key"] = video_key(sample["key"], index)
+                keys = [sample["key"] for sample in samples]
                 inputs = text, Randomness(seed, 0, keys, device), frames
                 if cameras:
                     network.cameras = cameras_of(samples, device)
@@ -145,7 +149,20 @@ def generated_clips(
 
     tar = samples_per_shard({"clip": settings.shape, "text": negative.shape})
     whole = max(1, tar // batch) * batch
-    return Work(saver.kind, about, numbers, make, whole, negative=lambda: None)
+    videos = _videos(prompts, numbers)
+    return Work(saver.kind, about, videos, make, whole, negative=lambda: None)
+
+
+def video_key(key: str, index: int) -> str:
+    """The key of a prompt's video, from which its noise is drawn; the first has the prompt's."""
+    return f"{key}-{index}" if index else key
+
+
+def _videos(prompts: ShardReader, numbers: range) -> list[tuple[int, int]]:
+    """(prompt, index) of all videos: the first ones of all prompts, then the second ones, ..."""
+    wanted = {n: prompts.read(n, [])["info"].get("videos", 1) for n in numbers}
+    most = max(wanted.values(), default=0)
+    return [(n, index) for index in range(most) for n in numbers if index < wanted[n]]
 
 
 def _conditioning(

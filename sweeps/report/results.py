@@ -29,6 +29,7 @@ class Score:
     higher_is_better: bool | None = None
     calibration: str = ""  # hash of the constants behind it
     extra: Mapping[str, float] = field(default_factory=dict)
+    wording: str = ""  # of the prompts that VBench judged by
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def _score(record: Mapping, path: Path) -> Score | None:
             record["metric"], float(value), int(record["n"]), low, high,
             record.get("unit") or "", record.get("kind") or "", record.get("higher_is_better"),
             record.get("calibration") or "", record.get("extra") or {},
+            record.get("backend", {}).get("wording", ""),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

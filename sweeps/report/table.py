@@ -90,8 +90,8 @@ def our_table(numbers: FrameNumbers) -> Table | None:
     """Our table from the finished runs; None if the layout has none.
 
     Raises:
-        ValueError: a column would mix exact and proxy values, or calibrations, or ranks against its
-            metric.
+        ValueError: a column would mix exact and proxy values, calibrations or wordings of prompts,
+            or ranks against its metric.
     """
     layout, frame = numbers.layout, numbers.frame
     if not layout.ranking:
@@ -243,6 +243,11 @@ def _check_columns(places: Iterable[Place], columns: Sequence[Column]) -> None:
             raise ValueError(
                 f"column {column.heading}: the score runs disagree on the kind of {column.metric} "
                 f"({kinds}); score all cells with one version"
+            )
+        if len(wordings := {score.wording for score in found}) > 1:
+            raise ValueError(
+                f"column {column.heading}: judged by prompts of different wordings"
+                f" ({', '.join(sorted(wordings))}): score all cells with one scoring.wording"
             )
         says = {score.higher_is_better for score in found} - {None, column.better == "higher"}
         if says:

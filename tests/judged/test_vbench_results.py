@@ -59,7 +59,8 @@ def test_what_vbench_wrote_becomes_scores(run):
         found = after[f"vbench.{name}"]
         assert found["value"] == pytest.approx(100 * value) and found["kind"] == "exact"
         assert found["ci95"][0] < found["value"] < found["ci95"][1]
-        assert found["backend"] == {"name": "vbench", "version": "0.1.5"}
+        about = {"name": "vbench", "version": "0.1.5", "wording": "extended"}
+        assert found["backend"] == about
     total = after["vbench.total"]
     assert total["value"] == pytest.approx(81.61, abs=0.3) and total["n"] == len(PROMPTS) - 3
     assert len(total["inputs"]["results"]) == 16
@@ -226,7 +227,7 @@ def test_half_a_file_no_info_and_two_results_are_refused(run, capsys):
 
 
 def test_other_prompts_are_not_the_suite(run, capsys):
-    path = judge(run, "motion_smoothness", 0.97, mode="custom_input")
+    path = judge(run, "motion_smoothness", 0.97, others=True)
     assert add(run) == 1
     said = capsys.readouterr().err
     assert f"judged on {len(PROMPTS)} prompts, VBench has 72" in said

@@ -41,7 +41,7 @@ def motion(run, sweep):
     """A score run of the same student on the hundred prompts of actions."""
     folder = score_run(of_motion(sweep, run.parent, "causal_cd"), run.parent, ACTIONS).path
     assert folder != run
-    judge(folder, "dynamic_degree", 0.64, mode="custom_input")
+    judge(folder, "dynamic_degree", 0.64, others=True)
     return folder
 
 
@@ -100,7 +100,7 @@ def test_no_yes_at_all_and_videos_without_answers_are_refused(run, motion, capsy
 
 def test_another_students_motion_is_refused(run, sweep, capsys):
     folder = score_run(of_motion(sweep, run.parent, "causal_ode"), run.parent, ACTIONS).path
-    judge(folder, "dynamic_degree", 0.64, mode="custom_input")
+    judge(folder, "dynamic_degree", 0.64, others=True)
     assert add(run, "--motion", folder) == 1
     assert "not of the student of" in capsys.readouterr().err
 

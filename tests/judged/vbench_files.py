@@ -12,6 +12,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
 from experiments.worlds.wan import videos
 from experiments.worlds.wan.benchmarks import DIMENSIONS
+from experiments.worlds.wan.judge import EXTENDED, other_entries, suite_entries
 from experiments.worlds.wan.vbench import OFFERS
 
 TOGETHER = (  # dimensions that share a list of prompts, as in VBench_full_info.json
@@ -87,20 +88,21 @@ def values_of(dimension: str, names: list[str], mean: float) -> list[float | boo
 
 
 def judge(
-    run: Path, dimension: str, mean: float, mode: str = "vbench_standard", folder: str = "videos"
+    run: Path,
+    dimension: str,
+    mean: float,
+    others: bool = False,
+    folder: str = "videos",
+    wording: str = EXTENDED,
+    static: dict[str, list[str]] | None = None,
 ) -> Path:
-    """Write what `vbench evaluate` does; the results file."""
+    """Write what VBench does, called by judge.py; the results file."""
     manifest = [json.loads(x) for x in (run / "vbench/manifest.jsonl").read_text().splitlines()]
-    suite = SUITE
-    if mode == "custom_input":
-        suite = [{"prompt_en": line["prompt_en"], "dimension": [dimension]} for line in manifest]
-    of = {}
-    for line in [line for line in manifest if line["sample_index"] < 5]:
-        of.setdefault(line["prompt_en"], []).append(f"{folder}/{line['file']}")
-    info = [
-        e | {"video_list": of.get(e["prompt_en"], [])} for e in suite if dimension in e["dimension"]
-    ]
-    paths = [path for entry in info for path in entry["video_list"]]
+    info = suite_entries(SUITE, manifest, dimension, wording, static)
+    if others:
+        info = other_entries(manifest, dimension)
+    listed = [Path(path).name for entry in info for path in entry["video_list"]]
+    paths = [f"{folder}/{name}" for name in listed]
     if dimension == "color":
         paths = paths[3:]  # where it finds no object
     values = values_of(dimension, paths, mean)

@@ -35,6 +35,7 @@ from experiments.worlds.wan.benchmarks import (
     normalised,
     resampled,
 )
+from experiments.worlds.wan.judge import SHORT
 from experiments.worlds.wan.vbench_results import Judged, Video
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def add_results(run: Path, motion: Path | None = None) -> list[dict[str, Any]]:
     path = folder.path / "scores.jsonl"
     before = [json.loads(line) for _, line in read_lines(path)]
     manifest = vbench_results.read_manifest(folder.path)
-    judged = vbench_results.read(folder.path, manifest)
+    judged = vbench_results.read(folder.path, manifest, _wording(folder))
     if not judged and motion is None:
         raise ValueError(
             f"{folder.path / 'vbench' / 'results'}: no results; first, in VBench's environment,"
@@ -87,6 +88,11 @@ def _scored(path: Path) -> RunFolder:
     if not folder.done:
         raise ValueError(f"{path}: {folder.state()}, not done: {folder.command}")
     return folder
+
+
+def _wording(folder: RunFolder) -> str:
+    """The prompts that VBench compares the run's videos with; runs that do not say: its own."""
+    return folder.recipe["score"].get("wording", SHORT)
 
 
 def _inputs(folder: RunFolder) -> dict[str, Any]:
@@ -124,8 +130,8 @@ def _suite(
     """Records of all dimensions and of Quality, Semantic and Total."""
     whole = {name: one for name, one in judged.items() if not one.without_video}
     draws = _draws({name: one.videos for name, one in whole.items()}, manifest, inputs["seed"])
-    about = {"backend": {"name": "vbench", "version": vbench_results.version(folder.path)}}
-    about |= {"constants": HASH}
+    backend = {"name": "vbench", "version": vbench_results.version(folder.path)}
+    about = {"backend": backend | {"wording": _wording(folder)}, "constants": HASH}
 
     def entry(name: str, found: Measurement, of: Iterable[str]) -> dict[str, Any]:
         files = {judged[one].source for one in of if one in judged}
@@ -164,7 +170,7 @@ def _dimension(name: str, one: Judged | None, draws: np.ndarray | None) -> Measu
 def _motion(other: RunFolder, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Records of Dynamic Degree and VisionReward, as far as there are results."""
     manifest = vbench_results.read_manifest(other.path)
-    judged = vbench_results.read(other.path, manifest, suite=False)
+    judged = vbench_results.read(other.path, manifest, _wording(other), suite=False)
     answers = vision_reward.read(other.path, manifest)
     values, scores, files = {}, {}, {}
     if (dynamic := judged.get("dynamic_degree")) is not None:

@@ -6,7 +6,7 @@ Needs: `samples` (a sample run that saved mp4) and `benchmark` (a folder with VB
     vbench/videos/<prompt>-<i>.mp4   links; the prompt in full, as VBench's file names have it
                                      (`vbench_prompts.video_name`)
     vbench/manifest.jsonl            per video: prompt as VBench has it, as it was used, key, size
-    vbench/evaluate.sh               VBench's own commands, for an environment of its own
+    vbench/evaluate.sh, judge.py     call VBench, in an environment of its own
     vbench/results/                  what they write; `python -m experiments results` reads it
 
 Published code cuts file names at 100 characters: 72 of VBench's prompts are longer, so they are not
@@ -32,7 +32,7 @@ from experiments.metrics import motion, records
 from experiments.metrics.registry import measure, selected
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
-from experiments.worlds.wan import videos
+from experiments.worlds.wan import judge, videos
 from experiments.worlds.wan.benchmarks import DIMENSIONS
 from experiments.worlds.wan.vbench_prompts import prompt_of, read_prompts, video_name
 
@@ -42,13 +42,14 @@ GIVEN = {"samples", "benchmark", "folder", "seed"}
 _SCRIPT = """#!/bin/sh
 #   sh evaluate.sh           VBench's dimensions, on its own prompts
 #   sh evaluate.sh motion    its dynamic degree alone, on any others (the paper: 100 of actions)
+# DEVICE=cpu before it does without a GPU, where the dimension can.
 # What has results is not judged again. vbench 0.1.5 wants Python 3.11, torch 2.5.1, setuptools
 # 69.5.1, numpy 1.26.4 and, for four dimensions, detectron2: an environment of its own, active here.
-# temporal_flickering wants 25 samples a prompt and `vbench static_filter` first.
+# Where temporal_flickering has more than five videos of a prompt, VBench's static filter chooses.
 cd "$(dirname "$0")" || exit 1
 wanted="{dimensions}"
-mode=vbench_standard
-if [ "$1" = motion ]; then wanted=dynamic_degree mode=custom_input; fi
+others=
+if [ "$1" = motion ]; then wanted=dynamic_degree others=--others; fi
 mkdir -p results
 python -c 'from importlib.metadata import version; print(version("vbench"))' \\
   > results/version.txt || exit 1
@@ -56,8 +57,7 @@ missing=0
 for dimension in $wanted; do
   to=results/$dimension
   ls $to/*_eval_results.json > /dev/null 2>&1 && continue
-  vbench evaluate --videos_path videos --dimension $dimension --mode $mode --output_path $to
-  # It ends with 0 whatever happens.
+  python judge.py $dimension --wording {wording} --device "${{DEVICE:-cuda}}" --output $to $others
   ls $to/*_eval_results.json > /dev/null 2>&1 || {{ echo "no results: $dimension"; missing=1; }}
 done
 exit $missing
@@ -68,6 +68,10 @@ def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is read."""
     settings = bind(lay_out, recipe.get("score", {}), GIVEN, "score")
     selected(settings["metrics"], OFFERS)
+    if settings["wording"] not in judge.WORDINGS:
+        raise ValueError(
+            f"scoring.wording: {settings['wording']!r} is none of {', '.join(judge.WORDINGS)}"
+        )
     if "samples" not in recipe["needs"]:
         raise ValueError("needs.samples is missing: VBench judges a sample run that saved mp4")
 
@@ -84,13 +88,21 @@ def run(recipe: dict[str, Any], folder: RunFolder) -> None:
 
 
 def lay_out(
-    samples: Path, benchmark: Path, folder: RunFolder, seed: int, *, metrics: str | list[str]
+    samples: Path,
+    benchmark: Path,
+    folder: RunFolder,
+    seed: int,
+    *,
+    metrics: str | list[str],
+    wording: str,
 ) -> None:
     """Link, describe and measure the videos of a sample run.
 
     Args:
         samples, benchmark: folders.
         metrics: ids, or `all`.
+        wording: the prompts that VBench compares videos with: ``extended``, those sampled from, as
+            the authors do (issues 18 and 48 of thu-ml/Causal-Forcing), or ``short``, its own.
 
     Raises:
         FileNotFoundError: no prompts, or a sample run without mp4 files.
@@ -110,7 +122,9 @@ def lay_out(
         lines.append(json.dumps({**entry.about, **size, "fps": shards.manifest["fps"]}))
         folder.progress(number + 1, len(shards), "videos")
     write_text(to / "manifest.jsonl", "\n".join(lines) + "\n")
-    write_text(to / "evaluate.sh", _SCRIPT.format(dimensions=" ".join(DIMENSIONS)))
+    script = _SCRIPT.format(dimensions=" ".join(DIMENSIONS), wording=wording)
+    write_text(to / "evaluate.sh", script)
+    write_text(to / "judge.py", Path(judge.__file__).read_text(encoding="utf-8"))
     view = videos.Videos(np.stack(magnitudes), rule, seed)
     found = measure(view, selected(metrics, OFFERS))
     about = {

@@ -4,7 +4,9 @@
 is sampled from. Any other prompts can take their places.
 """
 
+import hashlib
 import logging
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ log = logging.getLogger(__name__)
 PROMPTS = "all_dimension.txt"
 EXTENDED = "all_dimension_extended.txt"
 LONGEST = 255  # bytes of a file name
+# all_dimension.txt of VBench and of Self Forcing, whose lines are the prompts of the package vbench
+# 0.1.5 in its order; its first 75 are those of temporal flickering.
+SHA256 = "f9b50654f81ab732b9235d5bb91f0c3a4d152fac19249ce3a3a9185b2d80d8c3"
+FLICKERING = 75
 
 
 def read_prompts(benchmark: Path) -> list[str]:
@@ -75,6 +81,27 @@ def check_list(table: Path) -> None:
                 f"{table.parent}: line {number} of {there} is {(asked or used)[:60]!r}, {other} has"
                 " none; both lists must have the same prompts, line by line"
             )
+
+
+def videos_of(table: Path, each: int, flickering: int) -> Callable[[str], int]:
+    """How many videos are made of the prompt of a name (``line-17``).
+
+    Args:
+        table: the list that prompts are read from.
+        each: of a prompt.
+        flickering: of a prompt of temporal flickering, where the list is VBench's own; no other
+            list has such prompts.
+
+    Raises:
+        FileNotFoundError: the list in VBench's wording is not beside it.
+    """
+    prompts = read_prompts(table.parent)
+    text = "".join(f"{prompt}\n" for prompt in prompts)
+    own = hashlib.sha256(text.encode()).hexdigest() == SHA256
+    many = {f"line-{number}" for number in range(1, FLICKERING + 1)} if own else set()
+    if not own:
+        log.info("%s is not VBench's: %d videos of every prompt", table.parent / PROMPTS, each)
+    return lambda name: flickering if name in many else each
 
 
 def prompt_of(info: dict[str, Any], prompts: list[str]) -> str:

@@ -1,11 +1,11 @@
 """Reads and checks VBench 0.1.5's results for the videos of a score run; runs none of its code.
 
-For each call of ``vbench evaluate`` there are, anywhere below vbench/results::
+For each call of judge.py or ``vbench evaluate`` there are, anywhere below vbench/results::
 
     <name>_eval_results.json   {"<dimension>": [<score>, [{"video_path": .., "video_results": ..}]]}
     <name>_full_info.json      [{"prompt_en": .., "dimension": [..], "video_list": [..]}]
 
-Its command always exits with 0, missing videos are only printed, and no videos at all give
+VBench's command always exits with 0, missing videos are only printed, and no videos at all give
 `[NaN, []]`. So everything is checked here against the run's own manifest.
 """
 
@@ -18,9 +18,10 @@ from typing import Any
 
 from datamodules.curation.text_lists import read_lines, read_text
 from experiments.worlds.wan.benchmarks import DIMENSIONS, VBENCH
+from experiments.worlds.wan.judge import ASKED, EXTENDED, TEXT
 
 RESULTS, INFO = "_eval_results.json", "_full_info.json"
-FOLDER = "videos"  # of the score run; VBench's static filter copies to another one
+FOLDER = "videos"  # of the score run; VBench's static filter, called by hand, copies to another
 CLOSE = 1e-6  # of a score to the mean of its videos, which differ by rounding alone
 
 
@@ -74,11 +75,14 @@ def version(run: Path) -> str | None:
     return read_text(path).strip() or None if path.is_file() else None
 
 
-def read(run: Path, manifest: Mapping[str, Video], suite: bool = True) -> dict[str, Judged]:
+def read(
+    run: Path, manifest: Mapping[str, Video], wording: str, suite: bool = True
+) -> dict[str, Judged]:
     """All dimensions with results, in VBench's order.
 
     Args:
-        suite: on VBench's own prompts; else on any others, by ``--mode custom_input``.
+        wording: ``extended`` or ``short``: the prompts that the run is to be judged by.
+        suite: on VBench's own prompts; else on any others.
 
     Raises:
         ValueError: results that are damaged, or that are not of these videos; with the cure.
@@ -102,7 +106,11 @@ def read(run: Path, manifest: Mapping[str, Video], suite: bool = True) -> dict[s
                     f"{where}: judged on {len(prompts)} prompts, VBench has"
                     f" {DIMENSIONS[dimension]['prompts']}: not its standard mode; {_AGAIN}"
                 )
-            found[dimension] = _judged(dimension, result, prompts, manifest, path, suite)
+            if suite and dimension in TEXT:
+                _check_wording(info, dimension, manifest, wording, where)
+            static = any(e.get("static_filter") for e in info)
+            judged = _judged(dimension, result, prompts, manifest, path, suite, static)
+            found[dimension] = judged
     return {name: found[name] for name in DIMENSIONS if name in found}
 
 
@@ -125,9 +133,28 @@ def _json(path: Path, kind: type) -> Any:
 
 def _prompts(info: list[Any], dimension: str, where: str) -> set[str]:
     try:
-        return {entry["prompt_en"] for entry in info if dimension in entry["dimension"]}
+        of = [entry for entry in info if dimension in entry["dimension"]]
+        return {entry.get(ASKED, entry["prompt_en"]) for entry in of}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{where}: its {INFO} lacks {error}; {_AGAIN}") from None
+
+
+def _check_wording(
+    info: list[Any], dimension: str, manifest: Mapping[str, Video], wording: str, where: str
+) -> None:
+    """Refuse videos that were compared with prompts in another wording than the run's."""
+    for entry in info:
+        names = [Path(path).name for path in entry.get("video_list", [])]
+        for name in names if dimension in entry["dimension"] else ():
+            video = manifest.get(name)
+            if video is None:
+                continue  # refused with the results
+            wanted = video.prompt_used if wording == EXTENDED else video.prompt
+            if entry["prompt_en"] != wanted:
+                raise ValueError(
+                    f"{where}: {name!r} was judged by {entry['prompt_en'][:60]!r}, which is not its"
+                    f" {wording} prompt (scoring.wording of this run): {_AGAIN}"
+                )
 
 
 def _judged(
@@ -137,6 +164,7 @@ def _judged(
     manifest: Mapping[str, Video],
     path: Path,
     suite: bool,
+    static: bool,
 ) -> Judged:
     where = f"{path}: {dimension}"
     score, listed = _parts(result, where)
@@ -153,11 +181,12 @@ def _judged(
         name: scale * float(entry["video_results"])
         for name, entry in zip(names, listed, strict=True)
     }
-    filtered = any(Path(entry["video_path"]).parent.name != FOLDER for entry in listed)
+    filtered = static or any(Path(entry["video_path"]).parent.name != FOLDER for entry in listed)
     wanted = {
         name
         for name, video in manifest.items()
-        if not suite or (video.prompt in prompts and video.sample_index < VBENCH["samples"])
+        if not suite
+        or (video.prompt in prompts and (static or video.sample_index < VBENCH["samples"]))
     }
     missed = sorted(wanted - set(names))
     if missed and not filtered and "drops" not in DIMENSIONS[dimension]:

@@ -12,7 +12,7 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
-from experiments.worlds.wan.vbench_prompts import check_list
+from experiments.worlds.wan.vbench_prompts import check_list, videos_of
 from lightning_modules.ranges import FrameRate, Percent, PositiveInt
 
 
@@ -36,6 +36,8 @@ def plan(
     limits: dict[str, Any],
     text_dtype: str,
     items_per_shard: PositiveInt,
+    videos: PositiveInt | None = None,
+    flickering_videos: PositiveInt | None = None,
 ) -> Work:
     """Choose the prompts; nothing is embedded yet.
 
@@ -50,6 +52,9 @@ def plan(
         limits: of `vidprom.PromptLimits`.
         text_dtype: ``float32`` or ``bfloat16``.
         items_per_shard: prompts per shard.
+        videos: how many `sample` makes of a prompt; None: one, and nothing is stored about it.
+        flickering_videos: the same, of a prompt by which VBench judges temporal flickering; None:
+            as many as of any other.
 
     Raises:
         FileNotFoundError, ValueError: a folder, file, column or setting that is unusable.
@@ -83,9 +88,18 @@ def plan(
         **encoders.about(fps),
     }
 
+    many = None
+    if videos is not None:
+        flickering_videos = flickering_videos or videos
+        many = videos_of(path, videos, flickering_videos)
+        about["videos"] = [videos, flickering_videos]
+
     def samples(prompts: Sequence[Prompt]) -> Iterator[Sample]:
         texts = encoders.texts([prompt.text for prompt in prompts])
         for prompt, text in zip(prompts, texts, strict=True):
-            yield prompt.key, {"text": text}, {"caption": prompt.text, "name": prompt.name}
+            info: dict[str, Any] = {"caption": prompt.text, "name": prompt.name}
+            if many is not None:
+                info["videos"] = many(prompt.name)
+            yield prompt.key, {"text": text}, info
 
     return Work("prompts", about, chosen, samples, items_per_shard, encoders.negative, refused)
