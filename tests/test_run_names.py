@@ -27,8 +27,9 @@ NEW = [("schedule", "constant"), ("warmup_steps", 0), ("steps_per_link", 1)]
 def old_name(run: Run) -> str:
     """The name that 8879c7c gave a run.
 
-    Stages have new settings since, at values that mean what was done without them, and the given
-    models and the AR teacher are sampled with the 48 steps of the pairs, then 50.
+    Stages have new settings since, at values that mean what was done without them; the given models
+    and the AR teacher are sampled with the 48 steps of the pairs, then 50; at Wan's scale the KV
+    cache is updated in the next block's first call, then in one of its own.
     """
     recipe = dict(run.recipe)
     old = {role: old_name(need) for role, need in run.needs.items()}
@@ -36,6 +37,8 @@ def old_name(run: Run) -> str:
     recipe["needs"] = {**given, **old}
     if recipe.get("sampler") in ("bidirectional_ode", "autoregressive_ode"):
         recipe["sample"] = {**recipe["sample"], "intervals": 50}
+    if recipe.get("sample", {}).get("commit") == "fused":
+        recipe["sample"] = {**recipe["sample"], "commit": "separate"}
     recipe.update({key: _without_new(recipe[key]) for key in ("curate", "score") if key in recipe})
     if "stage" in recipe:
         stage = recipe["stage"].items()
