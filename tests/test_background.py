@@ -230,8 +230,10 @@ def test_no_more_batches_are_held_than_the_limit(batch, writers, limit):
 
         filling = pool.submit(fill)
         time.sleep(0.1)
-        assert not filling.done() and max(most) <= limit + 1 and not stub.written
-        gate.set()
+        try:
+            assert not filling.done() and max(most) <= limit + 1 and not stub.written
+        finally:
+            gate.set()
         filling.result(WAIT_S)
     assert max(most) == limit + 1 and len(stub.written) == batch * (limit + 3)
 
