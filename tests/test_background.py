@@ -16,6 +16,7 @@ from test_sample import SETTINGS
 from test_values import manifest
 
 from datamodules.shards.reader import ShardWriter, open_shards
+from datamodules.shards.shard_file import ShardFile
 from datamodules.shards.work import ShardMaker
 from experiments.generation import generation, outputs
 from experiments.generation.background import Background, ahead
@@ -311,3 +312,15 @@ def test_interrupted_and_gone_on_with(prompts, tmp_path, monkeypatch, at):
             assert expected[name] == content
     assert not [name for name in left if name.endswith((".tmp", ".part"))]
     assert sampled(prompts, tmp_path / "cut", batch=1) == expected
+
+
+def test_interrupted_while_a_shard_is_written(prompts, tmp_path, monkeypatch):
+    """The threads end with the shard, not when the garbage collector comes."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardFile, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # holds the frames
+        sampled(prompts, tmp_path, batch=1)
+    assert no_threads()
