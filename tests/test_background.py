@@ -321,6 +321,6 @@ def test_interrupted_while_a_shard_is_written(prompts, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ShardFile, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # holds the frames
+    with pytest.raises(KeyboardInterrupt) as stopped:
         sampled(prompts, tmp_path, batch=1)
-    assert no_threads()
+    assert no_threads() and stopped.tb, "which holds the frames"
