@@ -122,7 +122,7 @@ def test_a_training_step_has_the_optimizer_and_the_average_of_the_run(report):
 
 
 def test_pixels_are_decoded_as_samples_are(report):
-    """In float32 whatever the network's precision: see test_the_vae_in_both_dtypes."""
+    """On the CPU in float32 whatever the network's precision: see test_the_vae_in_both_dtypes."""
     row = next(row for row in report["rows"] if row["name"] == "rollout/2/fused")
     assert row["vae_dtype"] == "float32"
     parts = sum(row[part]["median"] for part in ("noise_s", "text_s", "pixels_s"))
@@ -136,6 +136,8 @@ def test_the_vae_in_both_dtypes():
     names = [task.name for task in vae.bench(subject, Protocol(0, 1))]
     assert names == ["vae/encode", "vae/encode/bfloat16", "vae/decode", "vae/decode/bfloat16"]
     assert next(subject.vae().parameters()).dtype == torch.float32
+    names = [task.name for task in vae.bench(Subject(tree, torch.device("cuda")), Protocol(0, 1))]
+    assert names == ["vae/encode", "vae/encode/float32", "vae/decode", "vae/decode/float32"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from videos import picture
 
 from datamodules.shards.reader import ShardReader, ShardWriter, open_shards
 from datamodules.shards.work import ShardMaker
+from experiments.generation import conditioning
+from experiments.generation.codec import autoencoder_of
 from experiments.generation.conditioning import encoded_images, first_frames_of_clips, read_image
 from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
@@ -110,13 +112,18 @@ def test_other_pictures_are_not_gone_on_with(prompts, tmp_path):
         sampled(prompts, tmp_path, tmp_path / "in")
 
 
-def test_wans_first_latent_frame_is_that_of_the_picture(wan_folder, tmp_path):
+def test_wans_first_latent_frame_is_that_of_the_picture(wan_folder, tmp_path, monkeypatch):
     """Its VAE is causal: frame 0 of a video is encoded as if it were alone."""
     vae, size = WanVAE(wan_folder), [3, 16, 2, 4]
     prompts = prompts_of(tmp_path / "prompts", vae)
     video = np.stack([picture(number, 32, 16) for number in range(9)])
     Image.fromarray(video[0]).save(tmp_path / "first.png")
+    asked = []
+    monkeypatch.setattr(
+        conditioning, "autoencoder_of", lambda *given: asked.append(given) or autoencoder_of(*given)
+    )
     given = encoded_images(tmp_path / "first.png", prompts, range(COUNT), size, CPU)
+    assert asked == [(prompts.manifest, CPU, torch.float32)]  # also where it would decode in bf16
     frames = given.frames([prompts[0], prompts[1]])
     assert frames.shape == (2, 1, 16, 2, 4) and frames.dtype == torch.float32
     latents = vae.encode(torch.from_numpy(video)[None])

@@ -14,6 +14,7 @@ from test_vidprom import run_folder
 from datamodules.shards.reader import open_shards
 from experiments.checkpoints.wan_keys import PUBLISHED
 from experiments.launch.hardware import Launch
+from experiments.launch.memory import check
 from experiments.launch.memory import count as memory
 from experiments.launch.memory.check import before_encoding, before_fit, before_generation
 from experiments.launch.memory.count import FULL, GIB, HALF, Load, Zero, of_fit, of_rollout
@@ -121,17 +122,26 @@ def test_curation_is_refused_before_an_encoder_is_loaded(tmp_path, wan_folder, f
 
 
 @pytest.mark.parametrize("pixels", [True, False])
-def test_a_sampler_counts_the_vae_of_its_pixels(wan_folder, free, caplog, pixels):
+@pytest.mark.parametrize("device, value", [("cpu", 4), ("cuda", 2)])
+def test_a_sampler_counts_the_vae_of_its_pixels(
+    wan_folder, free, monkeypatch, caplog, pixels, device, value
+):
+    """In the dtype that it decodes in."""
+    counted = []
+    monkeypatch.setattr(
+        check, "of_encoder", lambda *given: counted.append(given[1]) or memory.of_encoder(*given)
+    )
     caplog.set_level(logging.INFO)
     manifest = {
         "autoencoder": {"class": "WanVAE", "folder": f"{wan_folder}"},
         "fields": {"text": {"shape": [5, 32]}},
     }
     before_generation(
-        wan_folder, SimpleNamespace(manifest=manifest), Launch(), CPU, clip_shape=(3, 16, 2, 4),
+        wan_folder, SimpleNamespace(manifest=manifest), Launch(), torch.device(device),
+        clip_shape=(3, 16, 2, 4),
         sizes=(1, 1, 1), batch=1, cached=True, guided=False, half=False, pixels=pixels,
     )  # fmt: skip
-    assert ("weights of vae" in caplog.text) == pixels
+    assert ("weights of vae" in caplog.text) == pixels and counted == [value] * pixels
 
 
 # -- docs ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.checkpoints.networks import load_network
 from experiments.generation.codec import autoencoder_of
-from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
+from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE, wan_vae
 
 
 @pytest.fixture
@@ -68,6 +68,24 @@ def test_wan_vae_normalises_with_its_config(wan_folder):
     assert (decoded.float() - expected).abs().max() <= 1
     with pytest.raises(ValueError, match=r"1 \+ 4k frames"):
         vae.encode(noise_video(0, 1, 4, 16, 16, 3))
+
+
+def test_wan_vae_runs_in_bfloat16_on_cuda_alone(wan_folder, monkeypatch):
+    made = []
+    monkeypatch.setattr(wan_vae, "load_part", lambda *_, torch_dtype: made.append(torch_dtype))
+    about = {"class": "WanVAE", "id": WanVAE(wan_folder).id, "folder": str(wan_folder)}
+    for device, dtype in (("cpu", None), ("cuda:1", None), ("cuda", torch.float32)):
+        with pytest.raises(AttributeError):  # there is nothing to move to the device
+            autoencoder_of({"autoencoder": about}, device, dtype).load()
+    assert made == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_wan_vae_in_bfloat16_decodes_the_same_pictures(wan_folder):
+    latents = torch.randn(1, 2, 16, 2, 3, generator=torch.Generator().manual_seed(0))
+    whole = WanVAE(wan_folder).decode(latents).float()
+    half = WanVAE(wan_folder, dtype=torch.bfloat16).decode(latents).float()
+    assert half.shape == whole.shape and not torch.equal(half, whole)
+    assert (half - whole).abs().mean() < 2  # of 255
 
 
 @pytest.mark.parametrize("key", ["latents_mean", "latents_std"])

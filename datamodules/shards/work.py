@@ -18,7 +18,8 @@ import io
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +52,7 @@ class Work:
             items (`split.digest_of`).
         items: inputs of the samples, in order.
         make: samples and rejections of some consecutive items, in order; must depend on the items
-            alone.
+            alone. It is closed before a shard is finished or abandoned.
         items_per_shard: number of items per shard.
         negative: makes the embedding of the negative prompt, [L, D]; of a set without one, None.
         refused: rejections before any item is processed.
@@ -61,7 +62,7 @@ class Work:
     kind: str
     about: dict[str, Any]
     items: Sequence[Any]
-    make: Callable[[Sequence[Any]], Iterator[Sample | Refusal]]
+    make: Callable[[Sequence[Any]], Generator[Sample | Refusal, None, None]]
     items_per_shard: int
     negative: Callable[[], np.ndarray | None]
     refused: Sequence[Refusal] = ()
@@ -227,13 +228,14 @@ class ShardMaker:
     def _make(self, number: int) -> None:
         shard, remarks = self._set.start(number), []
         try:
-            for made in self._work.make(self._work.items_of(number)):
-                if isinstance(made, Refusal):
-                    remarks.append(vars(made))
-                else:
-                    shard.write(*made)
-                seen = len(shard.keys) + (len(remarks) if self._work.wanted is None else 0)
-                self._say(seen)
+            with closing(self._work.make(self._work.items_of(number))) as samples:
+                for made in samples:
+                    if isinstance(made, Refusal):
+                        remarks.append(vars(made))
+                    else:
+                        shard.write(*made)
+                    seen = len(shard.keys) + (len(remarks) if self._work.wanted is None else 0)
+                    self._say(seen)
             if self._set.complete:  # not needed: others had made enough meanwhile
                 shard.abandon()
             else:

@@ -13,7 +13,7 @@ from experiments.bench.count import Work, work
 from experiments.bench.sizes import BYTES, NetworkSize
 from experiments.checkpoints.networks import bf16, new_network
 from lightning_modules.diffusion.visibility import partition
-from lightning_modules.networks.encoders.autoencoders import WAN_VAE_DTYPE
+from lightning_modules.networks.encoders.wan_vae import wan_vae_dtype
 from lightning_modules.networks.tally import Call
 
 _PATCH = 2  # pixels of a latent frame along each side of a token
@@ -93,13 +93,13 @@ class Subject:
         network.requires_grad_(not frozen).train(not frozen)
         return bf16(network) if frozen and self.half else network
 
-    def vae(self, dtype: torch.dtype = WAN_VAE_DTYPE) -> nn.Module:
-        """Wan's VAE at the scale's size, in the dtype that clips are sampled with."""
+    def vae(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Wan's VAE at the scale's size; None: in the dtype that ``sample`` decodes with."""
         from diffusers import AutoencoderKLWan
 
         with torch.device(self.device):
             vae = AutoencoderKLWan(**self._vae_config())
-        return vae.to(dtype).eval().requires_grad_(False)
+        return vae.to(dtype or wan_vae_dtype(self.device)).eval().requires_grad_(False)
 
     def text_encoder(self) -> nn.Module:
         """A umT5 at the scale's size."""

@@ -18,13 +18,13 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Row, Task
-from lightning_modules.networks.encoders.autoencoders import WAN_VAE_DTYPE
+from lightning_modules.networks.encoders.wan_vae import wan_vae_dtype
 
 Action = Callable[[nn.Module, Tensor], Tensor]
 
 
 def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
-    """Both directions, one clip: in the dtype of ``sample``, and in that of the network."""
+    """Both directions, one clip: in the dtype of ``sample``, float32 and that of the network."""
 
     @torch.inference_mode()
     def row(name: str, action: Action, dtype: torch.dtype, peak: Peak) -> list[Row]:
@@ -39,9 +39,10 @@ def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
         more = {"pixel_frames": frames, "fps": frames / timing.median, "dtype": said(dtype)}
         return [Row(name, timing, peak.least_seconds(work), work, more=more)]
 
+    usual = wan_vae_dtype(subject.device)
     for action in (encode, decode):
-        for dtype in dict.fromkeys([WAN_VAE_DTYPE, subject.dtype]):
-            other = "" if dtype == WAN_VAE_DTYPE else f"/{said(dtype)}"
+        for dtype in dict.fromkeys([usual, torch.float32, subject.dtype]):
+            other = "" if dtype == usual else f"/{said(dtype)}"
             name = f"vae/{action.__name__}{other}"
             yield Task(name, partial(row, name, action, dtype))
 

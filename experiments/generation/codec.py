@@ -1,7 +1,7 @@
 """The encoders of a shard set, latents' and texts', from its manifest."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,17 @@ def _hub_id(where: str) -> bool:
     return not Path(where).is_absolute() and where.count("/") == 1 and not where.startswith(".")
 
 
-def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu") -> Autoencoder:
+def autoencoder_of(
+    manifest: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Autoencoder:
     """The autoencoder that this set was encoded with.
+
+    Args:
+        manifest: of the set.
+        device: where it runs.
+        dtype: of its weights, if it has any; None: `wan_vae_dtype` of the device.
 
     Raises:
         FileNotFoundError: its Wan folder is missing.
@@ -76,7 +85,7 @@ def autoencoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu")
     """
     stored = manifest["autoencoder"]
     if stored["class"] == "WanVAE":
-        autoencoder: Autoencoder = WanVAE(stored["folder"], device)
+        autoencoder: Autoencoder = WanVAE(stored["folder"], device, dtype)
         cure = f"give {stored['folder']} the VAE it had, or curate the set again"
     elif stored["class"] == "PatchTransform":
         autoencoder, cure = _patch_transform(manifest), "curate the set again"
@@ -113,7 +122,7 @@ def text_encoder_of(manifest: dict[str, Any], device: str | torch.device = "cpu"
     return encoder
 
 
-def _patch_transform(manifest: dict[str, Any]) -> PatchTransform:
+def _patch_transform(manifest: Mapping[str, Any]) -> PatchTransform:
     stored, statistics = manifest["autoencoder"], manifest["normalisation"]
     settings = {key: value for key, value in stored.items() if key not in ("class", "id")}
     return PatchTransform(statistics["mean"], statistics["std"], **settings)

@@ -87,7 +87,7 @@ def encoded_images(
             channels.
     """
     files = _files(where, [prompts.read(number, []) for number in numbers])
-    vae = autoencoder_of(prompts.manifest, device)
+    vae = autoencoder_of(prompts.manifest, device, torch.float32)
     if vae.channels != clip_shape[1]:
         raise ValueError(
             f"sample.clip_shape: {clip_shape[1]} channels, the autoencoder of"

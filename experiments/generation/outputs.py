@@ -1,6 +1,6 @@
 """How sampled clips are stored: as decoded pixels, as latents, or as mp4 files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +31,42 @@ class Saver:
         self, how: str, folder: Path, manifest: Mapping[str, Any], device: torch.device
     ) -> None:
         self._how, self._folder, self._fps = how, folder, manifest["fps"]
-        self._decode = None if how == "latents" else autoencoder_of(manifest, device).decode
+        self._autoencoder = None if how == "latents" else autoencoder_of(manifest, device)
 
     @property
     def kind(self) -> str:
         """The kind of the shard set."""
         return "videos" if self._how == "pixels" else "clips"
 
-    def arrays(
+    def load(self) -> None:
+        """Read the autoencoder's weights, for which no other thread may compute (`WanVAE.load`)."""
+        if self._autoencoder is not None:
+            self._autoencoder.load()
+
+    def stored(
         self, samples: Sequence[Mapping[str, Any]], clips: Tensor
-    ) -> list[dict[str, np.ndarray]]:
-        """The arrays to store for each of ``clips`` ``[B, F, C, H, W]``; writes mp4 files.
+    ) -> list[tuple[dict[str, np.ndarray], np.ndarray | None]]:
+        """For each of ``clips`` ``[B, F, C, H, W]`` the arrays to store, and the video to `write`.
 
         Raises:
             ValueError: a decoded clip of one colour throughout, by the sample's key.
         """
         if self._how == "pixels":
-            return [{"video": video} for video in self._pixels(samples, clips)]
-        if self._how == "mp4":
-            for sample, video in zip(samples, self._pixels(samples, clips), strict=True):
-                write_mp4(clip_file(self._folder, sample["key"]), video, self._fps)
-        latents = clips.cpu().numpy()
+            return [({"video": video}, None) for video in self._pixels(samples, clips)]
+        videos = self._pixels(samples, clips) if self._how == "mp4" else [None] * len(samples)
         return [
-            {"latents": clip, "text": np.asarray(sample["text"])}
-            for sample, clip in zip(samples, latents, strict=True)
+            ({"latents": clip, "text": np.asarray(sample["text"])}, video)
+            for sample, clip, video in zip(samples, clips.cpu().numpy(), videos, strict=True)
         ]
+
+    def write(self, sample: Mapping[str, Any], video: Iterable[np.ndarray]) -> None:
+        """Write a sample's mp4 of frames uint8 ``[H, W, 1 or 3]``; raises as `write_mp4`."""
+        write_mp4(clip_file(self._folder, sample["key"]), video, self._fps)
 
     def _pixels(self, samples: Sequence[Mapping[str, Any]], clips: Tensor) -> np.ndarray:
         """Uint8 ``[B, T, H, W, c]``."""
-        assert self._decode is not None
-        videos = self._decode(clips).cpu().numpy()
+        assert self._autoencoder is not None
+        videos = self._autoencoder.decode(clips).cpu().numpy()
         for sample, video in zip(samples, videos, strict=True):
             if why := fault(video, varied=True):
                 raise ValueError(f"sample {sample['key']!r}: its decoded video is {why}")

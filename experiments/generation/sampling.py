@@ -145,6 +145,13 @@ class Sampling:
         return few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
 
     @property
+    def draws(self) -> list[str]:
+        """Purposes of the normal draws of a clip."""
+        last = max(map(len, self.times)) if self.sampler == "few_steps" else 1
+        later = [f"renoise/{step}" for step in range(1, last)]
+        return ["noise", *later, *(["context"] if self.context_t else [])]
+
+    @property
     def noisy_frame(self) -> int | None:
         """First frame of the block ``noisy_from``."""
         return None if self.noisy_from is None else sum(self.sizes[: self.noisy_from])
@@ -164,7 +171,7 @@ def sampler_of(student: VelocityNetwork, settings: Sampling, negative: Tensor) -
     """One function for every batch; its caches are made once."""
     shape, sizes = settings.shape, settings.sizes
     grid = time_grid(settings.intervals, settings.shift).to(negative.device)
-    times = settings.times
+    times = [levels.to(negative.device) for levels in settings.times]
     students = settings.sampler == "few_steps"
     past = FastPast(
         student,

@@ -33,7 +33,12 @@ from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder, home_path, runs_dir
 from experiments.runs.recipe import Library
 from lightning_modules.diffusion.visibility import partition
-from lightning_modules.networks.encoders import WAN_NEGATIVE_PROMPT, WanText, WanVAE
+from lightning_modules.networks.encoders import (
+    WAN_NEGATIVE_PROMPT,
+    WanText,
+    WanVAE,
+    wan_vae_dtype,
+)
 
 log = logging.getLogger(__name__)
 WAN_FPS = 16
@@ -180,7 +185,7 @@ def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
     home = chosen.wan or _with_encoders(network) or tree.get("wan")
     if home is None:
         raise ValueError(f"{where}: give --wan, the Wan2.1 folder with its VAE and text encoder")
-    before_encoding(home, launch, device, vae=torch.float32)
+    before_encoding(home, launch, device, vae=wan_vae_dtype(device))
     before_encoding(home, launch, torch.device("cpu"), text_encoder=torch.bfloat16)
     vae = WanVAE(home, device)
     if (own := autoencoder_id(where)) not in (None, vae.id):

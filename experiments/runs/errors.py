@@ -63,7 +63,11 @@ _OF_TORCH = (
 
 
 def told(error: BaseException) -> str:
-    """The line for the user (several only where our own message has several)."""
+    """The line for the user (several only where our own message has several), with its notes."""
+    return " ".join([_told(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+
+
+def _told(error: BaseException) -> str:
     if _on_purpose(error) and not isinstance(error, OSError | MemoryError):
         return str(error)
     if isinstance(error, OSError):

@@ -6,14 +6,19 @@ clip in ``needs.prompts``. Clips longer than the training clips need a ``window`
 (``lightning_modules/diffusion/fast_past.py``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import starmap
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, open_shards
 from datamodules.shards.work import Sample, Work
+from experiments.generation.background import Background, ahead
 from experiments.generation.codec import follow_autoencoder
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
 from experiments.generation.faults import require_sound
@@ -37,8 +42,11 @@ from experiments.launch.shard_workers import make_together
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.forcing import VelocityNetwork
-from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.randomness import DrawnAhead
 from lightning_modules.networks.cameras import Posed
+
+Batch = Sequence[dict[str, Any]]
+"""Samples of the prompts that are generated together."""
 
 
 def check(recipe: dict[str, Any]) -> None:
@@ -111,6 +119,8 @@ def generated_clips(
     Prompts whose metadata has ``videos`` get so many, each with noise of its own (`video_key`).
     The bits of a clip may depend on the batch that it is computed in.
 
+    Clips are stored in the background; a shard is not finished before its mp4 files are.
+
     Raises:
         FileNotFoundError: a prompt has no image.
         ValueError: the set has too few prompts, or no conditioning frames.
@@ -127,25 +137,41 @@ def generated_clips(
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}
     about |= conditioning.about
 
-    def make(videos: Sequence[tuple[int, int]]) -> Iterator[Sample]:
+    def batches(videos: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         for start in range(0, len(videos), batch):
             chosen = videos[start : start + batch]
             samples = [prompts.read(number, fields) for number, _ in chosen]
-            with torch.no_grad():
-                text, frames = stack(samples, "text", device), conditioning.frames(samples)
-                for sample, (_, index) in zip(samples, chosen, strict=True):
-                    sample["key"] = video_key(sample["key"], index)
-                keys = [sample["key"] for sample in samples]
-                inputs = text, Randomness(seed, 0, keys, device), frames
-                if cameras:
-                    network.cameras = cameras_of(samples, device)
-                with autocast(device, settings.precision):
-                    clips = generate(*inputs)
-                    require_sound(clips, keys, student, "student", partial(generate, *inputs))
-                stored = saver.arrays(samples, clips)
-            for sample, arrays in zip(samples, stored, strict=True):
-                arrays |= {name: sample[name] for name in cameras}
-                yield sample["key"], arrays, sample["info"]
+            yield [
+                sample | {"key": video_key(sample["key"], index), "prompt": sample["key"]}
+                for sample, (_, index) in zip(samples, chosen, strict=True)
+            ]
+
+    def draw(samples: Batch) -> DrawnAhead:
+        keys = [sample["key"] for sample in samples]
+        return DrawnAhead(seed, 0, keys, settings.draws, settings.shape)
+
+    @torch.no_grad()
+    def clips_of(samples: Batch, random: DrawnAhead) -> Tensor:
+        of_prompts = [sample | {"key": sample["prompt"]} for sample in samples]
+        text, frames = stack(samples, "text", device), conditioning.frames(of_prompts)
+        inputs = text, random.to(device), frames
+        if cameras:
+            network.cameras = cameras_of(samples, device)
+        with autocast(device, settings.precision):
+            clips = generate(*inputs)
+            require_sound(clips, random.keys, student, "student", partial(generate, *inputs))
+        return clips
+
+    def entry(sample: dict[str, Any], arrays: dict[str, np.ndarray]) -> Sample:
+        return sample["key"], arrays | {name: sample[name] for name in cameras}, sample["info"]
+
+    def make(videos: Sequence[tuple[int, int]]) -> Generator[Sample, None, None]:
+        drawing = closing(ahead(draw, batches(videos)))
+        with Background(saver, batch, device) as background, drawing as drawn:
+            for samples, random in drawn:
+                done = background.put(samples, clips_of(samples, random))
+                yield from starmap(entry, done)
+            yield from starmap(entry, background.rest())
 
     tar = samples_per_shard({"clip": settings.shape, "text": negative.shape})
     whole = max(1, tar // batch) * batch

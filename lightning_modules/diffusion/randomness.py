@@ -6,6 +6,7 @@ another world size and other methods of an ablation see the same noise. Drawn on
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -53,8 +54,40 @@ class Randomness:
         return count % below
 
     def _rows(self, draw, purpose: str, shape: Sequence[int]) -> Tensor:
-        rows = [
-            draw(tuple(shape), generator=_generator(self.seed, self.step, key, purpose))
-            for key in self.keys
-        ]
+        generators = [_generator(self.seed, self.step, key, purpose) for key in self.keys]
+        size, dtype = tuple(shape), torch.float32  # not the default, which libraries change
+        rows = [draw(size, generator=generator, dtype=dtype) for generator in generators]
         return torch.stack(rows).to(self.device)
+
+
+class DrawnAhead(Randomness):
+    """The random draws of one batch, some of them made at once, in any thread; the same bits.
+
+    Args:
+        seed, step, keys: of `Randomness`.
+        purposes: of the normal draws that are made at once.
+        shape: of these.
+    """
+
+    def __init__(
+        self,
+        seed: int | str,
+        step: int,
+        keys: Sequence[str],
+        purposes: Sequence[str],
+        shape: Sequence[int],
+    ) -> None:
+        super().__init__(seed, step, keys)
+        draw = super().normal
+        self._drawn = {(purpose, *shape): draw(purpose, shape) for purpose in purposes}
+
+    def to(self, device: torch.device) -> Self:
+        """Move it to a device, in place."""
+        self.device = device
+        self._drawn = {which: drawn.to(device) for which, drawn in self._drawn.items()}
+        return self
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal ``[B, *shape]`` fp32; not to be changed."""
+        drawn = self._drawn.get((purpose, *shape))
+        return super().normal(purpose, shape) if drawn is None else drawn

@@ -31,6 +31,7 @@ from experiments.launch.memory.count import (
 )
 from experiments.launch.stages import asked_of_networks, stage_class
 from experiments.runs.folder import RunFolder
+from lightning_modules.networks.encoders import wan_vae_dtype
 from lightning_modules.networks.pipeline_folder import locate
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ def before_generation(
     load = Load(configs["network"], clip_shape, batch, _text(prompts), HALF if half else FULL)
     frames = max(sizes) if cached else clip_shape[0]
     held = min(window or clip_shape[0], clip_shape[0]) if cached else 0
-    items = of_rollout(load, frames, held, guided) + (_autoencoder(prompts) if pixels else [])
+    items = of_rollout(load, frames, held, guided) + (
+        _autoencoder(prompts, wan_vae_dtype(device)) if pixels else []
+    )
     require(items, device, launch.check_memory)
 
 
@@ -156,12 +159,12 @@ def _countable(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[st
     return {role: configs[role] for role in heavy}
 
 
-def _autoencoder(shards: ShardReader) -> list[Item]:
+def _autoencoder(shards: ShardReader, dtype: torch.dtype) -> list[Item]:
     """The autoencoder of a set's latents, if it has weights; the tiny world's has none."""
     made_by = shards.manifest["autoencoder"]
     if made_by["class"] != "WanVAE":
         return []
-    return [of_encoder(locate(made_by["folder"], "vae") / "vae", FULL)]
+    return [of_encoder(locate(made_by["folder"], "vae") / "vae", dtype.itemsize)]
 
 
 def _text(shards: ShardReader) -> int:

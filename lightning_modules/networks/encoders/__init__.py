@@ -13,8 +13,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_modules.networks.encoders.autoencoders import PatchTransform, WanVAE, measure_patches
+from lightning_modules.networks.encoders.autoencoders import PatchTransform, measure_patches
 from lightning_modules.networks.encoders.text_encoders import WAN_NEGATIVE_PROMPT, TinyText, WanText
+from lightning_modules.networks.encoders.wan_vae import WanVAE, wan_vae_dtype
 
 __all__ = [
     "WAN_NEGATIVE_PROMPT",
@@ -26,6 +27,7 @@ __all__ = [
     "WanText",
     "WanVAE",
     "measure_patches",
+    "wan_vae_dtype",
 ]
 
 
@@ -56,6 +58,10 @@ class Autoencoder(Protocol):
 
     def stream(self) -> Decoder:
         """A decoder for one clip of any length."""
+        ...
+
+    def load(self) -> None:
+        """Read the weights now, so that another thread may use them first."""
         ...
 
 

@@ -41,7 +41,9 @@ class Graph:
     def __init__(self, call: Call, *examples: Tensor) -> None:
         self._inputs = [example.clone() for example in examples]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=Graph.pool()):
+        # Another thread may be decoding: its allocations must not end the capture.
+        how = {"pool": Graph.pool(), "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self._graph, **how):
             self._v = call(*self._inputs)
         Graph._alive.add(self)
 
