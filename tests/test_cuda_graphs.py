@@ -203,7 +203,8 @@ def test_graphs_share_the_pool_of_one_that_is_alive(monkeypatch):
             return self.used
 
     @contextmanager
-    def capture(graph, pool):
+    def capture(graph, pool, capture_error_mode):
+        assert capture_error_mode == "thread_local", "a thread that decodes would end it"
         assert pool in alive or pool == begun[-1], "a pool without graphs"
         graph.used = pool
         yield
