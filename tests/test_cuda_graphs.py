@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_rollouts import SHAPE, few_steps, make_net, setting
 
+from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import (
@@ -158,6 +159,27 @@ def test_both_forms_of_a_rotation_agree():
     real = _rotated(x.unflatten(-1, (-1, 2)), rope).flatten(-2)
     torch.testing.assert_close(real, apply_rope(x, rope), rtol=1e-5, atol=1e-6)
     assert apply_rope(x.bfloat16(), rope).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True])
+def test_compiled_blocks_train_the_same(half):
+    """Teacher forcing's gradients, recomputed layer by layer, as at Wan's scale."""
+    random, text, noise = setting(frames=2)
+    clean, t = random.normal("clean", noise.shape[1:]), random.uniform("t", (2,))
+    found = []
+    for compiled in (False, True):
+        net = make_net().train().requires_grad_()
+        net.gradient_checkpointing = True
+        if compiled:
+            net.compile_blocks()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            v = forcing.teacher_forcing(net, noise, t, text, (1, 1), clean=clean)
+        v.square().mean().backward()
+        found.append([v.detach(), *(each.grad for each in net.parameters())])
+    scale = 0.1 if half else 1e-3
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= scale * one.norm() + 1e-6
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """Apply `norm` to `x` [..., D]; the same numbers as `norm(x)`."""
-    if x.device.type == "cpu" and x.dtype == norm.weight.dtype == torch.float32:
+    full = x.dtype == norm.weight.dtype == torch.float32
+    if x.device.type == "cpu" and full and not torch.compiler.is_compiling():
         return _RmsNorm.apply(x, norm.weight, norm.eps)
     return norm(x)
