@@ -87,7 +87,7 @@ def test_every_way_to_make_the_calls_gives_the_same_clip(report):
     row = report["rows"][0]
     assert row["finite"] and set(row) == {"task", "name", "finite", "separate", "fused"}
     for way in ("separate", "fused"):
-        assert len(row[way]) == 3 and max(row[way]) < 1e-5
+        assert len(row[way]) == 1 and row[way][0] < 1e-5, "without graphs each clip is as the first"
 
 
 def test_it_says_on_what_and_how(report):
