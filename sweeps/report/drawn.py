@@ -19,7 +19,8 @@
 
 Of a line: `x` is an address or a list of numbers and addresses (left out: 1, 2, ...), `label` a
 text with the names of `each` (left out: the name of `of`), `slope` a number at the label's end,
-`style` matplotlib's.
+`style` matplotlib's. The panels share their y axis, unless the figure says `shared: false` or they
+have dumbbells of different rows.
 Points are means over seeds, bands and bars Student's 95% intervals.
 """
 
@@ -43,16 +44,19 @@ def drawn(numbers: FrameNumbers) -> dict[str, str]:
 
 def _figure(said: Mapping[str, Any], numbers: FrameNumbers) -> str:
     panels = said["panels"]
-    shared = "row" if said.get("shared", True) else "none"
+    rows = [_rows(panel, numbers) for panel in panels]
+    # Panels that share an axis share its labels as well.
+    alike = all(each == rows[0] for each in rows)
+    shared = "row" if said.get("shared", True) and alike else "none"
     figure, axes = canvas(1, len(panels), *said["size"], sharey=shared)
     some = False
-    for axis, panel in zip(axes[0], panels, strict=True):
+    for axis, panel, labels in zip(axes[0], panels, rows, strict=True):
         _scales(axis, said.get("log", ""), panel)
         for kind, draw in KINDS.items():
             items = list(described(panel.get(kind, ()), numbers))
             some |= any([draw(axis, item, place, numbers) for place, item in enumerate(items)])
-            if kind == "dumbbells" and items:
-                row_ticks(axis, [item["label"] for item in items])
+        if labels:
+            row_ticks(axis, labels)
         for level in panel.get("levels", ()):
             _level(axis, level, numbers)
     if not some:
@@ -61,6 +65,11 @@ def _figure(said: Mapping[str, Any], numbers: FrameNumbers) -> str:
     figure.suptitle(f"Claim: {said['claim']}", fontsize=11, fontweight="bold")
     legend(figure, axes)
     return svg(figure, said["id"])
+
+
+def _rows(panel: Mapping[str, Any], numbers: FrameNumbers) -> list[str]:
+    """The labels of a panel's dumbbells, from the top."""
+    return [item["label"] for item in described(panel.get("dumbbells", ()), numbers)]
 
 
 def _scales(axis: Any, log: str, panel: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from sweeps.report.canvas import INK, canvas, dumbbell, legend, row_ticks, svg
 from sweeps.report.intervals import FrameNumbers
 from sweeps.report.layout import Column, human_bytes
-from sweeps.report.table import Row, Table
+from sweeps.report.table import Block, Row, Table
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,10 @@ def _titles(axes: np.ndarray, table: Table) -> None:
 
 
 def compare(numbers: FrameNumbers, table: Table) -> Figure:
-    """Two runs of each cell (hollow, filled): one panel per column and block."""
+    """Two runs of each cell (hollow, filled): one panel per column and block.
+
+    Panels side by side share their rows, so a row stands at one height in every block that has it.
+    """
     said = numbers.layout.compare
     title, caption = said.get("title", ""), said.get("caption", "")
     columns = [numbers.layout.columns[id] for id in said.get("columns", ())
@@ -140,23 +143,21 @@ def compare(numbers: FrameNumbers, table: Table) -> Figure:
     shown = [c for c in columns if any(row.entries[c.id].margin for row in table.rows)]
     if not shown:
         return Figure("compare", title, "", caption)
-    size = 3.6 * len(table.blocks) + 0.9, 2.2 * len(shown) + 0.2
+    names = {row.id: row.name for row in table.rows}
+    heights = {id: place for place, id in enumerate(names)}
+    size = 3.6 * len(table.blocks) + 0.9, max(2.2, 0.2 * len(names) + 0.7) * len(shown) + 0.2
     figure, axes = canvas(len(shown), len(table.blocks), *size, sharex="row", sharey="row")
     for panels, column in zip(axes, shown, strict=True):
         for axis, block in zip(panels, table.blocks, strict=True):
-            for place, row in enumerate(block.rows):
+            for row in block.rows:
                 cell = row.address.rpartition("/")[0]
                 addresses = [f"{cell}/{run}/{column.id}" for run in said["runs"]]
                 ends = [numbers.estimate([(1.0, address)]) for address in addresses]
-                dumbbell(axis, place, row.colour, ends)
+                dumbbell(axis, heights[row.id], row.colour, ends)
             axis.set_xlabel(_directed(column))
-        row_ticks(panels[0], [row.name for row in max(table.blocks, key=_length).rows])
+        row_ticks(panels[0], list(names.values()))
     _titles(axes, table)
     return Figure("compare", title, svg(figure, "compare"), caption)
-
-
-def _length(block: Any) -> int:
-    return len(block.rows)
 
 
 def _directed(column: Column) -> str:
@@ -166,12 +167,7 @@ def _directed(column: Column) -> str:
 
 def cost(numbers: FrameNumbers, table: Table) -> Figure:
     """Stage-2 device-seconds per row, curation of pairs and training stacked; storage as text."""
-    costs: dict[str, tuple[Row, list[float]]] = {}
-    for row in table.rows if "time" in numbers.layout.columns else ():
-        asked = [f"{row.address}/cost.{k}" for k in ("pairs_seconds", "seconds", "storage")]
-        found = [numbers.estimate([(1.0, address)]) for address in asked]
-        if all(found):
-            costs.setdefault(row.id, (row, [each.value for each in found]))
+    costs = _costs(numbers, table) if "time" in numbers.layout.columns else []
     title, caption = "What Stage 2 costs", (
         "Measured from the run records, mean over seeds. A row without a Stage 2 is left out. Not "
         "counted: the data set itself and checkpoints."
@@ -179,13 +175,32 @@ def cost(numbers: FrameNumbers, table: Table) -> Figure:
     if not costs:
         return Figure("cost", title, "", caption)
     figure, ((axis,),) = canvas(1, 1, 8.2, 0.42 * len(costs) + 1.1)
-    for place, (row, (pairs, total, stored)) in enumerate(costs.values()):
-        axis.barh(place, pairs, 0.6, color=row.colour, alpha=0.4)
-        axis.barh(place, total - pairs, 0.6, left=pairs, color=row.colour)
+    for place, (_, colour, (pairs, total, stored)) in enumerate(costs):
+        axis.barh(place, pairs, 0.6, color=colour, alpha=0.4)
+        axis.barh(place, total - pairs, 0.6, left=pairs, color=colour)
         label = f"{total:,.0f} s, {human_bytes(stored)} stored"
         axis.annotate(label, (total, place), (5, 0), textcoords="offset points", va="center")
-    row_ticks(axis, [row.name for row, _ in costs.values()])
-    axis.set_xlim(0, 1.35 * max(total for _, (_, total, _) in costs.values()))
+    row_ticks(axis, [name for name, _, _ in costs])
+    axis.set_xlim(0, 1.35 * max(total for _, _, (_, total, _) in costs))
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("Stage-2 time [device-seconds]; pale: curation of pairs, solid: training")
     return Figure("cost", title, svg(figure, "cost"), caption)
+
+
+def _costs(numbers: FrameNumbers, table: Table) -> list[tuple[str, str, tuple[float, ...]]]:
+    """Name, colour and what Stage 2 cost [s of pairs, s in all, bytes stored] of every row; blocks
+    that share a Stage 2 share the entry, those that do not are named.
+    """
+    costs: dict[str, dict[tuple[float, ...], tuple[Row, Block]]] = {}
+    for block in table.blocks:
+        for row in block.rows:
+            asked = [f"{row.address}/cost.{k}" for k in ("pairs_seconds", "seconds", "storage")]
+            found = [numbers.estimate([(1.0, address)]) for address in asked]
+            if all(found):
+                values = tuple(each.value for each in found)
+                costs.setdefault(row.id, {}).setdefault(values, (row, block))
+    return [
+        (f"{row.name}, {block.title}" if len(own) > 1 else row.name, row.colour, values)
+        for own in costs.values()
+        for values, (row, block) in own.items()
+    ]

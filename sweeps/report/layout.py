@@ -11,10 +11,11 @@ has `table.yaml` with these keys, all optional, and may have `claims.yaml` and `
     references: [ceiling]     # rows with such a label stand outside the ranking, below all blocks
     controls: [other_teacher] # the same, but each stands in its block
     real: ceiling             # the reference whose curves are drawn beside those of the rows
-    names: {init: {causal_cd: causal CD}, few_steps: "{}-step"}   # of labels' values
+    names: {init: {causal_cd: causal CD}, few_steps: "{}-step"}   # of labels' values; rows and
+                              # blocks come in the order of the names
     heads: {few_steps: steps}                                     # of labels
     runs: {after: after Stage 3}                                  # of runs, in claims
-    colours: {causal_cd: "#009e73"}
+    colours: {causal_cd: "#009e73"}   # the other rows take colours that are not among these
     columns: {time: {metric: cost.seconds, heading: ..., ...}}    # beside those of the judge; with
                               # `run`, of that run of the cell and not of the row's own
     compare: {runs: [stage2, stage3], columns: [total], title: ..., caption: ...}
@@ -26,8 +27,10 @@ Which metrics a scale's judge gives columns and curves is in `sweeps/tables/judg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import colorsys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 
 from experiments.runs.config import nearest
@@ -36,7 +39,11 @@ from sweeps.plan.graph import FOLDER, Sweep
 
 TABLES = FOLDER / "tables"
 FILES = ("claims", "preconditions", "paper")
-SPARE_COLOURS = ("#009e73", "#d55e00", "#3b8fd6", "#c763a5", "#b5890d", "#7a6fd0", "#5f9ea0")
+SPARE_COLOURS = (
+    "#009e73", "#d55e00", "#3b8fd6", "#c763a5", "#b5890d", "#7a6fd0", "#5f9ea0",
+    "#8fae1b", "#e8557f", "#22b8cf", "#96572f",
+)  # fmt: skip
+GOLDEN = 0.618034  # of a turn of the hue: each new hue falls into one of the widest gaps
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,15 @@ class Layout:
         """Whether a cell is shown in its block and not ranked."""
         return any(value in self.controls for value in labels.values())
 
+    def order_of_block(self, at: Any) -> tuple[bool, int, float, str]:
+        """Sorts blocks by their values: as `names` has them, then numbers by size, then texts;
+        cells without the label come last.
+        """
+        said, text = self.names.get(self.blocks, {}), label_text(at)
+        named = [] if isinstance(said, str) else list(said)
+        size = float(at) if isinstance(at, int | float) else float("inf")
+        return at is None, named.index(text) if text in named else len(named), size, text
+
     def head(self, label: str) -> str:
         """Column heading of a label."""
         return self.heads.get(label, label)
@@ -174,6 +190,17 @@ def judge_of(sweep: Sweep) -> Mapping[str, Any]:
     }
     judges = read_table(TABLES / "judges.yaml").values()
     return next((judge for judge in judges if judge["need"] in needs), {})
+
+
+def spare_colours(used: Iterable[str]) -> Iterator[str]:
+    """Colours `#rrggbb` for rows that have none: each once, none of `used`, without end."""
+    seen = {colour.lower() for colour in used}
+    hues = (colorsys.hls_to_rgb(number * GOLDEN % 1, 0.5, 0.5) for number in count())
+    made = ("#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues)
+    for colour in chain(SPARE_COLOURS, made):
+        if colour not in seen:
+            seen.add(colour)
+            yield colour
 
 
 def label_text(value: Any) -> str:

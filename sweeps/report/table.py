@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 from sweeps.report import cost
@@ -27,7 +26,7 @@ from sweeps.report.intervals import (
     PaperNumbers,
     shown,
 )
-from sweeps.report.layout import SPARE_COLOURS, Column, Layout, label_text
+from sweeps.report.layout import Column, Layout, label_text, spare_colours
 from sweeps.report.results import ScoreRun
 
 SKIPPED, NONE = "skipped", "-"
@@ -106,15 +105,15 @@ def our_table(numbers: FrameNumbers) -> Table | None:
     outside.sort(key=lambda place: reference[place.address])
     told = _telling(ranked, layout)
     blocks: dict[Any, list[Row]] = {}
-    spare = (SPARE_COLOURS[number % len(SPARE_COLOURS)] for number in count())
-    colours = dict(layout.colours)
+    colours, spare = dict(layout.colours), spare_colours(layout.colours.values())
     for place in _in_order(inside, told, numbers):
         row = _row(place, told, numbers)
-        colour = colours.setdefault(row.id, next(spare))
+        if row.id not in colours:
+            colours[row.id] = next(spare)
         members = blocks.setdefault(place.labels.get(layout.blocks), [])
-        members.append(replace(row, colour=colour))
+        members.append(replace(row, colour=colours[row.id]))
     shown = []
-    for at in sorted(blocks, key=_by_size):
+    for at in sorted(blocks, key=layout.order_of_block):
         rows = [row for row in blocks[at] if not layout.is_control(row.labels)]
         controls = [row for row in blocks[at] if layout.is_control(row.labels)]
         block = _ranked(_title(layout, at), rows, columns, numbers)
@@ -130,11 +129,6 @@ def our_table(numbers: FrameNumbers) -> Table | None:
         frame.labels,
         (head, ", ".join(map(layout.head, told))),
     )
-
-
-def _by_size(at: Any) -> tuple[bool, Any]:
-    """Of a block's value: numbers by size, cells without the label last."""
-    return at is None, at if isinstance(at, int | float) else label_text(at)
 
 
 def _title(layout: Layout, at: Any) -> str:
