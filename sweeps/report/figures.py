@@ -169,8 +169,9 @@ def cost(numbers: FrameNumbers, table: Table) -> Figure:
     """Stage-2 device-seconds per row, curation of pairs and training stacked; storage as text."""
     costs = _costs(numbers, table) if "time" in numbers.layout.columns else []
     title, caption = "What Stage 2 costs", (
-        "Measured from the run records, mean over seeds. A row without a Stage 2 is left out. Not "
-        "counted: the data set itself and checkpoints."
+        "Measured from the run records, mean over seeds. A row without a Stage 2 is left out, one "
+        "whose Stage 2 differs between blocks names them. Not counted: the data set itself and "
+        "checkpoints."
     )  # fmt: skip
     if not costs:
         return Figure("cost", title, "", caption)
@@ -181,7 +182,7 @@ def cost(numbers: FrameNumbers, table: Table) -> Figure:
         label = f"{total:,.0f} s, {human_bytes(stored)} stored"
         axis.annotate(label, (total, place), (5, 0), textcoords="offset points", va="center")
     row_ticks(axis, [name for name, _, _ in costs])
-    axis.set_xlim(0, 1.35 * max(total for _, _, (_, total, _) in costs))
+    axis.set_xlim(0, 1.5 * max(total for _, _, (_, total, _) in costs))
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("Stage-2 time [device-seconds]; pale: curation of pairs, solid: training")
     return Figure("cost", title, svg(figure, "cost"), caption)
