@@ -193,14 +193,11 @@ def judge_of(sweep: Sweep) -> Mapping[str, Any]:
 
 
 def spare_colours(used: Iterable[str]) -> Iterator[str]:
-    """Colours `#rrggbb` for rows that have none: each once, none of `used`, without end."""
-    seen = {colour.lower() for colour in used}
+    """Colours `#rrggbb` for rows that have none: all different, none of `used`, without end."""
+    taken = {colour.lower() for colour in used}
     hues = (colorsys.hls_to_rgb(number * GOLDEN % 1, 0.5, 0.5) for number in count())
     made = ("#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues)
-    for colour in chain(SPARE_COLOURS, made):
-        if colour not in seen:
-            seen.add(colour)
-            yield colour
+    return (colour for colour in chain(SPARE_COLOURS, made) if colour not in taken)
 
 
 def label_text(value: Any) -> str:
