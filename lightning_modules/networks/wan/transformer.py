@@ -189,10 +189,7 @@ class Wan(ModelMixin, ConfigMixin):
         to_bfloat16(self)
 
     def accelerated(self, compiled: bool, graphs: bool) -> Any:
-        """The network for sampling on CUDA: compiled, which is for good, or in CUDA graphs.
-
-        Of a compiled network the products of q, k and v are one.
-        """
+        """For sampling on CUDA: compiled, with q, k, v in one product, for good; or in CUDA graphs."""
         from lightning_modules.networks.wan.cuda_graphs import Replay
 
         if compiled:
