@@ -12,7 +12,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 # A file of tests stays in one process, whose fixtures it shares, and files come as tests/conftest.py sorts them.
 # One process more than there are cores, since some tests wait; more than four only cost memory.
-WORKERS = $(shell echo $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)))
+CORES   = $(shell env -u OMP_NUM_THREADS nproc)
+WORKERS = $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 PYTEST  = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY  := $(VENV)/.installed
 SWEEPS  = $(PY) -m sweeps
