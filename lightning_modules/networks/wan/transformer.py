@@ -189,7 +189,7 @@ class Wan(ModelMixin, ConfigMixin):
         to_bfloat16(self)
 
     def accelerated(self, compiled: bool, graphs: bool) -> Any:
-        """For sampling on CUDA: compiled, with q, k and v in one product, for good; or in graphs."""
+        """For sampling on CUDA: compiled, with q, k, v in one product, for good; or in graphs."""
         from lightning_modules.networks.wan.cuda_graphs import Replay
 
         if compiled:
