@@ -14,8 +14,8 @@ from experiments.runs.config import nearest
 from experiments.runs.recipe import Resolver
 
 VALUE = (
-    "agreement",
     "rollout/2/fused+compile+cuda_graphs",  # the fastest form, and the paper's number of steps
+    "agreement",
     "rollout/2/separate",
     "vae/decode",
     *(f"train/{predict.STAGE}{init}" for init in predict.PRINTED),
