@@ -191,7 +191,7 @@ def test_the_docs_memory_of_each_step_is_what_is_counted():
         "Stage 2, causal CD, 5K steps": step("CausalCD", SMALL, None, SMALL),
         "Stage 2, causal DMD, 5K critic steps": step("CausalDMD", SMALL, SMALL, SMALL, True),
         "Stage 3, 1K critic steps, 14B score": step("AsymmetricDMD", SMALL, SMALL, LARGE, True),
-        "946 videos, 2 steps, one device": [
+        "946 prompts, 6,230 videos, 2 steps, one device": [
             *of_rollout(SMALL, 1, 21, guided=False), memory.Item("VAE", vae_bytes)
         ],
     }  # fmt: skip

@@ -128,8 +128,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", required=True)
     chosen = parser.parse_args()
-    lines = Path("manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    videos = [json.loads(line) for line in lines]
+    with open("manifest.jsonl", encoding="utf-8") as lines:
+        videos = [json.loads(line) for line in lines]
     if chosen.others:
         entries = other_entries(videos, chosen.dimension)
     else:
