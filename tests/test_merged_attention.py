@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_rollouts import make_net, setting
 
-from lightning_modules.diffusion import visibility
-from lightning_modules.networks.wan import merged_attention
+from lightning_modules.diffusion import forcing, visibility
+from lightning_modules.networks.wan import attention, merged_attention
 from lightning_modules.networks.wan.merged_attention import attend
 from lightning_modules.networks.wan.rectangles import (
     Rectangle,
@@ -81,6 +82,20 @@ def test_merged_attention_and_its_gradients(rows, tokens, cached):
     ours, theirs = (torch.autograd.grad((each * weight).sum(), parts) for each in (out, wanted))
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_recomputed_network_trains_the_same(monkeypatch):
+    random, text, noise = setting(frames=4)
+    clean, t, found = random.normal("clean", noise.shape[1:]), random.uniform("t", (4,)), []
+    for kernel in ("dense", "merged"):
+        monkeypatch.setattr(attention, "_forced", kernel)
+        net = make_net().train().requires_grad_()
+        net.gradient_checkpointing = True
+        v = forcing.teacher_forcing(net, noise, t, text, (1, 1, 2), clean=clean)
+        v.square().mean().backward()
+        found.append([each.grad for each in net.parameters()])
+    for dense, merged in zip(*found, strict=True):
+        torch.testing.assert_close(merged, dense, rtol=1e-4, atol=1e-6)
 
 
 def test_keys_split_into_parts(monkeypatch):

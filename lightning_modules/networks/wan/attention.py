@@ -9,11 +9,11 @@ it into the form a kernel takes, and the kernel is chosen here:
     flex    FlexAttention, compiled, where frames are hidden: skips tiles that are hidden entirely
     flash   flash-attn, without a mask, or where only the end of the keys is hidden; never required
 
-`auto` is dense on a CPU. On CUDA it is merged in half precision, which an H100 does fastest
-(docs/wan.md; the bench's rows `attention/*` measure it); in float32, for which those
-kernels have no gradient, dense for masks of up to `SMALL` bytes, else flex. Results do not depend
-on the choice, and no choice needs memory quadratic in a large number of tokens: a dense mask that
-is too large is refused (`masks.DENSE_LIMIT`).
+`auto` is dense on a CPU. On CUDA it is merged in half precision, which was fastest on an H100
+(docs/wan.md; the bench's rows `attention/*` measure it); in float32, which those kernels do not
+take, dense for masks of up to `SMALL` bytes, else flex. Results do not depend on the choice, and no
+choice needs memory quadratic in a large number of tokens: a dense mask that is too large is refused
+(`masks.DENSE_LIMIT`).
 
 Where numbers carry a forward derivative (dual numbers, `diffusion/tangents.py`), none of these
 kernels has one, and `tangent_attention.py` takes their place, whatever was chosen.
