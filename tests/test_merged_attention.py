@@ -98,6 +98,17 @@ def test_a_recomputed_network_trains_the_same(monkeypatch):
         torch.testing.assert_close(merged, dense, rtol=1e-4, atol=1e-6)
 
 
+def test_heads_of_any_size_are_padded(monkeypatch):
+    parts = heads(6, 6, size=5)
+    monkeypatch.setattr(merged_attention, "_channels", lambda q: 8)
+    seen = torch.ones(6, 6, dtype=torch.bool)
+    out, wanted = attend(*parts), by_formula(*parts, seen)
+    torch.testing.assert_close(out, wanted, rtol=1e-9, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(each.sin().sum(), parts) for each in (out, wanted))
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_keys_split_into_parts(monkeypatch):
     """As on a GPU, where one clip's few queries do not fill it."""
     q, k, v = (each[:1].detach().float() for each in heads(6, 12))

@@ -22,6 +22,7 @@ from math import ceil
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.networks.wan.compiled import compiled
@@ -42,8 +43,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, parts: Rectangles | None = None) -> 
 
     Every query is in a rectangle, and none of them overlap.
     """
-    whole = Rectangle((0, q.shape[1]), (0, k.shape[1]))
-    return _Merged.apply(q, k, v, parts or (whole,))
+    parts = parts or (Rectangle((0, q.shape[1]), (0, k.shape[1])),)
+    size, wanted = q.shape[-1], _channels(q)
+    if wanted == size:
+        return _Merged.apply(q, k, v, parts)
+    q = q * (wanted / size) ** 0.5  # kernels divide by the root of the channels that they see
+    padded = (F.pad(each, (0, wanted - size)) for each in (q, k, v))
+    return _Merged.apply(*padded, parts)[..., :size]
+
+
+def _channels(q: Tensor) -> int:
+    """Of a head, as the kernels of a GPU take them: multiples of eight."""
+    return q.shape[-1] if q.device.type != "cuda" else 8 * ceil(q.shape[-1] / 8)
 
 
 def library(device: torch.device) -> str:
