@@ -13,7 +13,7 @@ from lightning_modules.networks.wan.block import WanBlock
 from lightning_modules.networks.wan.precision import to_bfloat16
 
 TOKENS, WIDTH, HEADS, PAST, TEXT = 1560, 1536, 12, 10, 512
-PUBLISHED_BYTES = 1034e6  # of the published code's 71 operations, eager, counted in the same way
+PUBLISHED_BYTES = 1034e6  # read and written by the published code's 71 eager operations
 MOST = 25
 
 

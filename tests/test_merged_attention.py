@@ -149,10 +149,20 @@ def test_the_number_of_parts_is_the_fastest_of_an_h100(tiles, frames, parts):
     assert best_parts(tiles, 1560 * frames, 132) == parts
 
 
-def test_a_cpu_and_a_batch_are_not_split():
+class OnCuda:
+    """Queries of so many clips, as far as a choice asks."""
+
+    def __init__(self, clips):
+        self.shape, self.device = (clips, 1560, 12, 128), CUDA
+
+    def __len__(self):
+        return self.shape[0]
+
+
+def test_a_cpu_and_a_batch_are_not_split(monkeypatch):
+    monkeypatch.setattr(merged_attention, "_multiprocessors", lambda device: 132)
     assert merged_attention.parts_to_fill(torch.empty(1, 1560, 12, 8), 15600) == 1
-    batch = torch.empty(2, 1, 1, 1, device="meta")
-    assert merged_attention.parts_to_fill(batch, 15600) == 1
+    assert [merged_attention.parts_to_fill(OnCuda(clips), 15600) for clips in (1, 2)] == [4, 1]
 
 
 @given(tiles=st.integers(1, 2000), keys=st.integers(1, 40_000), processors=st.integers(1, 200))

@@ -1,7 +1,7 @@
 """Teacher forcing's self-attention of one layer, forward and backward, by each kernel there is.
 
-This is what ``launch.attention: auto`` was decided by (`networks/wan/attention.py`); on another
-card the rows say whether to set it.
+By such times ``launch.attention: auto`` was decided on an H100 (`networks/wan/attention.py`); on
+another card the rows say whether to set it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_modules.networks.wan import attention
 from lightning_modules.networks.wan.masks import DENSE_LIMIT
 
 PASSES = 3.5  # in units of a forward: a backward computes q k once more, and four products
-TENSORS = 10  # q, k, v and out forward; these, and the four's gradients less out's, backward
+TENSORS = 12  # forward q, k, v, out; backward these, the gradient of out, and those of q, k, v
 
 
 def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
