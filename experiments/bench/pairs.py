@@ -14,15 +14,13 @@ from experiments.bench.count import Work
 from experiments.bench.device import Peak
 from experiments.bench.random_models import Subject
 from experiments.bench.row import Row, Task
-from experiments.launch.hardware import Launch, accelerated
+from experiments.launch.hardware import accelerated, acceleration_of
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.rollout import Solve, rollout, solve
 from lightning_modules.networks.tally import Call, calls_of
-
-HURRY = ("compile", "cuda_graphs")  # of ``launch``
 
 
 def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
@@ -33,7 +31,7 @@ def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
 
     @cache
     def teacher() -> VelocityNetwork:
-        launch = Launch(**{key: subject.tree["launch"].get(key, False) for key in HURRY})
+        launch = acceleration_of(subject.tree)
         return accelerated(subject.network(subject.tree["network"]), launch, subject.device)
 
     def row(past: str, peak: Peak) -> list[Row]:

@@ -93,13 +93,26 @@ class Subject:
         network.requires_grad_(not frozen).train(not frozen)
         return bf16(network) if frozen and self.half else network
 
-    def vae(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Wan's VAE at the scale's size; None: in the dtype that ``sample`` decodes with."""
+    @property
+    def fuses(self) -> bool:
+        """Whether ``sample`` decodes by the fused VAE."""
+        return self.device.type == "cuda" and self.tree["launch"].get("compile", False)
+
+    def vae(self, dtype: torch.dtype | None = None, plain: bool = False) -> nn.Module:
+        """Wan's VAE at the scale's size; None: in the dtype that ``sample`` decodes with.
+
+        It is fused as there, unless it is to be ``plain``, as for encoding.
+        """
         from diffusers import AutoencoderKLWan
+
+        from lightning_modules.networks.encoders.fused_vae import fuse
 
         with torch.device(self.device):
             vae = AutoencoderKLWan(**self._vae_config())
-        return vae.to(dtype or wan_vae_dtype(self.device)).eval().requires_grad_(False)
+        vae = vae.to(dtype or wan_vae_dtype(self.device)).eval().requires_grad_(False)
+        if self.fuses and not plain:
+            fuse(vae)
+        return vae
 
     def text_encoder(self) -> nn.Module:
         """A umT5 at the scale's size."""

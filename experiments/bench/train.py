@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from callbacks.student_ema import StudentEMA
@@ -264,6 +265,7 @@ def _train(
         max_epochs=1,
         gradient_clip_val=recipe["fit"]["clip_gradient"],
         callbacks=[*averages, watch],
+        plugins=[LightningEnvironment()],  # else Lightning asks MPI, where mpi4py is installed
         logger=False,
         use_distributed_sampler=False,
         enable_checkpointing=False,

@@ -24,11 +24,14 @@ Action = Callable[[nn.Module, Tensor], Tensor]
 
 
 def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
-    """Both directions, one clip: in the dtype of ``sample``, float32 and that of the network."""
+    """Both directions, one clip: in the dtype of ``sample``, float32 and that of the network.
+
+    Decoding is timed as ``sample`` does it, and where that is by the fused VAE, by the plain one.
+    """
 
     @torch.inference_mode()
-    def row(name: str, action: Action, dtype: torch.dtype, peak: Peak) -> list[Row]:
-        vae = subject.vae(dtype)
+    def row(name: str, action: Action, dtype: torch.dtype, plain: bool, peak: Peak) -> list[Row]:
+        vae = subject.vae(dtype, plain)
         latents = torch.randn(1, *subject.shape, device=subject.device)
         video = decode(vae, latents)
         given = video if action is encode else latents
@@ -44,7 +47,10 @@ def bench(subject: Subject, protocol: Protocol) -> Iterator[Task]:
         for dtype in dict.fromkeys([usual, torch.float32, subject.dtype]):
             other = "" if dtype == usual else f"/{said(dtype)}"
             name = f"vae/{action.__name__}{other}"
-            yield Task(name, partial(row, name, action, dtype))
+            fused = action is decode and not other and subject.fuses
+            yield Task(name, partial(row, name, action, dtype, not fused))
+            if fused:
+                yield Task(f"{name}/plain", partial(row, f"{name}/plain", action, dtype, True))
 
 
 def said(dtype: torch.dtype) -> str:
@@ -67,5 +73,5 @@ def _operations(subject: Subject, action: Action, given: Tensor) -> float:
     """Operations of a call, counted on the meta device."""
     nowhere = Subject(subject.tree, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        action(nowhere.vae(given.dtype), torch.empty_like(given, device="meta"))
+        action(nowhere.vae(given.dtype, plain=True), torch.empty_like(given, device="meta"))
     return float(counter.get_total_flops())

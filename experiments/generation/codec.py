@@ -71,6 +71,7 @@ def autoencoder_of(
     manifest: Mapping[str, Any],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    compile: bool = False,
 ) -> Autoencoder:
     """The autoencoder that this set was encoded with.
 
@@ -78,6 +79,7 @@ def autoencoder_of(
         manifest: of the set.
         device: where it runs.
         dtype: of its weights, if it has any; None: `wan_vae_dtype` of the device.
+        compile: with fewer kernels, if it is Wan's, on CUDA.
 
     Raises:
         FileNotFoundError: its Wan folder is missing.
@@ -85,7 +87,7 @@ def autoencoder_of(
     """
     stored = manifest["autoencoder"]
     if stored["class"] == "WanVAE":
-        autoencoder: Autoencoder = WanVAE(stored["folder"], device, dtype)
+        autoencoder: Autoencoder = WanVAE(stored["folder"], device, dtype, compile)
         cure = f"give {stored['folder']} the VAE it had, or curate the set again"
     elif stored["class"] == "PatchTransform":
         autoencoder, cure = _patch_transform(manifest), "curate the set again"

@@ -25,13 +25,21 @@ class Saver:
         folder: of the run.
         manifest: of the prompts; names the autoencoder.
         device: where clips are decoded.
+        compile: as `autoencoder_of`.
     """
 
     def __init__(
-        self, how: str, folder: Path, manifest: Mapping[str, Any], device: torch.device
+        self,
+        how: str,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        device: torch.device,
+        compile: bool = False,
     ) -> None:
         self._how, self._folder, self._fps = how, folder, manifest["fps"]
-        self._autoencoder = None if how == "latents" else autoencoder_of(manifest, device)
+        self._autoencoder = None
+        if how != "latents":
+            self._autoencoder = autoencoder_of(manifest, device, compile=compile)
 
     @property
     def kind(self) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +87,16 @@ class Launch:
 def launch_of(recipe: dict[str, Any]) -> Launch:
     """The recipe's launch settings, checked."""
     return Launch(**bind(Launch, recipe.get("launch", {}), section="launch"))
+
+
+def acceleration_of(scale: Mapping[str, Any]) -> Launch:
+    """Of a scale's launch settings those of a network without a run: one device, as fast as there.
+
+    Args:
+        scale: its tree.
+    """
+    faster = ("compile", "cuda_graphs")
+    return Launch(**{key: scale["launch"][key] for key in faster if key in scale["launch"]})
 
 
 def micro_batches_of(batch: int, launch: Launch) -> int:

@@ -27,7 +27,7 @@ from experiments.generation.codec import autoencoder_of, follow_autoencoder, tex
 from experiments.generation.generation import frozen, require_network
 from experiments.generation.student import Student
 from experiments.generation.walk import Camera, camera_of
-from experiments.launch.hardware import accelerated, launch_of, prepare
+from experiments.launch.hardware import accelerated, acceleration_of, launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder, home_path, runs_dir
@@ -132,7 +132,7 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
     manifest = shards.manifest
     encoders = Encoders(
         text_encoder_of(manifest),
-        autoencoder_of(manifest, device),
+        autoencoder_of(manifest, device, compile=launch.compile),
         manifest["fps"],
         manifest["negative_prompt"],
         _captions(shards),
@@ -180,14 +180,14 @@ def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
             " (--steps, --blocks, --scale)",
             where, chosen.steps or sampling["few_steps"], sampling["blocks"][-1], sampling["shift"],
         )  # fmt: skip
-    launch = launch_of({})
+    launch = acceleration_of(tree)
     device = prepare({"seed": 0})
     home = chosen.wan or _with_encoders(network) or tree.get("wan")
     if home is None:
         raise ValueError(f"{where}: give --wan, the Wan2.1 folder with its VAE and text encoder")
     before_encoding(home, launch, device, vae=wan_vae_dtype(device))
     before_encoding(home, launch, torch.device("cpu"), text_encoder=torch.bfloat16)
-    vae = WanVAE(home, device)
+    vae = WanVAE(home, device, compile=launch.compile)
     if (own := autoencoder_id(where)) not in (None, vae.id):
         raise ValueError(f"{home}: its VAE is {vae.id}, {where} was made with {own}; give --wan")
     text = WanText(home, "cpu", torch.bfloat16)

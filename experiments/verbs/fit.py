@@ -277,7 +277,7 @@ def _panel(
             videos=stacked.get("video"),
             cameras={name: stacked[name] for name in cameras},
         ),
-        autoencoder_of(shards.manifest, device),
+        autoencoder_of(shards.manifest, device, compile=launch.compile),
         folder.path,
         launch.panel_every,
         shards.manifest["fps"],

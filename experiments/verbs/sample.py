@@ -131,7 +131,8 @@ def generated_clips(
     cameras = camera_fields(prompts)
     network = Posed(student) if cameras else student
     generate = sampler_of(network, settings, negative)
-    saver = Saver(settings.save, folder.path, prompts.manifest, device)
+    compiled = launch_of(folder.recipe).compile
+    saver = Saver(settings.save, folder.path, prompts.manifest, device, compiled)
     fields, batch = ["text", *conditioning.fields, *cameras], settings.batch
     about = {"sampler": settings.sampler, "student": folder.identity("student"), "seed": seed}
     about |= {"source": prompts.fingerprint, "given": settings.given, **encoders_of(prompts)}

@@ -34,6 +34,7 @@ class WanVAE:
         folder: a pipeline with vae/, by path or hub id.
         device: where it runs.
         dtype: of the weights; None: `wan_vae_dtype` of the device.
+        compile: use the fused form (`fused_vae.py`); on CUDA only.
 
     Raises:
         FileNotFoundError: if there is no VAE, or only a part of one.
@@ -47,6 +48,7 @@ class WanVAE:
         folder: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         self._part = locate(folder, "vae") / "vae"
         config = read_config(self._part)
@@ -58,6 +60,7 @@ class WanVAE:
                     " Wan 2.1's"
                 )
         self._device, self._dtype = device, dtype or wan_vae_dtype(device)
+        self._fused = compile and torch.device(device).type == "cuda"
         self.source = str(folder)
         self.channels = config["z_dim"]
         self.temporal_stride = 2 ** sum(config["temperal_downsample"])  # diffusers' spelling
@@ -74,7 +77,11 @@ class WanVAE:
     def _vae(self) -> nn.Module:
         from diffusers import AutoencoderKLWan
 
+        from lightning_modules.networks.encoders.fused_vae import fuse
+
         vae = load_part(AutoencoderKLWan, self._part, torch_dtype=self._dtype)
+        if self._fused:
+            fuse(vae)
         return vae.to(self._device).eval().requires_grad_(False)
 
     def _per_channel(self, numbers: Sequence[float]) -> Tensor:

@@ -23,6 +23,7 @@ from lightning_modules.networks.cameras import tiled
 from lightning_modules.networks.wan.attention import Mask, attend
 from lightning_modules.networks.wan.compiled import compiled
 from lightning_modules.networks.wan.kv_cache import KeyValue, WithContext
+from lightning_modules.networks.wan.linear_gelu import linear_gelu
 from lightning_modules.networks.wan.rms_norm import rms_norm
 from lightning_modules.networks.wan.rotary import apply_rope
 
@@ -31,6 +32,7 @@ class WanBlock(WanTransformerBlock):
     """diffusers' layer, with the same parameters, under an attention mask and with a KV cache."""
 
     compiled = False
+    fused = False
 
     def add_cameras(self) -> None:
         """Add the output projection of the heads under PRoPE, zero at first."""
@@ -39,8 +41,9 @@ class WanBlock(WanTransformerBlock):
         nn.init.zeros_(self.attn1.to_prope.weight)
         nn.init.zeros_(self.attn1.to_prope.bias)
 
-    def fuse_qkv(self) -> None:
-        """Make self-attention's q, k and v by one product, for good, in the memory of the three."""
+    def fuse(self) -> None:
+        """For inference, for good: one product for q, k and v, in the memory of the three; GELU."""
+        self.fused = True
         layer, width = self.attn1, self.attn1.to_q.out_features
         layer.fuse_projections()
         parts = layer.to_q, layer.to_k, layer.to_v
@@ -135,7 +138,16 @@ class WanBlock(WanTransformerBlock):
     def mlp(self, x: Tensor, out: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """Cross-attention residual, then the MLP."""
         x = x + self.attn2.to_out[0](out).view_as(x)
-        return gated(x, self.ffn(modulate(self.norm3, x, shift, scale)), gate)
+        return gated(x, self._ffn(modulate(self.norm3, x, shift, scale)), gate)
+
+    def _ffn(self, x: Tensor) -> Tensor:
+        if not self.fused:
+            return self.ffn(x)
+        (first, _, last), dtype = self.ffn.net, x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        weights = (each.to(dtype) for each in (x, first.proj.weight, first.proj.bias))
+        return last(linear_gelu(*weights))
 
     def cross_attention_kv(self, text: Tensor) -> KeyValue:
         """Cross-attention's keys and values [B, L, H, E] of the embedded prompt [B, L, D]."""

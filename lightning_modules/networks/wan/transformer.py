@@ -189,13 +189,13 @@ class Wan(ModelMixin, ConfigMixin):
         to_bfloat16(self)
 
     def accelerated(self, compiled: bool, graphs: bool) -> Any:
-        """For sampling on CUDA: compiled, with q, k, v in one product, for good; or in graphs."""
+        """For sampling on CUDA: compiled, and with fewer products, for good; or in graphs."""
         from lightning_modules.networks.wan.cuda_graphs import Replay
 
         if compiled:
             self.compile_blocks()
             for block in self.blocks:
-                block.fuse_qkv()
+                block.fuse()
         return Replay(self) if graphs else self
 
     def compile_blocks(self) -> None:
