@@ -14,16 +14,18 @@ STRIDE = Stride(0.3, 15.0)
 
 
 def posed_wan() -> Wan:
-    """The weights of `tiny_wan`, with an output projection of the camera heads that is not zero."""
+    """The weights of `tiny_wan`, with cameras and motion whose outputs are not zero."""
     torch.manual_seed(0)
-    return shake(Wan(**TINY, cameras=True)).eval()
+    return shake(Wan(**TINY, cameras=True, motion=True)).eval()
 
 
 def like_base() -> tuple[Wan, Wan]:
     """A network without cameras, and the same with cameras and the zero output it begins with."""
-    base, posed = tiny_wan(), Wan(**TINY, cameras=True).eval()
+    base, posed = tiny_wan(), Wan(**TINY, cameras=True, motion=True).eval()
     missing, unexpected = posed.load_state_dict(base.state_dict(), strict=False)
-    assert not unexpected and {name.split(".")[3] for name in missing} == {"to_prope"}
+    assert not unexpected and {
+        "motion_embedder" if "motion" in name else name.split(".")[3] for name in missing
+    } == {"to_prope", "motion_embedder"}
     return base, posed
 
 
@@ -42,5 +44,5 @@ def somewhere(distance: float) -> np.ndarray:
 
 
 def matrices(origin: np.ndarray | None = None) -> torch.Tensor:
-    """``P`` and its inverse of three walks."""
+    """Cameras of three walks."""
     return projective(*walks(origin))

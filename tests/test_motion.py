@@ -1,53 +1,45 @@
-"""Speed and path of the moving digit in a clip, against the world's true states."""
-
-from dataclasses import replace
+"""The motion of the camera since the frame before, which a network may be told beside PRoPE."""
 
 import numpy as np
 import pytest
-from tiny_probe import WORLD, clips
+import torch
+from posed_networks import like_base, matrices, somewhere, walks
+from tiny_networks import TINY, F, asked, causal_matrix
 
-from experiments.metrics import motion
-from experiments.worlds.digits.trajectory import HEADINGS, SPEEDS, follow
-
-
-@pytest.mark.parametrize(
-    ("shape", "fps", "rule"),
-    [
-        ((81, 480, 832), 16, (2, 41, 11.25, 10)),
-        ((8, 32, 32), 8, (1, 8, 0.75, 2)),
-        ((21, 32, 32), 8, (1, 21, 0.75, 5)),
-    ],
-)
-def test_dynamic_rule_constants(shape, fps, rule):
-    found = motion.DynamicRule.of(*shape, fps)
-    assert (found.interval, found.frames, found.threshold, found.pairs) == rule
+from lightning_modules.networks import Wan
+from lightning_modules.networks.cameras import Posed, projective
 
 
-def test_flow_follows_the_true_speed():
-    """Of the digit, where nothing else moves."""
-    black = replace(WORLD, scroll=0, dark=0.0, bright=0.0)
-    made = [black.clip(0, "heldout", number) for number in range(64)]
-    magnitudes = motion.fastest(np.stack([clip.video for clip in made])).mean(axis=1)
-    speeds = np.array([clip.attributes.speed for clip in made])
-    assert magnitudes[speeds == "still"].max() < 0.2
-    assert magnitudes[speeds == "slow"].mean() == pytest.approx(1.5, abs=0.3)
-    assert magnitudes[speeds == "fast"].mean() == pytest.approx(3.0, abs=0.7)
+def test_motion_is_that_since_the_frame_before_from_any_origin():
+    poses, lenses = walks()
+    whole = projective(poses, lenses)[:, :, 2]
+    assert whole[:, 0].abs().max() == 0, "nothing is before the first frame"
+    full = np.concatenate([poses.numpy(), np.zeros((*poses.shape[:2], 1, 4))], 2)
+    full[..., 3, 3] = 1
+    brute = full[:, 1:] @ np.linalg.inv(full[:, :-1]) - np.eye(4)
+    np.testing.assert_allclose(whole[:, 1:].numpy(), brute, atol=1e-6)
+    assert whole[:, 1:].abs().max() > 0.1
+    far = projective(*walks(somewhere(30.0)))[:, :, 2]
+    torch.testing.assert_close(far, whole, atol=1e-5, rtol=0)
+    part = projective(poses[:, 2:], lenses[:, 2:], poses[:, 1:-1])[:, :, 2]
+    torch.testing.assert_close(part, whole[:, 2:], atol=1e-6, rtol=0)
 
 
-def test_the_law_explains_true_paths_exactly():
-    data = clips("heldout", 256)
-    path = follow(data.states[..., :2], WORLD)
-    assert path.residual.max() < 1e-4
-    assert [SPEEDS[s] for s in path.speed] == [a["speed"] for a in data.attributes]
-    for heading, wanted in zip(path.heading[:, 0], data.attributes, strict=True):
-        assert wanted["direction"] in (None, HEADINGS[heading])
-    shares = path.branches().sum(0) / path.branches().sum()
-    assert shares == pytest.approx([0.75, 0.125, 0.125], abs=0.04)
+@torch.no_grad()
+def test_motion_says_what_attention_does_not():
+    """A network whose camera heads are silent obeys motion, and begins without it."""
+    base, posed = like_base()
+    batch, cameras = asked(base), matrices()
+    how = {"frames": torch.arange(F), "visible": causal_matrix([1, 2, 3])}
+    call = batch["noisy"], batch["t"], batch["text"]
+    assert torch.equal(Posed(posed, cameras)(*call, **how), base(*call, **how))
+    torch.nn.init.normal_(posed.motion_embedder.linear_2.weight)
+    still = cameras.clone()
+    still[:, :, 2] = 0
+    seen = Posed(posed, cameras)(*call, **how)
+    assert (seen - Posed(posed, still)(*call, **how)).abs().max() > 1e-2
 
 
-def test_going_back_and_drifting_are_unlawful():
-    x = np.array([16, 19, 16, 19, 16, 19, 16, 19.0])
-    back = follow(np.stack([x, np.full(8, 16.0)], -1)[None], WORLD)
-    assert back.residual.mean() > 0.5
-    diagonal = follow((12 + 2 * np.arange(5.0))[None, :, None].repeat(2, 2), WORLD)
-    assert diagonal.residual.min() > 0.5
+def test_motion_without_cameras_is_refused():
+    with pytest.raises(ValueError, match="motion: it is that of cameras"):
+        Wan(**TINY, motion=True)

@@ -26,6 +26,7 @@ class NetworkSize:
     text_dim: int
     freq_dim: int
     cameras: bool = False
+    motion: bool = False
 
     @classmethod
     def of(cls, network: Mapping[str, Any]) -> NetworkSize:
@@ -40,6 +41,7 @@ class NetworkSize:
             text_dim=network["text_dim"],
             freq_dim=network.get("freq_dim", 256),
             cameras=network.get("cameras", False),
+            motion=network.get("motion", False),
         )
 
     @property
@@ -50,8 +52,9 @@ class NetworkSize:
         patch = 4 * self.channels * d + d
         time = self.freq_dim * d + d * d + 6 * d * d + 8 * d
         text = self.text_dim * d + d * d + 2 * d
+        motion = self.motion * (17 * d + 6 * d * (d + 1))
         head = 4 * self.channels * (d + 1)
-        return self.layers * block + patch + time + text + head
+        return self.layers * block + patch + time + text + motion + head
 
 
 def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def stack(samples: Sequence[dict[str, Any]], field: str, device: torch.device) -
 
 
 def cameras_of(samples: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-    """Projective matrices of all samples' frames, ``[B, F, 2, 4, 4]``."""
+    """Cameras of all samples' frames, ``[B, F, 3, 4, 4]`` (`projective`)."""
     return projective(*(stack(samples, name, device) for name in CAMERA_FIELDS))
 
 

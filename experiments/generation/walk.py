@@ -74,7 +74,7 @@ class Walk:
 
     def __init__(self, camera: Camera, device: torch.device) -> None:
         self._camera, self._device = camera, device
-        self._poses: dict[int, Matrix] = {0: np.eye(4)}
+        self._poses: dict[int, tuple[Matrix, Matrix]] = {0: (np.eye(4), np.eye(4))}  # and before
         self._origin = np.eye(4)
         self._down: Keys = frozenset()
         self._pressed: Keys = frozenset()  # since the last block
@@ -91,18 +91,19 @@ class Walk:
         self.keys = self._down | self._pressed
         self._pressed = frozenset()
         for frame in range(max(block.start, 1), block.stop):
-            self._poses[frame] = moved(self._poses[frame - 1], self.keys, self._camera.stride)
+            before, _ = self._poses[frame - 1]
+            self._poses[frame] = moved(before, self.keys, self._camera.stride), before
 
     def keep(self, frames: Collection[int]) -> None:
         """Forget the cameras of all other frames; the last one must be kept."""
         self._poses = {frame: pose for frame, pose in self._poses.items() if frame in frames}
 
     def cameras(self, frames: Tensor) -> Tensor:
-        """``P`` and ``P^-1`` of frames ``[N]`` that are kept, ``[1, N, 2, 4, 4]`` float32."""
-        poses = np.stack([self._poses[frame] for frame in frames.tolist()])
-        seen = torch.from_numpy((poses @ inverse(self._origin))[None, :, :3])
+        """Cameras of frames ``[N]`` that are kept, ``[1, N, 3, 4, 4]`` float32 (`projective`)."""
+        poses = np.array([self._poses[frame] for frame in frames.tolist()])
+        seen, before = torch.from_numpy((poses @ inverse(self._origin))[None, :, :, :3]).unbind(2)
         lens = torch.tensor(self._camera.intrinsics, dtype=torch.float64).expand(1, len(poses), 4)
-        return projective(seen, lens).to(self._device)
+        return projective(seen, lens, before).to(self._device)
 
     def move_origin(self) -> Tensor | None:
         """Make the newest camera the origin, if it is far from it.
@@ -110,7 +111,7 @@ class Walk:
         Returns:
             The change ``[1, 4, 4]`` float32 for `KVCache.move_origin`; None: it is near.
         """
-        newest = self._poses[max(self._poses)]
+        newest, _ = self._poses[max(self._poses)]
         change = newest @ inverse(self._origin)
         if np.linalg.norm(inverse(change)[:3, 3]) <= FURTHEST:
             return None

@@ -14,7 +14,8 @@
 A network whose `config.cameras` is true takes one argument more, which no algorithm knows of: it is
 bound to the cameras of a batch first (`networks/cameras.py`, `Posed`).
 
-    cameras      [B, N, 2, 4, 4]  float32, projective matrix and its inverse of each frame
+    cameras      [B, N, 3, 4, 4]  float32, of each frame its projective matrix, the inverse of that,
+                                  and the motion since the frame before
 
 Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this
 one function, not modes of it: teacher forcing passes [clean | noisy] frames with an attention mask

@@ -12,6 +12,9 @@ A query of frame i and a key of frame j are multiplied by it, four channels at a
 so only the relative matrix ``P_i P_j^-1`` counts. It is a function of the two frames alone, hence
 parallel passes equal cached ones, and what is cached is ``k', v'``.
 
+A network may also be told the camera's motion since the frame before, ``W_i W_{i-1}^-1 - I``; it is
+zero for the first frame, and the same from any origin.
+
 Matrices are made in float64, with inverses in closed form, and multiplied in float32: in bfloat16 a
 step is lost in the distance walked. Source: Cameras as Relative Positional Encoding, arXiv
 2507.10496, Eq. 4-9; on all channels of a head, as HY-WorldPlay and minWM have it.
@@ -23,23 +26,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Posed", "projective", "tiled"]
+__all__ = ["Posed", "check_cameras", "projective", "tiled"]
 
 
-def projective(poses: Tensor, intrinsics: Tensor) -> Tensor:
-    """``P`` and ``P^-1`` of every frame, ``[B, F, 2, 4, 4]`` float32.
+def projective(poses: Tensor, intrinsics: Tensor, before: Tensor | None = None) -> Tensor:
+    """``P``, ``P^-1`` and the motion of every frame, ``[B, F, 3, 4, 4]`` float32.
 
     Args:
         poses: the first three rows of world-to-camera matrices, ``[B, F, 3, 4]``.
         intrinsics: fx, fy, cx, cy in fractions of the image, ``[B, F, 4]``; 0.5 is its middle.
+        before: of the frames before them; None: they are all frames of a clip.
     """
+    before = torch.cat([poses[:, :1], poses[:, :-1]], 1) if before is None else before
     turned, moved = poses.double().split([3, 1], dim=-1)
-    back = turned.transpose(-1, -2)
+    back, back_before = turned.transpose(-1, -2), before[..., :3].double().transpose(-1, -2)
     fx, fy, cx, cy = intrinsics.double().unbind(-1)
     cx, cy, one = cx - 0.5, cy - 0.5, torch.ones_like(fx)
     matrix = _lift(fx, fy, cx, cy, one) @ _rigid(turned, moved)
     inverse = _rigid(back, -back @ moved) @ _lift(1 / fx, 1 / fy, -cx / fx, -cy / fy, one)
-    return torch.stack([matrix, inverse], dim=-3).float()
+    since = _rigid(turned, moved) @ _rigid(back_before, -back_before @ before[..., 3:].double())
+    motion = since - torch.eye(4, dtype=since.dtype, device=since.device)
+    return torch.stack([matrix, inverse, motion], dim=-3).float()
 
 
 def tiled(x: Tensor, matrix: Tensor) -> Tensor:
@@ -60,8 +67,8 @@ class Posed:
 
     Args:
         net: a network with ``config.cameras``.
-        cameras: ``[B, F, 2, 4, 4]`` from `projective`, by frame index; None: bound later. Of a
-            stream: a function from frame indices ``[N]`` to ``[B, N, 2, 4, 4]``.
+        cameras: ``[B, F, 3, 4, 4]`` from `projective`, by frame index; None: bound later. Of a
+            stream: a function from frame indices ``[N]`` to ``[B, N, 3, 4, 4]``.
     """
 
     def __init__(
@@ -85,6 +92,18 @@ class Posed:
         if known <= (last := int(frames.max())):
             raise ValueError(f"frame {last} has no camera: the walk has {known}; give a longer one")
         return self.cameras[:, frames.to(self.cameras.device)]
+
+
+def check_cameras(config: Any, x: Tensor, cameras: Tensor | None) -> None:
+    """Raise ValueError unless a call on x ``[B, N, ...]`` has what a network of `config` takes."""
+    if (cameras is not None) != config.cameras:
+        raise ValueError(
+            "this network was made for cameras and got none: bind it to those of the clips"
+            if config.cameras
+            else "this network knows no cameras: build it with network.cameras=true"
+        )
+    if cameras is not None and cameras.shape != (wanted := (*x.shape[:2], 3, 4, 4)):
+        raise ValueError(f"x {tuple(x.shape)} needs cameras {wanted}, got {cameras.shape}")
 
 
 def _rigid(turned: Tensor, moved: Tensor) -> Tensor:

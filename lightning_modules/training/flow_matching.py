@@ -1,8 +1,9 @@
 """Flow matching: the base class of the stages that train a diffusion model (base and Stage 1)."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.flow import add_noise, training_weight, velocity
@@ -22,6 +23,8 @@ class FlowMatching(Stage):
             unconditional branch of CFG. Published: 0, because Wan's weights already have one.
         intervals: Euler steps of the sampler.
         guidance: CFG scale of the sampler, 1 = none.
+        loss_weight: ``bell``, Wan's w(t), zero at pure noise (`training_weight`); ``none``: w = 1,
+            for worlds whose control is decided there.
     """
 
     def __init__(
@@ -30,10 +33,12 @@ class FlowMatching(Stage):
         text_dropout: UnitInterval,
         intervals: SolverSteps,
         guidance: NonNegative,
+        loss_weight: Literal["bell", "none"] = "bell",
         **stage: Any,
     ) -> None:
         super().__init__(**stage)
         self.text_dropout, self.intervals, self.guidance = text_dropout, intervals, guidance
+        self.loss_weight = loss_weight
 
     @abstractmethod
     def draw_times(self, random: Randomness) -> Tensor:
@@ -42,6 +47,11 @@ class FlowMatching(Stage):
     @abstractmethod
     def velocity(self, net: Any, x_t: Tensor, t: Tensor, text: Tensor, x0: Tensor) -> Tensor:
         """The velocity of ``net``, the student, at ``x_t`` under this kind of forcing."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """``w(t)``, as t."""
+        bell = self.loss_weight == "bell"
+        return training_weight(t, self.shift) if bell else torch.ones_like(t)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips; returns the weighted loss."""
@@ -53,7 +63,7 @@ class FlowMatching(Stage):
         student = self.posed(self.student, batch)
         v = self.velocity(student, add_noise(x0, eps, t), t, text, x0)
         per_frame_loss = per_frame_regression(v, velocity(x0, eps))
-        loss = (training_weight(t, self.shift) * per_frame_loss).mean()
+        loss = (self.weight(t) * per_frame_loss).mean()
 
         self.report("train/loss", loss)
         self.report_by_time(per_frame_loss, t)

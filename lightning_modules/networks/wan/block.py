@@ -61,7 +61,7 @@ class WanBlock(WanTransformerBlock):
         rope: Tensor,  # [T, 1, E / 2, 2] float32
         mask: Mask,
         with_context: WithContext,  # own k, v [B, T, H, E] -> attended [B, K, H, E]
-        cameras: Tensor | None,  # P and P^-1 [B, N, 2, 4, 4] float32; the heads are then 2 H
+        cameras: Tensor | None,  # [B, N, 3, 4, 4] float32; the heads are then 2 H
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
@@ -112,7 +112,7 @@ class WanBlock(WanTransformerBlock):
         rotated = apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
         if cameras is None:
             return rotated
-        matrix, inverse = cameras.unbind(2)
+        matrix, inverse, _ = cameras.unbind(2)
         posed = tiled(q, matrix.mT).type_as(v), tiled(k, inverse).type_as(v), tiled(v, inverse)
         return tuple(torch.cat(heads, 2) for heads in zip(rotated, posed, strict=True))
 

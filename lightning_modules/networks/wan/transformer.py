@@ -30,9 +30,11 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.networks.cameras import check_cameras
 from lightning_modules.networks.wan.attention import Mask, attention_mask
 from lightning_modules.networks.wan.block import WanBlock, modulate
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_context
+from lightning_modules.networks.wan.motion_embedder import MotionEmbedder
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
 from lightning_modules.networks.wan.static_cache import StaticKVCache
@@ -44,17 +46,18 @@ __all__ = ["Wan"]
 class Wan(ModelMixin, ConfigMixin):
     """Wan 2.1 text-to-video at any size, under the contract of `networks/__init__.py`.
 
-    Every argument but `cameras` is diffusers' own; `config.json` of a stock folder holds them.
+    All arguments but `cameras` and `motion` are diffusers' own: a stock `config.json` holds them.
 
     Args:
         cameras: whether frames have cameras, which enter by more heads of self-attention under
             PRoPE with an output projection of their own, `blocks.N.attn1.to_prope`, zero at first.
+        motion: whether modulation has the camera's motion (`motion_embedder.py`), zero at first.
     """
 
     counted_as_wan = True
     _supports_gradient_checkpointing = True
     _no_split_modules = ["WanBlock"]
-    _keep_in_fp32_modules = WanTransformer3DModel._keep_in_fp32_modules
+    _keep_in_fp32_modules = [*WanTransformer3DModel._keep_in_fp32_modules, "motion_embedder"]
     _keys_to_ignore_on_load_unexpected = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
 
     @register_to_config
@@ -77,6 +80,7 @@ class Wan(ModelMixin, ConfigMixin):
         rope_max_seq_len: PositiveInt = 1024,
         pos_embed_seq_len: PositiveInt | None = None,
         cameras: bool = False,
+        motion: bool = False,
     ):
         super().__init__()
         if patch_size[0] != 1:
@@ -97,6 +101,10 @@ class Wan(ModelMixin, ConfigMixin):
                 raise ValueError(f"attention_head_dim: {attention_head_dim} with cameras, use 4 n")
             for block in self.blocks:
                 block.add_cameras()
+        if motion:
+            if not cameras:
+                raise ValueError("motion: it is that of cameras; set cameras=true, too")
+            self.motion_embedder = MotionEmbedder(width)
         self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
@@ -128,7 +136,7 @@ class Wan(ModelMixin, ConfigMixin):
             ValueError: if shapes disagree with each other or with the patch size.
         """
         self._check(x, t, frames, visible)
-        self._check_cameras(x, cameras)
+        check_cameras(self.config, x, cameras)
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
             "write_cache needs a cache and torch.no_grad()"
         )
@@ -157,6 +165,8 @@ class Wan(ModelMixin, ConfigMixin):
         height, width = self._grid(x)
         tokens = self._patch(x)
         embedded, modulation = self._embed_time(t, until)
+        if self.config.motion:
+            modulation = modulation + self.motion_embedder(cameras[:, :, 2])
         prompts = self.cross_attention_kv(text, cache)
         for layer, block in enumerate(self.blocks):
             run = block
@@ -224,16 +234,6 @@ class Wan(ModelMixin, ConfigMixin):
                 f"latents of {x.shape[3]} x {x.shape[4]} do not divide into {high} x {wide} patches"
             )
 
-    def _check_cameras(self, x: Tensor, cameras: Tensor | None) -> None:
-        if (cameras is not None) != self.config.cameras:
-            raise ValueError(
-                "this network was made for cameras and got none: bind it to those of the clips"
-                if self.config.cameras
-                else "this network knows no cameras: build it with network.cameras=true"
-            )
-        if cameras is not None and cameras.shape != (wanted := (*x.shape[:2], 2, 4, 4)):
-            raise ValueError(f"x {tuple(x.shape)} needs cameras {wanted}, got {cameras.shape}")
-
     def _patch(self, x: Tensor) -> Tensor:
         """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
         _, high, wide = self.config.patch_size
@@ -296,4 +296,5 @@ class Wan(ModelMixin, ConfigMixin):
         What stock diffusers does not know is said only where it holds.
         """
         ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
-        return super().to_json_string().replace(ours, stock).replace('  "cameras": false,\n', "")
+        text = super().to_json_string().replace(ours, stock)
+        return text.replace('  "cameras": false,\n', "").replace('  "motion": false,\n', "")
