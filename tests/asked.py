@@ -6,7 +6,8 @@ from experiments.launch.stages import asked_of_networks
 
 SETTINGS = {
     "shift": 5.0, "learning_rate": 1e-3, "betas": [0.0, 0.999], "weight_decay": 0.0,
-    "text_dropout": 0.1, "intervals": 48, "guidance": 3.0, "solver": "euler", "decay": 0.99,
+    "text_dropout": 0.1, "loss_weight": "none",
+    "intervals": 48, "guidance": 3.0, "solver": "euler", "decay": 0.99,
     "terminal_pair": True, "few_steps": 4, "first_few_steps": 4, "critic_learning_rate": 1e-3,
     "critic_steps": 5, "t_min": 0.02, "t_max": 0.98, "time_shift": 3.0, "levels": [],
     "noisy_from": None, "tangent": "upwind", "tangent_step": 0.01, "tangent_warmup_steps": 0,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from posed_networks import like_base, matrices, somewhere, walks
-from tiny_networks import TINY, F, asked, causal_matrix
+from tiny_networks import TINY, F, asked, causal_matrix, tiny_wan
 
+from experiments.checkpoints.networks import grown, with_more
 from lightning_modules.networks import Wan
 from lightning_modules.networks.cameras import Posed, projective
 
@@ -43,3 +44,22 @@ def test_motion_says_what_attention_does_not():
 def test_motion_without_cameras_is_refused():
     with pytest.raises(ValueError, match="motion: it is that of cameras"):
         Wan(**TINY, motion=True)
+
+
+@torch.no_grad()
+def test_a_network_with_weights_is_given_cameras_and_answers_as_before():
+    base = tiny_wan()
+    section = with_more(TINY, {"cameras": True, "motion": True})
+    more = grown(base, section, seed=0)
+    assert torch.equal(grown(base, section, seed=0).motion_embedder.linear_1.weight,
+                       more.motion_embedder.linear_1.weight)  # fmt: skip
+    batch, how = asked(base), {"frames": torch.arange(F)}
+    call = batch["noisy"], batch["t"], batch["text"]
+    assert torch.equal(Posed(more, matrices())(*call, **how), base(*call, **how))
+
+
+def test_what_would_change_the_answers_is_refused():
+    with pytest.raises(ValueError, match="student_with: camera cannot.*did you mean 'cameras'"):
+        with_more(TINY, {"camera": True})
+    with pytest.raises(ValueError, match="num_layers cannot be given to a network"):
+        with_more(TINY, {"num_layers": 3})

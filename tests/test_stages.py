@@ -64,8 +64,10 @@ def frames_of_blocks(per_block, sizes) -> list:
 
 @pytest.mark.parametrize("blocks", PARTITIONS, ids=str)
 @pytest.mark.parametrize("kind", [Bidirectional, TeacherForcing, DiffusionForcing])
-def test_flow_matching(kind, blocks):
-    data, module, sizes = batch(4), stage(kind, blocks, **FLOW), SIZES[str(blocks)]
+@pytest.mark.parametrize("weight", ["bell", "none"])
+def test_flow_matching(kind, blocks, weight):
+    module = stage(kind, blocks, loss_weight=weight, **FLOW)
+    data, sizes = batch(4), SIZES[str(blocks)]
     random, net = draws(module, data), module.student
     noise, dropped = random.normal("noise", SHAPE), random.uniform("text_dropout") < 0.5
     assert dropped.any() and not dropped.all()
@@ -87,7 +89,8 @@ def test_flow_matching(kind, blocks):
         else:
             v = beside_noisy(net, x, t, text, sizes)
         for f in range(4):
-            loss = loss + bell(times[f]) * (v[f] - (eps[f] - x0[f])).square().mean() / 16
+            w = bell(times[f]) if weight == "bell" else 1
+            loss = loss + w * (v[f] - (eps[f] - x0[f])).square().mean() / 16
 
     found = module.training_step(data, 0)
     torch.testing.assert_close(found, loss, rtol=1e-4, atol=1e-6)

@@ -90,6 +90,32 @@ class Fit(NamedTuple):
     top: int
 
 
+class Shown(NamedTuple):
+    """Of a video: the size of its frames, the aspect ratio of a pixel, frames a second."""
+
+    width: int
+    height: int
+    pixel: Fraction
+    rate: float
+
+
+def shown(video: bytes) -> Shown:
+    """What a video says of itself; no frame is decoded.
+
+    Raises:
+        Refused: it is damaged, or says no rate.
+    """
+    try:
+        with av.open(io.BytesIO(video), metadata_errors="replace") as container:
+            stream = _film(container)
+            if stream.average_rate is None:
+                raise Refused("too slow", "its rate is unknown")
+            pixel = stream.sample_aspect_ratio or Fraction(1)
+            return Shown(stream.width, stream.height, pixel, float(stream.average_rate))
+    except (av.error.FFmpegError, EOFError) as error:
+        raise Refused("damaged", f"{type(error).__name__}: {error}") from error
+
+
 def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
     """The first `spec.frames` frames at `spec.fps`, uint8 [T, H, W, 3].
 
@@ -158,11 +184,15 @@ def fit(width: int, height: int, pixel: Fraction, spec: ClipSpec) -> Fit:
     return Fit(wide, high, (wide - spec.width) // 2, (high - spec.height) // 2)
 
 
-def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarray:
+def _film(container: av.container.InputContainer) -> av.VideoStream:
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not films:
         raise Refused("damaged", "no video in it")
-    stream = films[0]
+    return films[0]
+
+
+def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarray:
+    stream = _film(container)
     stream.codec_context.thread_count = 1  # one thread: parallelism is across workers
     rate = stream.average_rate
     if rate is None or rate < _RATE_SLACK * spec.least_fps:

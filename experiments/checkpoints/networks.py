@@ -38,6 +38,30 @@ def fresh_network(config: Mapping[str, Any], seed: int) -> nn.Module:
     return network
 
 
+def with_more(section: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A section ``network`` with more arguments; ValueError for one that weights cannot do without.
+
+    A class names in ``silent_at_first`` those whose weights change no output before they learn.
+    """
+    offered = getattr(network_class(section), "silent_at_first", ())
+    if wrong := sorted(set(more) - set(offered)):
+        raise ValueError(
+            f"fit.student_with: {wrong[0]} cannot be given to a network that has weights"
+            f"{nearest(wrong[0], offered)} (there are: {', '.join(offered) or 'none'})"
+        )
+    return {**section, **more}
+
+
+def grown(network: nn.Module, section: Mapping[str, Any], seed: int) -> nn.Module:
+    """A network of ``section`` (`with_more`) with the weights of ``network``, and its outputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = new_network(section)
+    _, unknown = made.load_state_dict(network.state_dict(), strict=False)
+    assert not unknown, "only more arguments were given"
+    return made
+
+
 def new_network(config: Mapping[str, Any]) -> nn.Module:
     """A network as its constructor makes it, from a section ``network``."""
     return network_class(config)(**check_network(config))

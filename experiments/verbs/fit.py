@@ -24,9 +24,11 @@ from experiments.checkpoints.networks import (
     bf16,
     check_network,
     fresh_network,
+    grown,
     load_network,
     network_section,
     unfit_weight,
+    with_more,
 )
 from experiments.generation.codec import autoencoder_of, follow_autoencoder
 from experiments.generation.generation import (
@@ -76,6 +78,8 @@ class Training:
             weights in half precision, where updates of 2e-6 are rounded away.
         ema_decay: of the student's EMA, which is handed on; 0 hands on the student itself.
         ema_start: student updates before the EMA begins.
+        student_with: arguments of the network that the student of ``needs.student`` is given more,
+            such as ``{cameras: true}``; their weights change no output at first.
     """
 
     steps: NonNegativeInt
@@ -84,6 +88,7 @@ class Training:
     precision: str
     ema_decay: Decay
     ema_start: NonNegativeInt
+    student_with: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "fit")
@@ -161,6 +166,8 @@ def _build(
     sections = {role: network_section(where) for role, where in needed.items()}
     if "network" in recipe:
         sections["student"] = recipe["network"]
+    more = recipe["fit"].get("student_with") or {}
+    sections["student"] = with_more(sections["student"], more)
     for role, section in sections.items():
         shape = recipe["stage"]["clip_shape"]
         require_network(role, section, "stage.clip_shape", shape, data.shards)
@@ -171,6 +178,8 @@ def _build(
         require_one_time(kind, role, needed[role], getattr(network, "two_times", False))
     if "network" in recipe:
         networks["student"] = fresh_network(recipe["network"], recipe["seed"])
+    elif more:
+        networks["student"] = grown(networks["student"], sections["student"], recipe["seed"])
     times = data.manifest.get("times")
     return build_stage(recipe, networks, negative=data.negative, times=times)
 

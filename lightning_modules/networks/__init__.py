@@ -37,6 +37,8 @@ diffusers' `ModelMixin` does. What it may offer beside the contract, and what ho
     has_weights = False            config.json is all there is of it; without: it has weights
     counted_as_wan = True          memory and operations follow Wan's formulas, from arguments that
                                    are called as Wan's; without: they are not counted, and said so
+    silent_at_first = (...)        arguments whose weights change no output before they learn, which
+                                   weights may be given later; without: none
     zero_head()                    makes a new network's output zero; without: as constructed
     to_bfloat16()                  halves, in place, the weights of a frozen network that bfloat16
                                    autocast would round anyway; without: they stay float32

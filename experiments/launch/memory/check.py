@@ -59,6 +59,8 @@ def before_fit(
     configs = {role: network_section(folder.need(role)) for role in needed}
     if "network" in recipe:
         configs["student"] = recipe["network"]
+    if "student" in configs:
+        configs["student"] = {**configs["student"], **(recipe["fit"].get("student_with") or {})}
     if "student" not in (configs := _countable(configs)):
         return
     configs["student"] = as_trained(recipe, configs["student"])

@@ -1,4 +1,9 @@
-"""Real videos: OpenVid, VidProM and published latents; VBench and VisionReward as judges."""
+"""Real videos: OpenVid, VidProM, posed and published ones; VBench and VisionReward as judges."""
 
-SOURCES = {"lmdb": "lmdb", "openvid": "openvid", "vidprom": "vidprom"}
+SOURCES = {
+    "lmdb": "lmdb",
+    "openvid": "openvid",
+    "posed_videos": "posed_videos",
+    "vidprom": "vidprom",
+}
 JUDGES = {"benchmark": "vbench"}

@@ -55,6 +55,7 @@ class Wan(ModelMixin, ConfigMixin):
     """
 
     counted_as_wan = True
+    silent_at_first = ("cameras", "motion")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["WanBlock"]
     _keep_in_fp32_modules = [*WanTransformer3DModel._keep_in_fp32_modules, "motion_embedder"]
@@ -250,9 +251,7 @@ class Wan(ModelMixin, ConfigMixin):
     def _embed_time(self, t: Tensor, until: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, N] -> [B, N, D] for the head and [B, N, 6, D] for the blocks, float32."""
         embedder = self.condition_embedder
-        with torch.autocast(
-            t.device.type, enabled=False
-        ):  # bfloat16 cannot tell neighbouring levels apart
+        with torch.autocast(t.device.type, enabled=False):  # bfloat16 blurs neighbouring levels
             embedded = self._embed_levels(t, until)
             hidden = F.silu(embedded).to(embedder.time_proj.weight.dtype)
             modulation = embedder.time_proj(hidden).float()
