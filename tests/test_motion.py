@@ -42,7 +42,7 @@ def test_motion_says_what_attention_does_not():
 
 
 def test_motion_without_cameras_is_refused():
-    with pytest.raises(ValueError, match="motion: it is that of cameras"):
+    with pytest.raises(ValueError, match="network.motion is that of cameras"):
         Wan(**TINY, motion=True)
 
 

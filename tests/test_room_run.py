@@ -71,8 +71,15 @@ def test_shards_hold_the_cameras_of_the_walk_and_what_captions_do_not_say(tmp_pa
 
 
 def test_cameras_that_a_network_would_ignore_are_refused(tmp_path, capsys):
-    assert run(tmp_path, "fit", "base", "network.cameras=false") == 1
+    without = ["network.cameras=false", "network.motion=false"]
+    assert run(tmp_path, "fit", "base", *without) == 1
     assert "network.cameras=true" in capsys.readouterr().err
+
+
+def test_motion_without_cameras_is_refused_before_anything_is_made(tmp_path, capsys):
+    assert run(tmp_path, "fit", "base", "network.cameras=false") == 2
+    said = capsys.readouterr().err
+    assert "nothing was started" in said and "set network.cameras=true" in said
 
 
 def test_a_set_without_the_cameras_that_a_network_needs_is_refused(tmp_path):

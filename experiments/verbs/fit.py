@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,10 @@ from datamodules.video import VideoDataModule
 from experiments.checkpoints.networks import (
     ROLES,
     bf16,
-    check_network,
     fresh_network,
     grown,
     load_network,
+    meta_network,
     network_section,
     unfit_weight,
     with_more,
@@ -88,7 +88,7 @@ class Training:
     precision: str
     ema_decay: Decay
     ema_start: NonNegativeInt
-    student_with: dict[str, Any] | None = None
+    student_with: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_precision(self.precision, "fit")
@@ -105,7 +105,7 @@ def check(recipe: dict[str, Any]) -> None:
     check_forward_mode(stage, launch)
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
-        check_network(recipe["network"])
+        meta_network(recipe["network"])  # a constructor refuses what does not go together
     if shape := recipe["stage"].get("clip_shape"):
         require_given(recipe, "stage.clip_shape", shape)
         if "network" in recipe:
@@ -166,7 +166,7 @@ def _build(
     sections = {role: network_section(where) for role, where in needed.items()}
     if "network" in recipe:
         sections["student"] = recipe["network"]
-    more = recipe["fit"].get("student_with") or {}
+    more = recipe["fit"].get("student_with", {})
     sections["student"] = with_more(sections["student"], more)
     for role, section in sections.items():
         shape = recipe["stage"]["clip_shape"]

@@ -60,7 +60,7 @@ def before_fit(
     if "network" in recipe:
         configs["student"] = recipe["network"]
     if "student" in configs:
-        configs["student"] = {**configs["student"], **(recipe["fit"].get("student_with") or {})}
+        configs["student"] = {**configs["student"], **recipe["fit"].get("student_with", {})}
     if "student" not in (configs := _countable(configs)):
         return
     configs["student"] = as_trained(recipe, configs["student"])

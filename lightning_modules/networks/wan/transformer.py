@@ -104,7 +104,7 @@ class Wan(ModelMixin, ConfigMixin):
                 block.add_cameras()
         if motion:
             if not cameras:
-                raise ValueError("motion: it is that of cameras; set cameras=true, too")
+                raise ValueError("network.motion is that of cameras: set network.cameras=true, too")
             self.motion_embedder = MotionEmbedder(width)
         self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, out_channels * math.prod(patch_size))
