@@ -111,6 +111,11 @@ def _read(judged: ShardReader, first: int, count: int) -> list[dict[str, Any]]:
             f"{judged.folder}: has no poses, or neither latents nor video; score.py wants clips"
             " that were sampled from walks through the room"
         )
+    if judged.manifest.get("given") == 0:
+        raise ValueError(
+            f"{judged.folder}: nothing told the student where in the room its walks begin, so no"
+            " camera can be compared; sample with sample.given=1"
+        )
     fields = [name for name in FIELDS if name in judged.fields]
     return [judged.read(number, fields) for number in range(first, first + count)]
 
