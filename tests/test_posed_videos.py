@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from datamodules.curation.refusal import Refusal, Refused
 from datamodules.shards.reader import open_shards
 from experiments.__main__ import main
 from experiments.checkpoints.networks import load_network
-from experiments.runs.recipe import Library
+from experiments.runs.recipe import Library, resolve
+from experiments.verbs import fit
 
 LATENTS, STRIDE = 4, Stride(0.08, 3)
 SPEC = ClipSpec(1 + 4 * (LATENTS - 1), 16, 16, 32, (1.6, 2.1), 1.0, 16)
@@ -148,3 +150,10 @@ def test_a_world_model_is_made_of_wan_and_posed_videos(folder, tmp_path, wan_fol
     assert made.manifest["fields"]["poses"]["shape"] == [LATENTS, 3, 4]
     assert len(list(samples.rglob("*.mp4"))) == 1
     assert torch.isfinite(torch.from_numpy(made[0]["latents"].astype(np.float32))).all()
+
+
+def test_a_network_from_scratch_is_given_its_arguments_at_once():
+    recipe = deepcopy(resolve("base", "tiny").recipe)
+    recipe["fit"]["student_with"] = {"cameras": True}
+    with pytest.raises(ValueError, match="fit.student_with: there is no needs.student"):
+        fit.check(recipe)

@@ -100,6 +100,8 @@ def check(recipe: dict[str, Any]) -> None:
     stage = example_stage(recipe)
     require_needs_of_one_time(recipe)
     training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
+    if training.student_with and "student" not in recipe["needs"]:
+        raise ValueError("fit.student_with: there is no needs.student; use the section network")
     launch = launch_of(recipe)
     check_strategy(launch, training.precision)
     check_forward_mode(stage, launch)
@@ -166,8 +168,8 @@ def _build(
     sections = {role: network_section(where) for role, where in needed.items()}
     if "network" in recipe:
         sections["student"] = recipe["network"]
-    more = recipe["fit"].get("student_with", {})
-    sections["student"] = with_more(sections["student"], more)
+    if more := recipe["fit"].get("student_with"):
+        sections["student"] = with_more(sections["student"], more)
     for role, section in sections.items():
         shape = recipe["stage"]["clip_shape"]
         require_network(role, section, "stage.clip_shape", shape, data.shards)

@@ -5,6 +5,7 @@ in ``launch.workers`` processes, in parallel with the encoders.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ def plan(
         seed: of the order; more clips with one seed extend fewer.
         table: file name of the table, with columns video, cameras and caption.
         split: ``train`` or ``heldout``; they share no video.
-        kind: ``clips``; or ``prompts``, which have no latents.
+        kind: ``clips``; or ``prompts``, the same without latents (videos are decoded all the same).
         heldout_percent: of the videos.
         count: samples wanted; a rejected video is replaced by the next candidate.
         clip_shape: ``[F, C, h, w]`` of the latents.
@@ -138,7 +139,7 @@ class _Maker:
         return f"{number_of('video', row.video):016x}", arrays, info
 
 
-def _rows(path: Any, refused: list[Refusal]) -> Iterator[Row]:
+def _rows(path: Path, refused: list[Refusal]) -> Iterator[Row]:
     """Those that will do, each video once; others are added to `refused`."""
     seen: set[str] = set()
     for row in read_table(path):
