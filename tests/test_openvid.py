@@ -21,6 +21,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
 from experiments.verbs import curate
 from experiments.worlds.wan import openvid
+from experiments.worlds.wan.clip_spec import clip_spec
 
 SHAPE = [3, 16, 2, 4]  # 9 frames of 16 x 32 pixels
 SECTION = {
@@ -107,7 +108,7 @@ def test_clips_are_what_the_encoders_make_of_the_videos(clips, films):
     assert len(shards) == 7 == len({sample["key"] for sample in shards})
     for sample in shards:
         name = sample["info"]["video"]
-        wanted = openvid._spec((9, 16, 32), 16, SECTION["video"])
+        wanted = clip_spec((9, 16, 32), 16, SECTION["video"])
         clip = torch.from_numpy(videos.decode(films[name], wanted))
         np.testing.assert_array_equal(
             sample["latents"], vae.encode(clip[None])[0].numpy().astype("f2")

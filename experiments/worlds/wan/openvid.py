@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.curation.decoding import ClipSpec
 from datamodules.curation.openvid import Item, Limits, Row, decode_item, read_table
 from datamodules.curation.refusal import Refusal, Refused, counted
-from datamodules.curation.split import SPLITS, digest_of, number_of, shuffled, split_of
+from datamodules.curation.split import digest_of, number_of, shuffled, split_of
 from datamodules.curation.video_files import VideoFile, find_table, find_videos, plain_name
 from datamodules.curation.workers import Workers
 from datamodules.shards.work import Sample, Work
@@ -25,7 +24,8 @@ from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.wan.candidates import Candidates
-from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from experiments.worlds.wan.clip_spec import check_clips, clip_spec
+from experiments.worlds.wan.encoders import DTYPES, WanEncoders
 from lightning_modules.ranges import ClipShape, FrameRate, Percent, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,8 @@ log = logging.getLogger(__name__)
 
 def check(settings: dict[str, Any]) -> None:
     """Refuse settings that do not fit, before anything is read."""
-    check_dtypes(vae_dtype=settings["vae_dtype"], text_dtype=settings["text_dtype"])
-    if settings["split"] not in SPLITS:
-        raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
+    check_clips(settings)
     Limits(**bind(Limits, settings["limits"], section="curate.limits"))
-    bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 
 
 def plan(
@@ -79,7 +76,7 @@ def plan(
     wan, device, launch = folder.need("wan"), prepare(folder.recipe), launch_of(folder.recipe)
     encoders = WanEncoders(wan, device, vae_dtype, text_dtype)
     before_encoding(wan, launch, device, vae=DTYPES[vae_dtype], text_encoder=DTYPES[text_dtype])
-    spec = _spec(encoders.pixels_of(clip_shape), fps, video)
+    spec = clip_spec(encoders.pixels_of(clip_shape), fps, video)
     source = folder.need("videos")
     refused: list[Refusal] = []
     accepted = Limits(**bind(Limits, limits, section="curate.limits"))
@@ -215,12 +212,3 @@ def _mismatch(rows: list[Row], found: Mapping[str, VideoFile]) -> str:
 def _known(score: float) -> float | None:
     """None for a score that the table lacks, which JSON cannot hold."""
     return score if math.isfinite(score) else None
-
-
-_GIVEN = {"frames", "fps", "height", "width"}
-
-
-def _spec(pixels: tuple[int, int, int], fps: int, video: dict[str, Any]) -> ClipSpec:
-    frames, height, width = pixels
-    rest = bind(ClipSpec, video, _GIVEN, "curate.video")
-    return ClipSpec(frames=frames, fps=fps, height=height, width=width, **rest)

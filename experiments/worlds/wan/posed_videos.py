@@ -11,29 +11,24 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.cameras import Stride
-from datamodules.curation.decoding import ClipSpec
 from datamodules.curation.posed_videos import Item, Posed, Row, decode_posed, read_table
 from datamodules.curation.refusal import Refusal, Refused, counted
-from datamodules.curation.split import SPLITS, digest_of, number_of, shuffled, split_of
+from datamodules.curation.split import digest_of, number_of, shuffled, split_of
 from datamodules.curation.workers import Workers
 from datamodules.shards.work import Sample, Work
 from experiments.launch.hardware import launch_of, prepare
 from experiments.launch.memory.check import before_encoding
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
-from experiments.worlds.wan.encoders import DTYPES, WanEncoders, check_dtypes
+from experiments.worlds.wan.clip_spec import check_clips, clip_spec
+from experiments.worlds.wan.encoders import DTYPES, WanEncoders
 from lightning_modules.ranges import ClipShape, FrameRate, Percent, PositiveInt
-
-_GIVEN = {"frames", "fps", "height", "width"}
 
 
 def check(settings: dict[str, Any]) -> None:
     """Refuse settings that do not fit, before anything is read."""
-    check_dtypes(vae_dtype=settings["vae_dtype"], text_dtype=settings["text_dtype"])
-    if settings["split"] not in SPLITS:
-        raise ValueError(f"curate.split: {settings['split']!r} is none of {', '.join(SPLITS)}")
+    check_clips(settings)
     Stride(**bind(Stride, settings["stride"], section="curate.stride"))
-    bind(ClipSpec, settings["video"], _GIVEN, "curate.video")
 
 
 def plan(
@@ -77,9 +72,7 @@ def plan(
     encoders = WanEncoders(wan, device, vae_dtype, text_dtype)
     before_encoding(wan, launch, device, vae=DTYPES[vae_dtype], text_encoder=DTYPES[text_dtype])
     keys = Stride(**bind(Stride, stride, section="curate.stride"))
-    frames, height, width = encoders.pixels_of(clip_shape)
-    rest = bind(ClipSpec, video, _GIVEN, "curate.video")
-    spec = ClipSpec(frames=frames, fps=fps, height=height, width=width, **rest)
+    spec = clip_spec(encoders.pixels_of(clip_shape), fps, video)
     path, refused = folder.need("posed") / table, []
     rows = [
         row
