@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from experiments.metrics.registry import METRICS, NotApplicable
+from experiments.worlds.room import score
 from experiments.worlds.room.context import Commanded, View, apart
 from experiments.worlds.room.metrics import MIRRORED, keys
 from experiments.worlds.room.render import LIGHTS
@@ -110,3 +111,13 @@ def test_colours_are_turned_without_loss():
         PatchTransform([0.0] * 20, 1.0, [16, 4], **COLOURS)
     with pytest.raises(ValueError, match="3 pixel_channels"):
         PatchTransform([0.0] * 16, 1.0, 16, opponent=True)
+
+
+def test_samples_that_began_anywhere_are_refused():
+    """Where in the room they are is what their cameras are compared with."""
+
+    class Samples(list):
+        manifest, folder, fields = {"given": 0}, "sample-1", ("poses", "latents")
+
+    with pytest.raises(ValueError, match="nothing told the student where.*sample.given=1"):
+        score._read(Samples(range(4)), 0, 4)

@@ -1,9 +1,10 @@
 """Wan's VAE in fewer kernels, for CUDA: the same function of the same weights.
 
-Most of the time of diffusers' decoder goes to copies: a norm and its activation are ten kernels,
-zeros around a frame and float32 for upsampling are copies of whole activations. Here norm and SiLU
-are one compiled kernel, convolutions pad frames themselves, nearest neighbours are copied in the
-activation's own dtype, and weights lie as the tensor cores take them, channels last.
+Half of the time of diffusers' decoder on an H100 went to kernels that copy, or touch each element
+once: a norm and its activation are ten, zeros around a frame and float32 for upsampling copy whole
+activations. Here norm and SiLU are one compiled kernel, convolutions pad frames themselves, nearest
+neighbours are copied in the activation's own dtype, and weights lie as the tensor cores take them,
+channels last.
 
 Shapes: x [B, C, F, H, W]; 4 dimensions are [B F, C, H, W].
 """
