@@ -5,11 +5,13 @@ import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, opened
 from test_live import served
 from tiny_student import CAPTIONS, student, walker
 
+from experiments.generation.student import Picture
 from experiments.live.recording import read_recording
 
 pytestmark = [
@@ -193,6 +195,41 @@ async def focus_lost(tab):
     assert await tab.run(DOWN) == ""
     await tab.until(f"{MOVES} === ''")
     await key(tab, "up", "s")
+
+
+def test_a_person_chooses_a_picture_to_begin_with(tmp_path):
+    """The first one is chosen at first, by its caption; keys walk while it has the focus."""
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 255, (2, 32, 32, 1), np.uint8)
+    captions = (CAPTIONS[1], CAPTIONS[0])
+
+    async def choose():
+        students = [walker(fps=30, pictures=tuple(map(Picture, captions, frames)))]
+        async with watched(tmp_path, students) as tab:
+            images = "[...document.querySelectorAll('#pictures img')]"
+            await tab.until(f"{images}.every((image) => image.naturalWidth === 32)")
+            assert await tab.run(f"{images}.map((image) => image.alt).join()") == ",".join(captions)
+            assert await tab.run("document.getElementById('prompt').value") == CAPTIONS[1]
+            await tab.run("document.getElementById('record').checked = true")
+            await tab.run(f"{images}[1].click()")
+            assert await tab.run("document.getElementById('prompt').value") == CAPTIONS[0]
+            await clicked(tab, "start")
+            await tab.run("document.querySelector('[name=picture]:checked').focus()")
+            await tab.until(f"{FRAME} >= 2")
+            await key(tab, "down", "ArrowLeft")
+            await tab.until(f"{MOVES} === 'j'")
+            await key(tab, "up", "ArrowLeft")
+            assert await tab.run("document.querySelector('[name=picture]:checked').value") == "1"
+            await tab.run("document.querySelector('#pictures span').click()")
+            await clicked(tab, "start")
+            await tab.until(f"{FRAME} >= 2")
+            await clicked(tab, "stop")
+            await tab.until(f"{STATE} === 'stopped'")
+            assert tab.problems == []
+
+    asyncio.run(choose())
+    first, second = map(read_recording, sorted((tmp_path / "sessions").glob("*.jsonl")))
+    assert np.array_equal(first.picture, frames[1]) and second.picture is None
 
 
 def test_without_cameras_no_key_is_captured(tmp_path):

@@ -71,11 +71,12 @@ class Session:
         prompt: of the first block.
         seed: of all noise.
         steps: sampling steps; None: as the student was trained.
-        image: uint8 ``[H, W, 1 or 3]``, the first frame (image to video).
+        image: uint8 ``[H, W, 1 or 3]``, the first frame (image to video); None: it is made, too.
         events: by block, to replay a recording.
 
     Raises:
-        ValueError: a prompt that the text encoder refuses; keys in `events` that move nothing.
+        ValueError: a prompt that the text encoder refuses; an image of another shape; keys in
+            `events` that move nothing.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class Session:
         image: np.ndarray | None = None,
         events: Mapping[int, Sequence[Event]] | None = None,
     ) -> None:
-        self.student, self.prompt, self.seed = student, prompt, seed
+        self.student, self.prompt, self.seed, self.image = student, prompt, seed, image
         self.steps = steps or student.steps
+        if image is not None:
+            student.require_frame(image)
         self._events = {block: list(those) for block, those in (events or {}).items()}
         for event in chain(*self._events.values()):
             if isinstance(event, NewKeys):
@@ -109,7 +112,7 @@ class Session:
             sinks=student.sinks,
             commit="fused",
         )
-        self._blocks = self._stream(image)
+        self._blocks = self._stream()
 
     def request(self, event: Event) -> None:
         """Let an event act on the next block. Raises ValueError for one that is refused."""
@@ -144,12 +147,12 @@ class Session:
         self._acted = ()
         return block
 
-    def _stream(self, image: np.ndarray | None) -> Iterator[Tensor]:
+    def _stream(self) -> Iterator[Tensor]:
         """Each block's ``x0``, ``[1, n, C, H, W]``; kept while the context has its frames."""
         student, conditioning = self.student, None
-        sizes = student.sizes(image is not None)
-        if image is not None:
-            video = torch.from_numpy(image)[None, None].to(student.device)
+        sizes = student.sizes(self.image is not None)
+        if self.image is not None:
+            video = torch.from_numpy(self.image)[None, None].to(student.device)
             conditioning = student.autoencoder.encode(video).float()
         last = 0
         blocks = stream(self._past, self._noise, sizes, self._denoise, conditioning=conditioning)

@@ -8,12 +8,26 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.generation.walk import Camera
 from lightning_modules.diffusion.visibility import without_end
 from lightning_modules.networks.encoders import Autoencoder, TextEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A first frame that a session may begin with.
+
+    Args:
+        caption: of the clip that it is from; "" if it is from none.
+        frame: uint8 ``[H, W, 1 or 3]``.
+    """
+
+    caption: str
+    frame: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Student:
         device: where it runs.
         captions: prompts like those it was trained on.
         camera: that keys move; None: of a network without cameras.
+        pictures: to begin with.
 
     Raises:
         ValueError: a window without room.
@@ -64,6 +79,7 @@ class Student:
     device: torch.device
     captions: tuple[str, ...] = ()
     camera: Camera | None = None
+    pictures: tuple[Picture, ...] = ()
 
     def __post_init__(self) -> None:
         least = self.sinks + max(self.blocks) + 1
@@ -96,6 +112,18 @@ class Student:
                 " keys, or a student of clips with cameras (scale room)"
             )
         self.camera.check(keys, self.name)
+
+    def require_frame(self, image: np.ndarray) -> None:
+        """Raise ValueError for an image that is no frame of its videos."""
+        expected = (*self.size, self.autoencoder.pixel_channels)
+        if image.shape != expected:
+            raise ValueError(
+                f"a first frame {list(image.shape)}; those of {self.name} are {list(expected)}"
+            )
+
+    def picture_for(self, prompt: str) -> Picture | None:
+        """The first picture of a clip with this caption, if there is one."""
+        return next((each for each in self.pictures if each.caption == prompt), None)
 
     def sizes(self, given: bool) -> Iterator[int]:
         """Latent frames of each block, without an end; of an image that is given, first one."""

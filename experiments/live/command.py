@@ -80,6 +80,9 @@ def declare_live(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay", type=home_path, metavar="FILE", help="replay a recording, without a page"
     )
+    parser.add_argument(
+        "--image", type=home_path, action="append", default=[], help="a first frame; several may be"
+    )
     parser.add_argument("--mp4", type=home_path, metavar="OUT", help="of --replay: the video")
     declare_students(parser)
 

@@ -63,10 +63,10 @@ def generate_videos(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--seed: {chosen.seed} must be at least 0 and below 2**63")
     prompts = _prompts(chosen, student)
     files = _files(chosen, student, prompts)
-    image = _image(chosen.image, student)
-    events, walked = _walk(chosen.keys, student, image is not None)
-    frames = chosen.frames or student.pixels(walked)
-    for prompt, file in zip(prompts, files, strict=True):
+    images = _images(chosen.image, student, prompts)
+    walks = [_walk(chosen.keys, student, image is not None) for image in images]
+    for prompt, file, image, (events, walked) in zip(prompts, files, images, walks, strict=True):
+        frames = chosen.frames or student.pixels(walked)
         clock = Clock(perf_counter())
         session = Session(student, prompt, chosen.seed, chosen.steps, image, events)
         write_mp4(file, pictures(session, frames, clock), student.fps)
@@ -140,13 +140,28 @@ def _files(chosen: argparse.Namespace, student: Student, prompts: list[str]) -> 
     ]
 
 
+def _images(file: Path | None, student: Student, prompts: list[str]) -> list[np.ndarray | None]:
+    """The first frame of each video: the file, else that of a clip with this caption, if the
+    student has any: one with cameras.
+    """
+    if file is not None:
+        return [image_of(file, student)] * len(prompts)
+    found = [student.picture_for(prompt) for prompt in prompts]
+    if any(found):
+        log.info("a walk begins with the first frame of a clip with this caption (--image FILE)")
+    return [picture.frame if picture else None for picture in found]
+
+
 def _slug(prompt: str) -> str:
     return "-".join(re.findall(r"\w+", prompt.lower()))[:40]
 
 
-def _image(file: Path | None, student: Student) -> np.ndarray | None:
-    if file is None:
-        return None
+def image_of(file: Path, student: Student) -> np.ndarray:
+    """A first frame from a file of ``--image``.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, or no picture.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"--image: {file}: no such file")
     return read_image(file, *student.size, student.autoencoder.pixel_channels)

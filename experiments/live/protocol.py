@@ -35,6 +35,7 @@ class Start:
         steps: sampling steps; None: as the student was trained.
         lanes: students side by side.
         record: write a recording.
+        picture: number of the first frame, of those the page was told of; None: it is made, too.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Start:
     steps: SolverSteps | None = None
     lanes: PositiveInt = 1
     record: bool = False
+    picture: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True)

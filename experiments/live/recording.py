@@ -3,15 +3,20 @@
 A file of one JSON object a line, written block by block, so that a killed server leaves one that
 can be read::
 
-    {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "machine": {...}}
+    {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "machine": {...},
+     "picture": "..."}
     {"block": 17, "prompt": "...", "how": "rewrite"}
     {"block": 17, "keys": ["l", "w"]}
     {"frame": 17, "lane": 0, "digest": "..."}
+
+The picture is the first frame that was given, a PNG in base64; null: none was.
 """
 
 from __future__ import annotations
 
+import io
 import json
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from datamodules.curation.text_lists import read_lines
 from experiments.generation.events import Event, NewKeys, NewPrompt, NewSteps
@@ -27,11 +33,26 @@ from experiments.runs.signature import bind
 from lightning_modules.ranges import NonNegativeInt, PositiveInt, Seed, SolverSteps
 
 FORMAT = 1
+_BOMB = Image.DecompressionBombError
 
 
 def digest_of(frame: np.ndarray) -> str:
     """16 hex digits of a frame's pixels, before they are compressed."""
     return blake2b(np.ascontiguousarray(frame).tobytes(), digest_size=8).hexdigest()
+
+
+def as_png(frame: np.ndarray) -> bytes:
+    """A frame uint8 ``[H, W, 1 or 3]`` as a file, without loss."""
+    with io.BytesIO() as file:
+        Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).save(file, "PNG")
+        return file.getvalue()
+
+
+def _from_png(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"a picture of mode {image.mode}")
+        return np.array(image).reshape(*image.size[::-1], -1)
 
 
 class Recorder:
@@ -75,6 +96,7 @@ class Recording:
     events: dict[int, list[Event]] = field(default_factory=dict)
     digests: dict[tuple[int, int], str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    picture: np.ndarray | None = None
 
     @property
     def frames(self) -> int:
@@ -83,7 +105,13 @@ class Recording:
 
 
 def _header(
-    *, format: PositiveInt, prompt: str, seed: Seed, steps: SolverSteps, machine: dict[str, Any]
+    *,
+    format: PositiveInt,
+    prompt: str,
+    seed: Seed,
+    steps: SolverSteps,
+    machine: dict[str, Any],
+    picture: str | None = None,
 ) -> None: ...
 
 
@@ -108,7 +136,7 @@ def read_recording(file: Path) -> Recording:
             raise ValueError(f"{file}: line {number} is not JSON ({error}): no recording") from None
         try:
             recording = _taken(recording, found)
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, OSError, SyntaxError, _BOMB) as error:
             raise ValueError(f"{file}: line {number} is none of a recording ({error})") from None
     if recording is None:
         raise ValueError(f"{file}: empty, no recording")
@@ -124,6 +152,8 @@ def _taken(recording: Recording | None, found: dict[str, Any]) -> Recording:
             raise ValueError(f"format {version}; this program reads {FORMAT}")
         if not students or not all(isinstance(each, dict) for each in students):
             raise ValueError("students: names no student")
+        if (picture := header.get("picture")) is not None:
+            header["picture"] = _from_png(b64decode(picture, validate=True))
         return Recording(students=students, **header)
     if "frame" in found:
         frame = bind(_frame, found, section="frame")

@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 from experiments.live.access import guard
 from experiments.live.engine import Engine
 from experiments.live.protocol import LONGEST, Replay, parse, said
-from experiments.live.recording import read_recording
+from experiments.live.recording import as_png, read_recording
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
@@ -46,6 +46,7 @@ def application(
     app.router.add_get("/favicon.ico", _nothing)
     app.router.add_get("/about", _about)
     app.router.add_get("/health", _health)
+    app.router.add_get("/pictures/{number}.png", _picture)
     app.router.add_get("/recordings", _recordings)
     app.router.add_get("/recordings/{name}", _recording)
     app.router.add_get("/live", _live)
@@ -90,6 +91,15 @@ async def _about(request: web.Request) -> web.Response:
 
 async def _health(request: web.Request) -> web.Response:
     return web.json_response({"viewers": request.app[ENGINE].viewers})
+
+
+async def _picture(request: web.Request) -> web.Response:
+    """A first frame that a session may begin with."""
+    pictures = request.app[ENGINE].students[0].pictures
+    number = request.match_info["number"]
+    if not number.isascii() or not number.isdecimal() or int(number) >= len(pictures):
+        raise web.HTTPNotFound(text="no such picture")
+    return web.Response(body=as_png(pictures[int(number)].frame), content_type="image/png")
 
 
 def _listed(engine: Engine) -> dict[str, Path]:

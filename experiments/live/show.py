@@ -7,6 +7,7 @@ import asyncio
 import logging
 import webbrowser
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -16,9 +17,10 @@ import numpy as np
 from datamodules.cameras import ARROWS, MEANINGS
 from experiments.generation.mp4 import write_mp4
 from experiments.generation.session import Session
-from experiments.generation.student import Student
+from experiments.generation.student import Picture, Student
 from experiments.live.access import is_loopback, new_token
 from experiments.live.engine import Engine, warm_up
+from experiments.live.generate import image_of
 from experiments.live.protocol import KEY_BITS
 from experiments.live.recording import Recording, digest_of, read_recording
 from experiments.live.server import application, serve
@@ -42,6 +44,8 @@ def show(chosen: argparse.Namespace) -> None:
         raise ValueError("--sessions must be at least 1, --port from 0 to 65535")
     recording = read_recording(chosen.replay) if chosen.replay else None
     students = [open_student(where, chosen) for where in chosen.students]
+    given = tuple(Picture("", image_of(file, students[0])) for file in chosen.image)
+    students[0] = replace(students[0], pictures=given + students[0].pictures)
     if recording:
         replay(recording, students[0], chosen.mp4)
     else:
@@ -55,7 +59,12 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
         ValueError: a frame differs, though it is the student that was recorded.
     """
     session = Session(
-        student, recording.prompt, recording.seed, recording.steps, events=recording.events
+        student,
+        recording.prompt,
+        recording.seed,
+        recording.steps,
+        recording.picture,
+        recording.events,
     )
     different: list[int] = []
     made = _replayed(session, recording, different)
@@ -129,6 +138,7 @@ def about(students: list[Student]) -> dict[str, Any]:
     return {
         "students": [{"name": each.name, "steps": each.steps} for each in students],
         "captions": list(first.captions),
+        "pictures": [each.caption for each in first.pictures],
         "fps": first.fps,
         "height": first.size[0],
         "width": first.size[1],

@@ -6,14 +6,12 @@ import argparse
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datamodules.shards.reader import ShardReader, open_shards
 from experiments.bench.sizes import scale_tree
 from experiments.checkpoints import sampling_config
 from experiments.checkpoints.convert import import_checkpoint
@@ -23,12 +21,11 @@ from experiments.checkpoints.networks import (
     network_folder,
     network_section,
 )
-from experiments.generation.codec import autoencoder_of, follow_autoencoder, text_encoder_of
 from experiments.generation.generation import frozen, require_network
 from experiments.generation.student import Student
-from experiments.generation.walk import Camera, camera_of
 from experiments.launch.hardware import accelerated, acceleration_of, launch_of, prepare
 from experiments.launch.memory.check import before_encoding
+from experiments.live.training_data import Encoders, encoders_of
 from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder, home_path, runs_dir
 from experiments.runs.recipe import Library
@@ -43,20 +40,7 @@ from lightning_modules.networks.encoders import (
 log = logging.getLogger(__name__)
 WAN_FPS = 16
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
-CAPTIONS = 200  # samples whose captions are suggested as prompts
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+)")
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The encoders of a student's training data, and what else its manifest says."""
-
-    text: Any
-    autoencoder: Any
-    fps: float
-    negative: str
-    captions: tuple[str, ...] = ()
-    camera: Camera | None = None
 
 
 def open_student(where: str, chosen: argparse.Namespace) -> Student:
@@ -126,46 +110,11 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
         )
     if not run.done:
         raise ValueError(f"{run.path}: this run is {run.state()}, not done; run: {run.command}")
-    shards = _shards(run)
-    launch = launch_of(recipe)
-    device = prepare(recipe)
-    manifest = shards.manifest
-    encoders = Encoders(
-        text_encoder_of(manifest),
-        autoencoder_of(manifest, device, compile=launch.compile),
-        manifest["fps"],
-        manifest["negative_prompt"],
-        _captions(shards),
-        camera_of(shards),
-    )
+    launch, device = launch_of(recipe), prepare(recipe)
+    encoders = encoders_of(run, device, compile=launch.compile)
     sampling = sampling_config.sampling_of(recipe["stage"])
     return _student(run.path, run.name, sampling, encoders, recipe["fit"]["precision"],
                     launch, device, chosen)  # fmt: skip
-
-
-def _shards(run: RunFolder) -> ShardReader:
-    """The data of a run, whose manifest names the encoders."""
-    for role in ("data", "panel"):
-        need = run.needs.get(role)
-        folder = need.path if need else Path(run.recipe["needs"].get(role) or "")
-        if (folder / "shards" / "manifest.json").is_file():
-            shards = open_shards(folder / "shards")
-            if lacks := {"autoencoder", "text_encoder", "fps"} - set(shards.manifest):
-                raise ValueError(
-                    f"{folder / 'shards' / 'manifest.json'}: no {', '.join(sorted(lacks))}: the"
-                    " clips of this world are no pictures"
-                )
-            follow_autoencoder(shards, run)
-            return shards
-    raise FileNotFoundError(
-        f"{run.path}: the data it was trained on ({run.recipe['needs'].get('data')}), which names"
-        f" its encoders, is gone; put it back, or make it again: {run.command} --with-needs"
-    )
-
-
-def _captions(shards: ShardReader) -> tuple[str, ...]:
-    samples = (shards.read(number, []) for number in range(min(CAPTIONS, len(shards))))
-    return tuple(dict.fromkeys(sample["caption"] for sample in samples))
 
 
 def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
@@ -278,4 +227,5 @@ def _student(
         device=device,
         captions=tuple(islice(encoders.captions, 100)),
         camera=encoders.camera if posed else None,
+        pictures=encoders.pictures if posed else (),
     )

@@ -7,6 +7,7 @@ the background costs nothing, and a change is never behind stale frames.
 from __future__ import annotations
 
 import io
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -28,7 +29,7 @@ from experiments.live.protocol import (
     packed,
     said,
 )
-from experiments.live.recording import Recorder, Recording, digest_of
+from experiments.live.recording import Recorder, Recording, as_png, digest_of
 
 LEAD = 2
 QUALITY = 92  # of JPEG
@@ -131,9 +132,12 @@ class Viewer:
         self.end("restarted")
         if start.lanes > len(self.students):
             raise ValueError(f"start.lanes: {start.lanes}, but there are {len(self.students)}")
-        students = self.students[: start.lanes]
+        students, pictures = self.students[: start.lanes], self.students[0].pictures
+        if start.picture is not None and start.picture >= len(pictures):
+            raise ValueError(f"start.picture: {start.picture}, but there are {len(pictures)}")
+        image = None if start.picture is None else pictures[start.picture].frame
         steps = start.steps or students[0].steps  # one number: a recording has no other
-        self._begin([Session(each, start.prompt, start.seed, steps) for each in students])
+        self._begin([Session(each, start.prompt, start.seed, steps, image) for each in students])
         if start.record:
             self._recorder = self._open(header(self.sessions))
         self.send(said("started", lanes=start.lanes, seed=start.seed))
@@ -144,7 +148,7 @@ class Viewer:
         self._begin(
             [
                 Session(each, recording.prompt, recording.seed, recording.steps,
-                        events=recording.events)
+                        recording.picture, recording.events)
                 for each in self.students[:lanes]
             ]
         )  # fmt: skip
@@ -204,6 +208,7 @@ def header(sessions: Sequence[Session]) -> dict[str, Any]:
         "prompt": first.prompt,
         "seed": first.seed,
         "steps": first.steps,
+        "picture": None if first.image is None else b64encode(as_png(first.image)).decode(),
         "machine": {
             "device": str(first.student.device),
             "threads": torch.get_num_threads(),

@@ -38,7 +38,7 @@ function release() {
   pressed = null;
 }
 
-function writes(target) { return target.closest?.("input:not([type=checkbox]), select, textarea") != null; }
+function writes(target) { return target.closest?.("input:not([type=checkbox], [type=radio]), select, textarea") != null; }
 
 function keyed(event) { return about.keys.find(({names}) => names.includes(event.key?.toLowerCase())); }
 
@@ -67,6 +67,31 @@ function layOutKeys() {
     hint.append(cap, ` ${entry.does}`);
     return hint;
   }));
+}
+
+function layOutPictures() {
+  at("pictures").hidden = !about.pictures.length;
+  const choices = [...about.pictures.keys(), null].map((number) => {
+    const label = document.createElement("label"), choice = document.createElement("input");
+    const shown = document.createElement(number === null ? "span" : "img");
+    choice.type = "radio";
+    choice.name = "picture";
+    choice.value = number ?? "";
+    if (number === null) shown.textContent = "nothing";
+    else Object.assign(shown, {src: `/pictures/${number}.png`, alt: about.pictures[number] || `picture ${number}`});
+    choice.onchange = () => { if (about.pictures[number]) at("prompt").value = about.pictures[number]; };
+    label.append(choice, shown);
+    return label;
+  });
+  at("pictures").append(...choices);
+  const first = choices[0].firstChild;
+  first.checked = true;
+  first.onchange();
+}
+
+function picture() {
+  const {value} = document.querySelector("[name=picture]:checked");
+  return value === "" ? null : Number(value);
 }
 
 function showKeys(bits) {
@@ -236,6 +261,7 @@ async function main() {
   at("beside").checked = about.students.length > 1;
   layOut(about.students.length);
   layOutKeys();
+  layOutPictures();
   if (about.keys.length) {
     addEventListener("keydown", down);
     addEventListener("keyup", up);
@@ -246,7 +272,7 @@ async function main() {
   at("controls").onsubmit = (event) => {
     event.preventDefault();
     begin("start", {prompt: at("prompt").value, seed: Number(at("seed").value), steps: Number(at("steps").value),
-                    lanes: at("beside").checked ? 2 : 1, record: at("record").checked});
+                    lanes: at("beside").checked ? 2 : 1, record: at("record").checked, picture: picture()});
   };
   at("new-seed").onclick = () => { at("seed").value = Math.floor(Math.random() * 2 ** 31); };
   at("pause").onclick = () => { release(); paused = !paused; send(paused ? "pause" : "resume"); say(paused ? "paused" : "running"); enable(); };
