@@ -4,6 +4,7 @@ CLUSTER ?= local
 SEEDS   ?= 0
 SWEEP   ?= ablation
 RETRY   ?=
+STUDENT ?=
 MINUTES ?= 9
 RUNS    ?= $(or $(RUNS_DIR),runs)
 PYTHON  ?= python3
@@ -23,7 +24,7 @@ FOLDER  = $(call quoted,$(RUNS))
 CHOICE  = $(call quoted,$(SWEEP)) --scale $(SCALE) --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 .DEFAULT_GOAL := help
-.PHONY: help ablation theory world test test-numeric test-all plan table status tensorboard benchmark gpu-check lint clean
+.PHONY: help ablation theory world live test test-numeric test-all plan table status tensorboard benchmark gpu-check lint clean
 
 help:  ## this list
 	@echo $(call quoted,Options (defaults): SCALE=$(SCALE) CLUSTER=$(CLUSTER) SEEDS=$(SEEDS) SWEEP=$(SWEEP) RUNS=$(RUNS))
@@ -45,6 +46,10 @@ world: $(READY)  ## a room one can walk through: the world model of few-step stu
 	@$(SWEEPS) plan world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 	@$(SWEEPS) run world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) table world_model --scale room --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
+
+live: $(READY)  ## a page to walk through the room of make world, or to watch another student: make live STUDENT=runs/...
+	@student=$(if $(STUDENT),$(call quoted,$(STUDENT)),"$$($(SWEEPS) students world_model --scale room --seeds 0 --runs $(FOLDER) --cell 'setting=1 frame, 2 steps' --cell init=causal_cd --paths)") \
+	&& $(PY) -m experiments live "$$student" --open
 
 test: $(READY)  ## run the test suite
 	@$(PYTEST) -m "not slow and not gpu"

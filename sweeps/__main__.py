@@ -1,4 +1,4 @@
-"""The command line: ``python -m sweeps {plan,run,status,table} SWEEP``, ``... theory``."""
+"""The command line: ``python -m sweeps {plan,run,status,students,table} SWEEP``, ``... theory``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WHAT = {
     "plan": "what would run, what is done already, what it will cost; starts nothing",
     "run": "run what is not done; the same command continues after an interruption",
     "status": "where every run stands; why one failed, and how to resume it",
+    "students": "which run trained the student of each cell, for generate, live and export",
     "table": "the table of what has been run so far",
 }
 
@@ -60,6 +61,10 @@ def _print(chosen: argparse.Namespace, runs: Path, library: Library | None) -> N
     sweep = _planned(chosen, runs, library)
     if chosen.what == "plan":
         status.print_plan(sweep, runs)
+    elif chosen.what == "students":
+        from sweeps.run.students import print_students
+
+        print_students(sweep, chosen.cell, runs, chosen.paths)
     elif chosen.watch:
         status.watch(sweep, runs)
     else:
@@ -96,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--retry", action="store_true", help="try failed runs again")
             sub.add_argument("--measure", action="store_true", help="report time, memory, disk")
             sub.add_argument("--package", default="experiments.verbs", help=argparse.SUPPRESS)
+        elif name == "students":
+            sub.add_argument("--cell", action="append", default=[], metavar="AXIS=VALUE",
+                             help="of these cells alone; may be given several times")  # fmt: skip
+            sub.add_argument("--paths", action="store_true", help="folders alone, of done ones")
         elif name == "status":
             sub.add_argument("--watch", action="store_true", help="until all is done, or Ctrl-C")
             sub.add_argument("--why", metavar="RUN", help="why this run stands where it stands")
