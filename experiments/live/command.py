@@ -83,6 +83,13 @@ def declare_live(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=home_path, action="append", default=[], help="a first frame; several may be"
     )
+    parser.add_argument(
+        "--measure",
+        type=float,
+        metavar="SECONDS",
+        help="open no page: measure what viewers get, three times so long, and write a JSON",
+    )
+    parser.add_argument("--out", type=home_path, help="of --measure: the JSON (live-STUDENT.json)")
     parser.add_argument("--mp4", type=home_path, metavar="OUT", help="of --replay: the video")
     declare_students(parser)
 

@@ -40,6 +40,10 @@ def show(chosen: argparse.Namespace) -> None:
         raise ValueError("--mp4: is of a recording; give --replay FILE as well")
     if len(chosen.students) > 2:
         raise ValueError(f"{len(chosen.students)} students; the page shows one, or two")
+    if chosen.measure is not None and not 1 <= chosen.measure <= 3600:
+        raise ValueError(f"--measure: {chosen.measure:g} s; give 1 to 3600, such as 20")
+    if chosen.out and not chosen.measure:
+        raise ValueError("--out: is of --measure; give --measure SECONDS as well")
     if chosen.sessions < 1 or not 0 <= chosen.port < 65536:
         raise ValueError("--sessions must be at least 1, --port from 0 to 65535")
     recording = read_recording(chosen.replay) if chosen.replay else None
@@ -48,6 +52,8 @@ def show(chosen: argparse.Namespace) -> None:
     students[0] = replace(students[0], pictures=given + students[0].pictures)
     if recording:
         replay(recording, students[0], chosen.mp4)
+    elif chosen.measure:
+        _measure(students, chosen)
     else:
         _serve(students, chosen)
 
@@ -98,6 +104,14 @@ def _replayed(session: Session, recording: Recording, different: list[int]) -> I
                 different.append(number)
             number += 1
             yield frame
+
+
+def _measure(students: list[Student], chosen: argparse.Namespace) -> None:
+    from experiments.live.measure import measure
+
+    warm_up(students[0])
+    file = chosen.out or Path(f"live-{students[0].name}.json")
+    measure(students[:1], about(students), chosen.measure, chosen.recordings, file)
 
 
 def _serve(students: list[Student], chosen: argparse.Namespace) -> None:
