@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_camera_files import realestate
 from videos import moving
 
 from datamodules.cameras import Stride, inverse, parse_keys, relative, to_stored, trajectory
-from datamodules.curation.decoding import ClipSpec
+from datamodules.curation.decoding import ClipSpec, decode
 from datamodules.curation.posed_videos import Item, Row, decode_posed, read_table
 from datamodules.curation.refusal import Refusal, Refused
 from datamodules.shards.reader import open_shards
@@ -34,7 +35,7 @@ blocks: 2
 intervals: 4
 sampling: {{count: 1, intervals: 2}}
 data: {{clips: 3, prompts: 3, heldout: 1}}
-clips: {{recipe: posed_clips, curate.heldout_percent: 25}}
+clips: {{recipe: posed_clips, curate.heldout_percent: 25, curate.windows: 2}}
 prompts: {{recipe: posed_prompts, curate.heldout_percent: 25}}
 heldout: {{recipe: posed_heldout, curate.heldout_percent: 25}}
 stages:
@@ -84,8 +85,8 @@ def folder(tmp_path_factory) -> Path:
     return home
 
 
-def item(folder, video, cameras):
-    return Item(Row(video, cameras, "words"), folder, SPEC, LATENTS, STRIDE.step)
+def item(folder, video, cameras, window=0):
+    return Item(Row(video, cameras, "words"), folder, SPEC, LATENTS, STRIDE, window)
 
 
 @pytest.mark.parametrize(("video", "cameras"), [("walk0", "walk0.txt"), ("walk1", "walk1.json")])
@@ -101,6 +102,50 @@ def test_a_clip_has_the_cameras_of_its_latents_scaled_to_the_step(folder, video,
 
 
 @pytest.mark.parametrize(
+    ("cameras", "keys"), [("right-1, W-1,a-1, up-5", "l, w, a"), ("right-3", "l*3")]
+)
+def test_a_walk_by_keys_is_not_scaled(folder, cameras, keys):
+    """Nor must it move from its place: turns on the spot are known as well as steps."""
+    found = decode_posed(item(folder, "walk1.mp4", cameras))
+    wanted = trajectory(parse_keys(keys), STRIDE)
+    assert found.scale == 1 and found.poses == pytest.approx(to_stored(wanted), abs=1e-6)
+    wide = np.array([969.69697 / 1920, 969.69697 / 1080 * 17 / 16, 0.5, 0.5])
+    assert found.intrinsics == pytest.approx(np.tile(wide, (4, 1)), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "keys"])
+def test_the_windows_of_a_long_video(folder, kind):
+    """A second clip of 4 latent frames begins with pixel frame 16 of 16 fps, and its camera."""
+    name, walk = f"long-{kind}", trajectory(parse_keys("w*3, wl*3, d*10"), STRIDE)
+    (folder / f"{name}.mp4").write_bytes(moving(32, fps=16, width=104))
+    cameras = {"txt": f"{name}.txt", "json": f"{name}.json", "keys": "w-3, l-4, d-10"}[kind]
+    if kind == "txt":
+        (folder / cameras).write_text(realestate(walk, at=every_latent))
+    elif kind == "json":
+        (folder / cameras).write_text(worldplay(walk[:8]))
+    else:
+        walk = trajectory(parse_keys("w*3, l*4, d*10"), STRIDE)
+    whole = decode((folder / f"{name}.mp4").read_bytes(), replace(SPEC, frames=32))
+    for window in (0, 1):
+        found = decode_posed(item(folder, f"{name}.mp4", cameras, window))
+        first = LATENTS * window
+        assert np.array_equal(found.clip, whole[4 * first : 4 * first + 13])
+        wanted = relative(walk[first : first + LATENTS])
+        assert found.poses == pytest.approx(to_stored(wanted), abs=1e-6)
+    with pytest.raises(Refused, match="too short|missing"):
+        decode_posed(item(folder, f"{name}.mp4", cameras, 2))
+
+
+def test_cameras_that_may_not_be_read_are_refused(folder, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("datamodules.curation.posed_videos.read_worldplay", forbidden)
+    with pytest.raises(Refused, match="cameras: unreadable.*Permission denied"):
+        decode_posed(item(folder, "walk1.mp4", "walk1.json"))
+
+
+@pytest.mark.parametrize(
     ("video", "cameras", "reason"),
     [
         ("walk0.mp4", "still.txt", "cameras: still"),
@@ -109,6 +154,7 @@ def test_a_clip_has_the_cameras_of_its_latents_scaled_to_the_step(folder, video,
         ("walk0.mp4", "torn.txt", "cameras: unreadable"),
         ("walk0.mp4", "nowhere.txt", "cameras: unreadable"),
         ("walk0.mp4", "walk0.mp4", "cameras: unknown"),
+        ("walk1.mp4", "l*3", "cameras: unknown"),
         ("fast.mp4", "walk1.json", "cameras: rate"),
         ("torn.txt", "walk0.txt", "damaged"),
     ],

@@ -5,10 +5,11 @@ time in microseconds, fx, fy, cx and cy in fractions of the image, two zeros, an
 rows of the world-to-camera matrix. HY-WorldPlay and minWM have JSON objects from the number of a
 frame to its matrix and intrinsics in pixels: to sample from, ``extrinsic`` (camera-to-world) and
 ``K``; to train on, ``w2c`` and ``intrinsic``. minWM also writes walks as ``right-8, a-11``, a key
-and latent frames each.
+and latent frames each, from which HY-WorldPlay generated the video.
 
-Poses that were estimated have a scale of their own in every clip, so each is brought to the same
-step. Off-centre cameras are refused: PRoPE as it was published ignores the principal point.
+Poses of files may have been estimated, with a scale of their own in every clip, so each is brought
+to the same step; a walk has the step of its keys. Off-centre cameras are refused: PRoPE as it was
+published ignores the principal point.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.cameras import THRESHOLD, Keys, centred, held, inverse, relative
+from datamodules.cameras import (
+    THRESHOLD,
+    Keys,
+    Stride,
+    centred,
+    held,
+    inverse,
+    relative,
+    trajectory,
+)
 from datamodules.curation.refusal import Refused
 from datamodules.curation.text_lists import read_lines
 from datamodules.json_files import read_object
@@ -35,6 +45,8 @@ LEAST = 0.5
 """Steps a frame that a clip must move on average."""
 JUMP = 8.0
 """Steps between two latent frames from which a walk counts as two."""
+WORLDPLAY_LENS = (32 / 33 * 1000 / 1920, 32 / 33 * 1000 / 1080, 0.5, 0.5)
+"""Of the videos that HY-WorldPlay generates from keys: fx, fy, cx, cy in fractions of the image."""
 _WALK = re.compile(r"([a-z]+)-(\d+)")
 
 
@@ -116,20 +128,35 @@ def parse_walk(text: str) -> list[Keys]:
     return frames
 
 
-def at_latents(track: Track, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+def read_walk(text: str, stride: Stride) -> Track:
+    """The cameras of minWM's string; the first frame is where the walk begins.
+
+    Raises:
+        ValueError: a part that is no key with a number of frames.
+    """
+    poses = trajectory(parse_walk(text), stride)
+    lenses = np.tile(WORLDPLAY_LENS, (len(poses), 1))
+    return Track(PIXEL_FRAMES * np.arange(len(poses)), False, np.asarray(poses), lenses)
+
+
+def at_latents(
+    track: Track, frames: int, fps: float, first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Poses ``[F, 4, 4]`` and intrinsics ``[F, 4]`` of the latent frames of a clip.
 
     Latent i is seen from pixel frame 4 i: from the camera nearest to it, at most half a frame away.
 
     Args:
-        track: of the clip, which begins with its first camera.
+        track: of the video, which begins with its first camera.
         frames: latent ones.
         fps: of the clip.
+        first: pixel frame of the video, at this rate, that the clip begins with.
 
     Raises:
         Refused: a frame has no camera.
     """
-    wanted = track.at[0] + PIXEL_FRAMES * np.arange(frames) / (fps if track.seconds else 1)
+    numbers = first + PIXEL_FRAMES * np.arange(frames)
+    wanted = track.at[0] + numbers / (fps if track.seconds else 1)
     nearest = np.abs(track.at[None] - wanted[:, None]).argmin(1)
     allowed = 0.5 / fps if track.seconds else 0
     if (away := np.abs(track.at[nearest] - wanted)).max() > allowed + 1e-9:

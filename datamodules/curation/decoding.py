@@ -116,8 +116,13 @@ def shown(video: bytes) -> Shown:
         raise Refused("damaged", f"{type(error).__name__}: {error}") from error
 
 
-def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
-    """The first `spec.frames` frames at `spec.fps`, uint8 [T, H, W, 3].
+def decode(video: bytes, spec: ClipSpec, start: Fraction = Fraction(0)) -> np.ndarray:
+    """`spec.frames` frames at `spec.fps`, uint8 [T, H, W, 3].
+
+    Args:
+        video: encoded.
+        spec: of the clip.
+        start: seconds after the video's first frame at which the clip begins.
 
     Raises:
         Refused: the video is damaged, too short, too slow, too small, of another shape, rotated,
@@ -125,15 +130,15 @@ def decode(video: bytes, spec: ClipSpec) -> np.ndarray:
     """
     try:
         with av.open(io.BytesIO(video), metadata_errors="replace") as container:
-            return _decode(container, spec)
+            return _decode(container, spec, start)
     except (av.error.FFmpegError, EOFError) as error:
         raise Refused("damaged", f"{type(error).__name__}: {error}") from error
 
 
 def choose(
-    frames: Iterable[tuple[Fraction, Frame]], count: int, fps: int
+    frames: Iterable[tuple[Fraction, Frame]], count: int, fps: int, after: Fraction = Fraction(0)
 ) -> Iterator[tuple[int, Frame]]:
-    """(k, frame) for k = 0 .. count-1: the frame nearest to the first one's time + k / fps.
+    """(k, frame) for k = 0 .. count-1: the one nearest to the first one's time + after + k / fps.
 
     Ties go to the earlier frame. Ends early where the last frame is more than half a period before
     the target time.
@@ -142,10 +147,11 @@ def choose(
         frames: (time in seconds, frame), times increasing.
         count: number of frames.
         fps: target rate.
+        after: seconds.
     """
     wanted, start, last = 0, None, None
     for time, frame in frames:
-        start = time if start is None else start
+        start = time + after if start is None else start
         while last is not None and wanted < count:
             target = start + Fraction(wanted, fps)
             if time - target < target - last[0]:  # this frame, or a later one, is nearer
@@ -191,7 +197,7 @@ def _film(container: av.container.InputContainer) -> av.VideoStream:
     return films[0]
 
 
-def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarray:
+def _decode(container: av.container.InputContainer, spec: ClipSpec, start: Fraction) -> np.ndarray:
     stream = _film(container)
     stream.codec_context.thread_count = 1  # one thread: parallelism is across workers
     rate = stream.average_rate
@@ -201,13 +207,13 @@ def _decode(container: av.container.InputContainer, spec: ClipSpec) -> np.ndarra
     pixel = stream.sample_aspect_ratio or Fraction(1)
     clip = np.empty((spec.frames, spec.height, spec.width, 3), np.uint8)
     done, counter = 0, _Counted(container.decode(stream))
-    for k, frame in choose(counter, spec.frames, spec.fps):
+    for k, frame in choose(counter, spec.frames, spec.fps, start):
         if frame is not counter.drawn:
             picture, counter.drawn = _picture(frame, pixel, spec), frame
         clip[k] = picture
         done = k + 1
     if done < spec.frames:
-        seconds = (spec.frames - 1) / spec.fps
+        seconds = float(start) + (spec.frames - 1) / spec.fps
         raise Refused(
             "too short",
             f"{counter.count} frames in {float(counter.seconds):.2f} s give {done} of"

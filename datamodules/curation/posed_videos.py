@@ -1,25 +1,30 @@
 """Videos with a file of cameras each: the clip, and the camera of each of its latent frames.
 
 The table has a row for each video: `video`, `cameras` and `caption`; files are below its folder.
-Cameras are RealEstate10K's (.txt) or HY-WorldPlay's and minWM's (.json), see `camera_files.py`.
+Cameras are a file of RealEstate10K (.txt) or of HY-WorldPlay and minWM (.json), or the keys that
+the video was made with (``right-8, a-11``), see `camera_files.py`. A long video gives several
+clips, one after the other, each from a latent frame's first pixel frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.cameras import to_stored
+from datamodules.cameras import Stride, to_stored
 from datamodules.curation.camera_files import (
+    PIXEL_FRAMES,
     Track,
     at_latents,
     cropped,
     normalised,
     read_realestate10k,
+    read_walk,
     read_worldplay,
 )
 from datamodules.curation.decoding import ClipSpec, Shown, decode, fit, shown
@@ -49,14 +54,26 @@ class Item:
         folder: that both files are below.
         spec: of the clip.
         latents: frames that the VAE makes of it.
-        step: that the camera moves in a latent frame, at the median of the moving ones.
+        stride: of keys; its step is that of the moving latent frames, at the median.
+        window: of the video, from 0 on.
     """
 
     row: Row
     folder: Path
     spec: ClipSpec
     latents: int
-    step: float
+    stride: Stride
+    window: int = 0
+
+    @property
+    def first(self) -> int:
+        """Pixel frame of the video, at the clip's rate, that the clip begins with."""
+        return self.window * PIXEL_FRAMES * self.latents
+
+    @property
+    def name(self) -> str:
+        """Of the clip: that of the video, and from the second window on its number."""
+        return f"{self.row.video}#{self.window}" if self.window else self.row.video
 
 
 class Posed(NamedTuple):
@@ -98,26 +115,32 @@ def decode_posed(item: Item) -> Posed:
     """
     video = VideoFile(str(item.folder / item.row.video)).read()
     size = shown(video)
-    track = _track(item.folder / item.row.cameras, size)
+    track, is_walk = _track(item, size)
     if not track.seconds and abs(size.rate / item.spec.fps - 1) > _SLACK:
         raise Refused(
             "cameras: rate",
             f"they are of numbered frames, at {size.rate:.2f} fps; the clip has {item.spec.fps}",
         )
-    poses, intrinsics = at_latents(track, item.latents, item.spec.fps)
-    poses, scale = normalised(poses, item.step)
+    poses, intrinsics = at_latents(track, item.latents, item.spec.fps, item.first)
+    poses, scale = (poses, 1.0) if is_walk else normalised(poses, item.stride.step)
     place = fit(size.width, size.height, size.pixel, item.spec)
     kept = item.spec.width / place.width, item.spec.height / place.height
     lenses = cropped(intrinsics, *kept).astype(np.float32)
-    return Posed(decode(video, item.spec), to_stored(poses), lenses, scale)
+    clip = decode(video, item.spec, Fraction(item.first, item.spec.fps))
+    return Posed(clip, to_stored(poses), lenses, scale)
 
 
-def _track(path: Path, size: Shown) -> Track:
+def _track(item: Item, size: Shown) -> tuple[Track, bool]:
+    """The cameras of its video, and whether they are a walk by keys."""
+    path = item.folder / item.row.cameras
     try:
         if path.suffix.lower() == ".txt":
-            return read_realestate10k(path)
+            return read_realestate10k(path), False
         if path.suffix.lower() == ".json":
-            return read_worldplay(path, size.width, size.height)
-    except (FileNotFoundError, ValueError) as error:
+            return read_worldplay(path, size.width, size.height), False
+    except (OSError, ValueError) as error:
         raise Refused("cameras: unreadable", str(error)) from error
-    raise Refused("cameras: unknown", f"{path.name} is no .txt or .json")
+    try:
+        return read_walk(item.row.cameras, item.stride), True
+    except ValueError as error:
+        raise Refused("cameras: unknown", f"no .txt, no .json, and no walk: {error}") from None

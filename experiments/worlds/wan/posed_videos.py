@@ -47,6 +47,7 @@ def plan(
     vae_dtype: str,
     text_dtype: str,
     items_per_shard: PositiveInt,
+    windows: PositiveInt = 1,
 ) -> Work:
     """Choose the videos; nothing is decoded yet.
 
@@ -57,13 +58,14 @@ def plan(
         split: ``train`` or ``heldout``; they share no video.
         kind: ``clips``; or ``prompts``, the same without latents (videos are decoded all the same).
         heldout_percent: of the videos.
-        count: samples wanted; a rejected video is replaced by the next candidate.
+        count: samples wanted; a rejected clip is replaced by the next candidate.
         clip_shape: ``[F, C, h, w]`` of the latents.
         fps: of the clips; Wan's is 16.
         video: of `ClipSpec`, on the decoded video.
         stride: of `cameras.Stride`: the step that every clip is scaled to, and what a key will do.
         vae_dtype, text_dtype: ``float32`` or ``bfloat16``.
         items_per_shard: videos per shard: at most so many are lost by an interruption.
+        windows: clips of a video at most, one after the other; a shorter one gives what it has.
 
     Raises:
         FileNotFoundError, ValueError: a folder, table, column or setting that is unusable.
@@ -79,19 +81,25 @@ def plan(
         for row in _rows(path, refused)
         if split_of(row.video, heldout_percent) == split
     ]  # fmt: skip
-    if len(rows) < count:
+    if len(rows) * windows < count:
         raise ValueError(
-            f"curate.count: {count} videos wanted, {path} has {len(rows)} of split {split}"
-            f" (refused: {counted(refused)}); lower it, or add videos"
+            f"curate.count: {count} clips wanted, {path} has {len(rows)} videos of split {split}"
+            f" (refused: {counted(refused)}), of {windows} windows each at most; lower it, add"
+            " videos, or raise curate.windows"
         )
-    rows = shuffled(rows, lambda row: row.video, seed)
+    every = [
+        Item(row, path.parent, spec, clip_shape[0], keys, window)
+        for row in rows
+        for window in range(windows)
+    ]
+    items = shuffled(every, lambda item: item.name, seed)
     about = {
         "source": "posed_videos",
         "table": table,
         "split": split,
         "heldout_percent": heldout_percent,
         "seed": seed,
-        "items": digest_of("\0".join(row) for row in rows),
+        "items": digest_of("\0".join([*item.row, str(item.window)]) for item in items),
         "video": video,
         "cameras": {
             "convention": "opencv-w2c",
@@ -102,7 +110,6 @@ def plan(
         },
         **encoders.about(fps),
     }
-    items = [Item(row, path.parent, spec, clip_shape[0], keys.step) for row in rows]
     samples = _Maker(encoders, kind, launch.workers).samples
     return Work(kind, about, items, samples, items_per_shard, encoders.negative, refused, count)
 
@@ -118,18 +125,19 @@ class _Maker:
         with Workers(decode_posed, self._workers) as workers:
             for text, (item, found) in zip(texts, workers.map(items), strict=True):
                 try:
-                    yield self._sample(item.row, text, found)
+                    yield self._sample(item, text, found)
                 except Refused as refused:
-                    yield Refusal(item.row.video, refused.reason, refused.detail)
+                    yield Refusal(item.name, refused.reason, refused.detail)
 
-    def _sample(self, row: Row, text: np.ndarray, found: Posed | Refused) -> Sample:
+    def _sample(self, item: Item, text: np.ndarray, found: Posed | Refused) -> Sample:
         if isinstance(found, Refused):
             raise found
         arrays = {"text": text, "poses": found.poses, "intrinsics": found.intrinsics}
         if self._kind == "clips":
             arrays["latents"] = self._encoders.latents(found.clip)
-        info = {"caption": row.caption, "video": row.video, "scale": found.scale}
-        return f"{number_of('video', row.video):016x}", arrays, info
+        info = {"caption": item.row.caption, "video": item.row.video, "window": item.window}
+        key = f"{number_of('video', item.name):016x}"
+        return key, arrays, info | {"scale": found.scale}
 
 
 def _rows(path: Path, refused: list[Refusal]) -> Iterator[Row]:
