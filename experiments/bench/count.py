@@ -63,8 +63,8 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
     d, queries = size.width, call.frames * tokens
     prompt = text if call.reads_prompt else 0
     block = (
-        (8 + 2 * size.cameras) * queries * d * d
-        + (1 + size.cameras) * 4 * d * call.seen * tokens * tokens
+        (8 + 2 * size.prope) * queries * d * d
+        + (1 + size.prope) * 4 * d * call.seen * tokens * tokens
         + 4 * queries * d * d
         + 4 * d * queries * text
         + 4 * prompt * d * d
@@ -75,7 +75,7 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
         + 2 * call.frames * (size.freq_dim * d + 7 * d * d)
         + 2 * prompt * (size.text_dim * d + d * d)
     )
-    past = (1 + size.cameras) * call.cached * tokens
+    past = (1 + size.prope) * call.cached * tokens
     moved = size.layers * d * (2 * past + 2 * queries + 2 * text)
     return Work(
         call.batch * (size.layers * block + beside),

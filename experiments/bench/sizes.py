@@ -25,7 +25,7 @@ class NetworkSize:
     channels: int
     text_dim: int
     freq_dim: int
-    cameras: bool = False
+    prope: bool = False
     motion: bool = False
 
     @classmethod
@@ -40,7 +40,7 @@ class NetworkSize:
             channels=network["in_channels"],
             text_dim=network["text_dim"],
             freq_dim=network.get("freq_dim", 256),
-            cameras=network.get("cameras", False),
+            prope=network.get("cameras", False) and network.get("prope", True),
             motion=network.get("motion", False),
         )
 
@@ -48,7 +48,7 @@ class NetworkSize:
     def parameters(self) -> int:
         """Weights and biases of the linear layers; norms and tables are about 0.1% and left out."""
         d = self.width
-        block = (8 + self.cameras) * (d * d + d) + 2 * d * self.ffn + self.ffn + d
+        block = (8 + self.prope) * (d * d + d) + 2 * d * self.ffn + self.ffn + d
         patch = 4 * self.channels * d + d
         time = self.freq_dim * d + d * d + 6 * d * d + 8 * d
         text = self.text_dim * d + d * d + 2 * d

@@ -111,7 +111,8 @@ class Load:
     def keys_and_values(self, frames: int, text: int = 0) -> int:
         """Bytes in all layers, of frames and of a prompt."""
         tokens = self.tokens(frames) + self.batch * text
-        kinds = 2 if self.config.get("cameras") else 1  # of heads: RoPE's, and PRoPE's
+        posed = self.config.get("cameras") and self.config.get("prope", True)
+        kinds = 2 if posed else 1  # of heads: RoPE's, and PRoPE's
         frames_only = (kinds - 1) * self.tokens(frames)
         return 2 * self.layers * (tokens + frames_only) * self.width * self.value
 

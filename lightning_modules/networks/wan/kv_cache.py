@@ -38,9 +38,15 @@ def no_context(keys: Tensor, values: Tensor) -> KeyValue:
 
 
 class KVCache:
-    """Keys and values of one batch's earlier frames; `len(cache)` counts frames."""
+    """Keys and values of one batch's earlier frames; `len(cache)` counts frames.
 
-    def __init__(self, layers: int):
+    Args:
+        layers: of the network.
+        posed: whether the second half of all heads is under PRoPE.
+    """
+
+    def __init__(self, layers: int, posed: bool = False):
+        self._posed = posed
         self._chunks: list[tuple[KeyValue, ...]] = [()] * layers
         self._text: tuple[Tensor, list[KeyValue]] | None = None
         self.frames: tuple[int, ...] = ()
@@ -99,6 +105,8 @@ class KVCache:
             change: ``G`` ``[B, 4, 4]`` of the new world-to-camera matrices ``W' = W G^-1``.
         """
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
+        if not self._posed:
+            return
         self._chunks = [
             tuple(tuple(_moved(part, change) for part in pair) for pair in chunks)
             for chunks in self._chunks

@@ -29,8 +29,8 @@ class StaticKVCache(KVCache):
         capacity: in frames.
     """
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: int, capacity: int, posed: bool = False) -> None:
+        super().__init__(layers, posed)
         self._buffers: list[KeyValue | None] = [None] * layers
         self.capacity = capacity
         self.version = 0
@@ -39,7 +39,7 @@ class StaticKVCache(KVCache):
     def move_origin(self, change: Tensor) -> None:
         """As `KVCache.move_origin`, in place."""
         assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
-        for part in (part for pair in self._buffers for part in pair or ()):
+        for part in (part for pair in self._buffers for part in pair or () if self._posed):
             posed = part[:, : len(self) * self._frame_tokens].chunk(2, 2)[1]
             posed.copy_(tiled(posed, change[:, None]))
 

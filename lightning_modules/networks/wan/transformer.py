@@ -46,16 +46,17 @@ __all__ = ["Wan"]
 class Wan(ModelMixin, ConfigMixin):
     """Wan 2.1 text-to-video at any size, under the contract of `networks/__init__.py`.
 
-    All arguments but `cameras` and `motion` are diffusers' own: a stock `config.json` holds them.
+    All arguments but the last three are diffusers' own: a stock `config.json` holds them.
 
     Args:
-        cameras: whether frames have cameras, which enter by more heads of self-attention under
-            PRoPE with an output projection of their own, `blocks.N.attn1.to_prope`, zero at first.
+        cameras: whether frames have cameras.
+        prope: whether these enter by more heads of self-attention under PRoPE, with an output
+            projection of their own, `blocks.N.attn1.to_prope`, zero at first.
         motion: whether modulation has the camera's motion (`motion_embedder.py`), zero at first.
     """
 
     counted_as_wan = True
-    silent_at_first = ("cameras", "motion")
+    silent_at_first = ("cameras", "prope", "motion")
     _supports_gradient_checkpointing = True
     _no_split_modules = ["WanBlock"]
     _keep_in_fp32_modules = [*WanTransformer3DModel._keep_in_fp32_modules, "motion_embedder"]
@@ -81,6 +82,7 @@ class Wan(ModelMixin, ConfigMixin):
         rope_max_seq_len: PositiveInt = 1024,
         pos_embed_seq_len: PositiveInt | None = None,
         cameras: bool = False,
+        prope: bool = True,
         motion: bool = False,
     ):
         super().__init__()
@@ -97,7 +99,11 @@ class Wan(ModelMixin, ConfigMixin):
             WanBlock(width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
             for _ in range(num_layers)
         )
-        if cameras:
+        if cameras and not prope and not motion:
+            raise ValueError(
+                "network.prope is false, so that cameras enter by nothing: set network.motion=true"
+            )
+        if self.prope:
             if attention_head_dim % 4:
                 raise ValueError(f"attention_head_dim: {attention_head_dim} with cameras, use 4 n")
             for block in self.blocks:
@@ -111,10 +117,17 @@ class Wan(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
 
+    @property
+    def prope(self) -> bool:
+        """Whether self-attention has heads under PRoPE."""
+        return self.config.cameras and self.config.prope
+
     def new_cache(self, frames: int | None = None) -> KVCache:
         """An empty KV cache for one rollout of one batch; with `frames`, of that fixed size."""
         layers = len(self.blocks)
-        return KVCache(layers) if frames is None else StaticKVCache(layers, frames)
+        if frames is None:
+            return KVCache(layers, self.prope)
+        return StaticKVCache(layers, frames, self.prope)
 
     def forward(
         self,
@@ -169,12 +182,13 @@ class Wan(ModelMixin, ConfigMixin):
         if self.config.motion:
             modulation = modulation + self.motion_embedder(cameras[:, :, 2])
         prompts = self.cross_attention_kv(text, cache)
+        seen = cameras if self.prope else None
         for layer, block in enumerate(self.blocks):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False)
             context = no_context if cache is None else cache.with_context(layer, x.shape[1])
-            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, cameras)
+            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, seen)
             if pairs is not None:
                 pairs.append(tuple(pair))
         return self._unpatch(tokens, embedded, height, width)
@@ -296,4 +310,6 @@ class Wan(ModelMixin, ConfigMixin):
         """
         ours, stock = (f'"_class_name": "{kind.__name__}"' for kind in (Wan, WanTransformer3DModel))
         text = super().to_json_string().replace(ours, stock)
-        return text.replace('  "cameras": false,\n', "").replace('  "motion": false,\n', "")
+        for usual in ('"cameras": false', '"prope": true', '"motion": false'):
+            text = text.replace(f"  {usual},\n", "")
+        return text
