@@ -68,6 +68,12 @@ def trained_by_recipes() -> dict[str, tuple]:
 
 
 STAGES = trained_by_recipes()
+LONGER = ("TeacherForcing", "CausalCD")  # of those without a critic: they are interrupted, too
+
+
+def steps_of(name: str) -> int:
+    """Updates of a stage: a few rounds of those that take turns, and as many of some others."""
+    return STEPS if name in LONGER or "critic" in STAGES[name][2] else SAMPLED_AT
 
 
 def batch_of_two() -> dict:
@@ -144,7 +150,7 @@ PLACE = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK") if name
 
 def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
     os.environ.update(PLACE)  # Lightning forgets it after a fit
-    kind, own, roles = STAGES[case["stage"]]
+    steps, (kind, own, roles) = steps_of(case["stage"]), STAGES[case["stage"]]
     nets = {role: network(2 + n) for n, role in enumerate(roles)}
     module = stage(kind, learning_rate=1e-3, weight_decay=0.1, **own, **nets)
     if case.get("precision") == "bf16-mixed":
@@ -153,7 +159,7 @@ def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
         net.gradient_checkpointing = case.get("checkpointing", False)
     parts = case.get("parts", 1)
     data = VideoDataModule(
-        shards, batch=BATCH, steps=STEPS, seed=3, micro_batches=parts, fields=list(kind.fields)
+        shards, batch=BATCH, steps=steps, seed=3, micro_batches=parts, fields=list(kind.fields)
     )
     world = int(PLACE.get("WORLD_SIZE", 1))
     accelerator = case.get("accelerator", "cpu")
@@ -165,7 +171,7 @@ def fit(case: dict, shards: str, folder: Path, resume=None, stop=0) -> tuple:
     callbacks = [watch, ema, record, StopOnNaN()]
     callbacks += [StopAt(folder / f"{case['name']}.ckpt", stop)] if stop else []
     trainer = Trainer(
-        accelerator=accelerator, devices=world, max_steps=STEPS, max_epochs=1,
+        accelerator=accelerator, devices=world, max_steps=steps, max_epochs=1,
         gradient_clip_val=CLIP, accumulate_grad_batches=parts, callbacks=callbacks, logger=False,
         log_every_n_steps=1,
         use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,

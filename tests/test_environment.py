@@ -99,10 +99,14 @@ def expected(tmp_path_factory):
 
 
 GROUPS = (
-    ("a notebook", "ascii", "threads"),
-    ("no locale", "no home", "an odd terminal"),
-    ("a long folder for temporary files", "torchrun"),
-    ("a shell of srun", "others"),
+    ("a notebook", "ascii", "threads", "no home", "torchrun"),
+    (
+        "no locale",
+        "an odd terminal",
+        "a long folder for temporary files",
+        "a shell of srun",
+        "others",
+    ),
     ("warnings are errors",),
 )
 """What does not touch the same things goes together: each is a whole sweep."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.metrics.registry import METRICS, NotApplicable
-from experiments.worlds.room import score
+from experiments.worlds.room import score, source
 from experiments.worlds.room.context import Commanded, View, apart
 from experiments.worlds.room.metrics import MIRRORED, keys
 from experiments.worlds.room.render import LIGHTS
@@ -15,6 +15,7 @@ from lightning_modules.networks.encoders import PatchTransform, measure_patches
 
 COLOURS = {"pixel_channels": 3, "opponent": True}
 ROOM = Room(frames=6)
+WORDS = ["a", "room", "in", "primary", "secondary", "colours"]
 
 
 def autoencoded(videos: np.ndarray) -> np.ndarray:
@@ -101,6 +102,29 @@ def test_a_walk_that_comes_back_is_compared_with_itself():
     away = Commanded("primary", frozenset(), np.stack(poses[:3]))
     with pytest.raises(NotApplicable):
         METRICS["room.revisit"].compute(View(videos[:, :3], [away], room, 0))
+
+
+def test_a_full_turn_ends_where_it_began():
+    """The last frame counts, under either lamp; another walk's, or one a turn too far, do not."""
+    turns = [ROOM.walk("heldout", 5, number, [frozenset("l")] * 24) for number in range(4)]
+    view = view_of(turns, autoencoded(np.stack([walk.video for walk in turns])))
+    assert view.videos.shape[1] == 25 and value(view, "loop") == 1
+    assert value(view_of(turns, corrupted(view.videos, "other_walk")), "loop") <= 0.25
+    late = np.roll(view.videos, 1, 1)
+    assert value(view_of(turns, late), "loop") == 0
+    short = view_of([ROOM.walk("heldout", 5, 0, [frozenset("l")] * 23)], view.videos[:1, :24])
+    with pytest.raises(NotApplicable, match="ends with it"):
+        METRICS["room.loop"].compute(short)
+
+
+def test_keys_of_all_walks_are_the_rooms():
+    settings = {"room": {}, "kept": [16, 4, 4], "keys": "l*24, none, w*2",
+                "text": {"words": WORDS, "length": 6, "dim": 8, "seed": 0}}  # fmt: skip
+    source.check(settings)
+    for wrong, said in (("wl*3", "'lw': this room has, one at a time, w, s"), ("x", "no key 'x'"),
+                       ("i*2", "'i': this room has")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^curate.keys: .*{said}"):
+            source.check(settings | {"keys": wrong})
 
 
 def test_colours_are_turned_without_loss():

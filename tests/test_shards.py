@@ -101,6 +101,13 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     assert open_shards(tmp_path / "a").fingerprint != open_shards(tmp_path / "c").fingerprint
 
 
+def test_the_shards_of_a_run_are_not_the_run(tmp_path):
+    """A run is given, not its shards."""
+    write(tmp_path / "run" / "shards")
+    with pytest.raises(FileNotFoundError, match=r"shards is a shard set itself; give .*/run$"):
+        open_shards(tmp_path / "run" / "shards" / "shards")
+
+
 def test_a_stopped_writer_leaves_no_set_and_a_rerun_starts_clean(tmp_path):
     write(tmp_path, count=9)
     with (

@@ -23,6 +23,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.is_file():
+        if (folder.parent / "manifest.json").is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: {folder.parent} is a shard set itself; give the folder that"
+                f" it lies in, {folder.parent.parent}"
+            )
         raise FileNotFoundError(
             f"{path} is missing: not a shard set, or its writer was stopped; "
             "run the verb that writes it again"

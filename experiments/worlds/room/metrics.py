@@ -9,7 +9,9 @@ import numpy as np
 from experiments.metrics.registry import Measurement, NotApplicable
 from experiments.metrics.statistics import bootstrap_interval
 from experiments.worlds.room.context import View, apart, of_walks
-from experiments.worlds.room.walks import KEYS
+from experiments.worlds.room.render import seen
+from experiments.worlds.room.search import differences
+from experiments.worlds.room.walks import KEYS, placed
 
 NAMES = ["".join(keys) for keys in KEYS]
 SIDEWAYS = [NAMES.index(key) for key in "adjl"]
@@ -89,6 +91,28 @@ def revisit(view: View) -> Measurement:
     if np.isnan(changes).all():
         raise NotApplicable("no walk comes back to a camera that it had before")
     return _where_defined(changes, view.seed)
+
+
+@of_walks("room.loop", "loops: back at the start", unit="share of walks")
+def loop(view: View) -> Measurement:
+    """Of walks that end with the camera they began with: whether the last frame is nearer to the
+    room as it is seen from there than to any other direction, a turn apart each; by chance, one in
+    as many as a full turn has.
+    """
+    right = np.full(len(view.videos), np.nan)
+    turns = np.arange(0, 360, view.room.turn)
+    for number, (places, walk) in enumerate(zip(view.commanded, view.walks, strict=True)):
+        away = apart(places, places[0]).max(-1)
+        if away[-1] > SAME_PLACE or away.max() <= SAME_PLACE:
+            continue
+        x, z, yaw = places[0]
+        poses = np.stack([placed(x, z, yaw + turn) for turn in turns])
+        last = view.videos[number, -1].astype(np.float32) / 255
+        truth = seen(poses, walk.faces, last.shape[0])
+        right[number] = differences(last, truth).min(1).argmin() == 0
+    if np.isnan(right).all():
+        raise NotApplicable("no walk leaves its first camera and ends with it")
+    return _where_defined(right, view.seed)
 
 
 @of_walks("room.blended", "half-lit frames", unit="share of frames", higher_is_better=False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from datamodules.cameras import to_stored
+from datamodules.cameras import Keys, parse_keys, to_stored
 from datamodules.shards.work import Sample, Work
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
@@ -32,6 +32,7 @@ def check(settings: dict[str, Any]) -> None:
     """Refuse settings that do not fit, before anything is made."""
     Room(**bind(Room, settings["room"], section="curate.room"))
     _channels(settings["kept"])
+    _chosen(settings.get("keys", ""))
     bind(TinyText, settings["text"], section="curate.text")
     words = {word for paint in PAINTS for word in caption(paint).split()}
     if lacks := words - set(settings["text"]["words"]):
@@ -50,6 +51,7 @@ def plan(
     text: dict[str, Any],
     negative_prompt: str,
     statistics: PositiveInt,
+    keys: str = "",
 ) -> Work:
     """Plan of the shard set; only the walks that normalise latents are rendered already.
 
@@ -64,8 +66,10 @@ def plan(
         text: of `TinyText`.
         negative_prompt: of classifier-free guidance.
         statistics: training walks that mean and deviation of the latents are measured on.
+        keys: of all walks, such as ``l*24``, a full turn; "": by chance.
     """
     law = Room(**bind(Room, room, section="curate.room"))
+    chosen = _chosen(keys)
     encoder = TinyText(**bind(TinyText, text, section="curate.text"))
     mean, std = measure_patches(_reference(law, statistics), kept, **COLOURS)
     autoencoder = PatchTransform(mean, std, kept, **COLOURS)
@@ -92,12 +96,14 @@ def plan(
         "text_encoder": {"class": "TinyText", "id": encoder.id, **text},
         "negative_prompt": negative_prompt,
     }  # fmt: skip
+    if chosen is not None:
+        about["keys"] = keys
     embed = cache(lambda sentence: encoder.encode([sentence])[0].numpy())
 
     def samples(numbers: Sequence[int]) -> Iterator[Sample]:
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
-            walks = [law.walk(split, seed, number) for number in chunk]
+            walks = [law.walk(split, seed, number, chosen) for number in chunk]
             pictures = _pictures(walks, autoencoder, split) if kind == "clips" else [{}] * CHUNK
             for number, walk, arrays in zip(chunk, walks, pictures, strict=False):
                 info = {"caption": caption(walk.paint), "attributes": {"paint": walk.paint}}
@@ -106,6 +112,18 @@ def plan(
                 yield f"{split}-{number:06d}", arrays, info | _facts(walk)
 
     return Work(kind, about, range(count), samples, ITEMS_PER_SHARD, lambda: embed(negative_prompt))
+
+
+def _chosen(keys: str) -> list[Keys] | None:
+    """The keys of every frame; None: by chance. ValueError for what the room does not know."""
+    try:
+        chosen = parse_keys(keys)
+    except ValueError as error:
+        raise ValueError(f"curate.keys: {error}") from None
+    if unknown := sorted("".join(sorted(each)) for each in set(chosen) - set(KEYS)):
+        known = ", ".join("".join(key) or "none" for key in KEYS)
+        raise ValueError(f"curate.keys: {unknown[0]!r}: this room has, one at a time, {known}")
+    return chosen or None
 
 
 def _channels(kept: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ one few-step student from another. Hence the lamp, which switches by chance; its
 nothing of it. The stored camera is the one *after* a wall has stopped it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,14 +57,16 @@ class Room:
         """What a key does."""
         return Stride(self.step, self.turn)
 
-    def walk(self, split: str, seed: int, index: int, frames: int | None = None) -> "Walk":
-        """The walk of a number, which depends on (seed, split, index) alone.
+    def walk(
+        self, split: str, seed: int, index: int, chosen: Sequence[Keys] | None = None
+    ) -> "Walk":
+        """The walk of a number, which depends on (seed, split, index) and chosen keys alone.
 
         Args:
             split: of `SPLITS`.
             seed: of the set.
             index: of the walk.
-            frames: of it; by default those of a clip.
+            chosen: keys of every frame after the first; None: by chance, for a clip.
         """
         generator = np.random.default_rng([seed, SPLITS.index(split), index])
         x, z = generator.uniform(-REACH, REACH, 2)
@@ -72,8 +75,11 @@ class Room:
         coins = generator.random(len(WALLS)) < 0.5
         others = [wall for wall, coin in zip(WALLS, coins, strict=True) if coin and self.coins]
         poses, keys, dark = [start], [], [bool(generator.random() < 0.5)]
-        for _ in range((frames or self.frames) - 1):
-            key = self.next_key(generator, keys[-1] if keys else None, poses[-1])
+        for number in range(self.frames - 1 if chosen is None else len(chosen)):
+            if chosen is None:
+                key = self.next_key(generator, keys[-1] if keys else None, poses[-1])
+            else:
+                key = chosen[number]
             keys.append(key)
             poses.append(step(poses[-1], key, self.stride))
             dark.append(dark[-1] ^ bool(generator.random() < self.lamp))
