@@ -108,6 +108,11 @@ def inverse(pose: Matrix) -> Matrix:
     return rigid(back, -(back @ pose[..., :3, 3:])[..., 0])
 
 
+def placed(x: float, z: float, yaw: float) -> Matrix:
+    """World-to-camera of a walker at eye level; degrees to the right of +z."""
+    return inverse(rigid(rotation(yaw), np.array([x, 0.0, z])))
+
+
 def relative(poses: Matrix) -> Matrix:
     """``W_i W_0^-1`` ``[F, 4, 4]``: the same cameras with the first one as the origin."""
     return poses @ inverse(poses[0])

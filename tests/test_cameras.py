@@ -19,6 +19,7 @@ from datamodules.cameras import (
     labels_of,
     moved,
     parse_keys,
+    placed,
     relative,
     rigid,
     rotation,
@@ -27,7 +28,7 @@ from datamodules.cameras import (
 )
 from experiments.worlds.room.paint import paintings
 from experiments.worlds.room.render import seen
-from experiments.worlds.room.walks import REACH, Room, place_of, placed, step
+from experiments.worlds.room.walks import REACH, Room, place_of, step
 
 STRIDE = Stride()
 ONE = st.sampled_from(sorted(MOTIONS))

@@ -46,7 +46,9 @@ def watched(tmp_path_factory):
         for number, latents in enumerate(clips):
             arrays = data.read(number, ["text", "poses", "intrinsics"])
             kept = {name: arrays[name] for name in ("text", "poses", "intrinsics")}
-            info = {"caption": CAPTIONS[1 - number]}
+            info = {"caption": CAPTIONS[1 - number]} | (
+                {"start": [0.9, 0.0, 90.0]} if number else {}
+            )
             writer.write(f"heldout-{number}", {"latents": latents} | kept, info)
     recipe = read_yaml(run / "recipe.yaml")
     recipe["needs"]["panel"] = str(folder / "panel")
@@ -102,6 +104,7 @@ def test_a_recording_knows_its_picture_without_the_clips(watched, tmp_path, capl
     (file,) = tmp_path.glob("*.jsonl")
     caplog.set_level("INFO")
     assert main(["live", str(run), "--replay", str(file)]) == 0 and "equal: all" in caplog.text
+    assert read_recording(file).start == (0.9, 0.0, 90.0), "walls would stop it there, too"
     header, *others = file.read_text().splitlines()
     other = json.loads(header) | {"picture": None}
     (tmp_path / "other.jsonl").write_text("\n".join([json.dumps(other), *others]))
@@ -140,6 +143,7 @@ def test_walks_begin_where_a_clip_began(watched):
     expected = opened.autoencoder.decode(torch.from_numpy(latents)[:, None])[:, 0].numpy()
     assert np.array_equal([each.frame for each in opened.pictures], expected)
     assert opened.picture_for(CAPTIONS[0]) is opened.pictures[1]
+    assert [each.start for each in opened.pictures] == [None, (0.9, 0.0, 90.0)]
     assert opened.picture_for("a three") is None and opened.camera == CAMERA
 
 

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from datamodules.cameras import from_stored, keys_of_label, label_of
+from datamodules.cameras import from_stored, keys_of_label, label_of, placed
 from datamodules.shards.reader import open_shards
 from datamodules.shards.writer import ShardWriter
 from experiments.__main__ import main
 from experiments.generation.generation import require_network
 from experiments.runs.recipe import resolve
-from experiments.worlds.room.walks import Room, placed
+from experiments.worlds.room.walks import Room
 
 SMALL = {
     "clip_shape": "[4,24,4,4]", "room.frames": "4", "data.clips": "16", "data.heldout": "8",

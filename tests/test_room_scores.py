@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.cameras import placed
 from experiments.metrics.registry import METRICS, NotApplicable
 from experiments.worlds.room import score, source
 from experiments.worlds.room.context import Commanded, View, apart
 from experiments.worlds.room.metrics import MIRRORED, keys
 from experiments.worlds.room.render import LIGHTS
 from experiments.worlds.room.score import corrupted
-from experiments.worlds.room.walks import KEYS, Room, placed, step
+from experiments.worlds.room.walks import KEYS, Room, step
 from lightning_modules.networks.encoders import PatchTransform, measure_patches
 
 COLOURS = {"pixel_channels": 3, "opponent": True}

@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 from test_window import masked_reference
 from tiny_student import CAMERA, CAPTIONS, walker
 
-from datamodules.cameras import MOTIONS, from_stored, parse_keys, to_stored, trajectory
+from datamodules.cameras import (
+    MOTIONS,
+    from_stored,
+    inverse,
+    parse_keys,
+    placed,
+    to_stored,
+    trajectory,
+)
 from experiments.generation import walk as walks
 from experiments.generation.events import NewKeys, NewPrompt
 from experiments.generation.session import Session
 from experiments.generation.walk import FURTHEST, Camera, Walk
 from experiments.worlds.room.render import INTRINSICS
-from experiments.worlds.room.walks import REACH, Room, place_of
+from experiments.worlds.room.walks import REACH, Room, place_of, step
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks.cameras import Posed, projective
@@ -199,3 +207,32 @@ def test_where_the_origin_is_changes_nothing(monkeypatch, how, teacher):
         monkeypatch.setattr(walks, "FURTHEST", far)
         made.append(streamed(Session(tiny, CAPTIONS[0], 0, events=events), 15)[0])
     torch.testing.assert_close(*made, rtol=1e-3, atol=1e-3)
+
+
+# -- walls -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", ["w*12", "a*9, l*3, s*20", "d*30", "j*5, w*7, a*9"])
+def test_walls_stop_a_walk_where_they_stopped_the_datas(keys):
+    room, start = Room(), (0.9, -0.4, 37.0)
+    walk = Walk(replace(CAMERA, walls=((-REACH, REACH),) * 2), CPU, start)
+    free, poses = Walk(CAMERA, CPU, start), [placed(*start)]
+    for frame, held in enumerate(parse_keys(keys), 1):
+        poses.append(step(poses[-1], held, room.stride))
+        for each in (walk, free):
+            each.press(held)
+            each.go(slice(frame, frame + 1))
+    last = np.array([pose for pose, _ in walk._poses.values()]) @ placed(*start)
+    np.testing.assert_allclose(last, poses, atol=1e-12)
+    gone = inverse(free._poses[len(poses) - 1][0] @ placed(*start))
+    assert np.abs(gone[[0, 2], 3]).max() > REACH, "without walls it goes on"
+
+
+def test_a_session_knows_walls_only_where_it_begins_in_their_world():
+    tiny = replace(TINY, camera=replace(CAMERA, walls=((-REACH, REACH),) * 2))
+    image, events = np.zeros((32, 32, 1), np.uint8), events_of("w*12")
+    made = [
+        shown(Session(each, CAPTIONS[0], 0, image=image, start=start, events=events), 13)
+        for each, start in ((tiny, (0, 0, 0)), (tiny, None), (TINY, (0, 0, 0)))
+    ]
+    assert same(made[1], made[2]) and same(made[0][:5], made[1][:5]) and not same(*made[:2])

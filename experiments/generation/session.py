@@ -72,6 +72,7 @@ class Session:
         seed: of all noise.
         steps: sampling steps; None: as the student was trained.
         image: uint8 ``[H, W, 1 or 3]``, the first frame (image to video); None: it is made, too.
+        start: x, z and yaw of the image's camera, see `walk.Walk`.
         events: by block, to replay a recording.
 
     Raises:
@@ -86,9 +87,11 @@ class Session:
         seed: int,
         steps: int | None = None,
         image: np.ndarray | None = None,
+        start: Sequence[float] | None = None,
         events: Mapping[int, Sequence[Event]] | None = None,
     ) -> None:
-        self.student, self.prompt, self.seed, self.image = student, prompt, seed, image
+        self.student, self.prompt, self.seed = student, prompt, seed
+        self.image, self.start = image, None if start is None else list(start)
         self.steps = steps or student.steps
         if image is not None:
             student.require_frame(image)
@@ -96,7 +99,8 @@ class Session:
         for event in chain(*self._events.values()):
             if isinstance(event, NewKeys):
                 student.require_keys(event.keys)
-        self._walk = Walk(student.camera, student.device) if student.camera else None
+        camera = student.camera
+        self._walk = Walk(camera, student.device, self.start) if camera else None
         network = Posed(student.network, self._walk.cameras) if self._walk else student.network
         self._acted: tuple[Event, ...] = ()
         self._index = self._shown = 0

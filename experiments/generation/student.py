@@ -24,10 +24,12 @@ class Picture:
     Args:
         caption: of the clip that it is from; "" if it is from none.
         frame: uint8 ``[H, W, 1 or 3]``.
+        start: x, z and yaw of its camera in the world of the data, where that says so.
     """
 
     caption: str
     frame: np.ndarray
+    start: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

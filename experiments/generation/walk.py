@@ -5,13 +5,15 @@ is down while a block begins moves every frame of the block, and so does one tha
 let go since the block before. The first frame is where a walk begins: no key moves it.
 
 Poses are kept in the world of the first frame, in float64. The network sees them from an origin
-that follows the walk: bfloat16 keys grow with the distance from it, their differences do not. Walls
-are part of what a student draws, not of the camera: none stops it here.
+that follows the walk: bfloat16 keys grow with the distance from it, their differences do not.
+
+Walls are part of what a student draws. One stops the camera where the data says between which its
+walks were, and where in that world the first frame was seen from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.cameras import MOTIONS, Keys, Matrix, Stride, inverse, moved
+from datamodules.cameras import MOTIONS, Keys, Matrix, Stride, inverse, moved, placed
 from datamodules.shards.reader import ShardReader
 from lightning_modules.networks.cameras import projective
 
@@ -35,11 +37,13 @@ class Camera:
         stride: how far a key moves it in a latent frame.
         intrinsics: fx, fy, cx, cy in fractions of the image.
         keys: that its walks were made with.
+        walls: least and greatest x and z of a camera in the world of the data; None: no walls.
     """
 
     stride: Stride
     intrinsics: tuple[float, float, float, float]
     keys: tuple[str, ...] = tuple(MOTIONS)
+    walls: tuple[tuple[float, float], ...] | None = None
 
     def check(self, keys: Collection[str], student: str) -> None:
         """Raise ValueError for a key that walks of the training data were made without."""
@@ -61,7 +65,8 @@ def camera_of(shards: ShardReader) -> Camera | None:
         return None
     intrinsics = shards.read(0, ["intrinsics"])["intrinsics"][0]
     keys = tuple(key for key in MOTIONS if key in about.get("keys", MOTIONS))
-    return Camera(Stride(about["step"], about["turn"]), tuple(map(float, intrinsics)), keys)
+    walls = tuple(map(tuple, about["walls"])) if about.get("walls") else None
+    return Camera(Stride(about["step"], about["turn"]), tuple(map(float, intrinsics)), keys, walls)
 
 
 class Walk:
@@ -70,10 +75,14 @@ class Walk:
     Args:
         camera: of the student.
         device: of the matrices.
+        start: x, z and yaw of the first frame in the world of the data; None: they are not known.
     """
 
-    def __init__(self, camera: Camera, device: torch.device) -> None:
+    def __init__(
+        self, camera: Camera, device: torch.device, start: Sequence[float] | None = None
+    ) -> None:
         self._camera, self._device = camera, device
+        self._start = placed(*start) if start and camera.walls else None
         self._poses: dict[int, tuple[Matrix, Matrix]] = {0: (np.eye(4), np.eye(4))}  # and before
         self._origin = np.eye(4)
         self._down: Keys = frozenset()
@@ -92,7 +101,17 @@ class Walk:
         self._pressed = frozenset()
         for frame in range(max(block.start, 1), block.stop):
             before, _ = self._poses[frame - 1]
-            self._poses[frame] = moved(before, self.keys, self._camera.stride), before
+            after = self._stopped(moved(before, self.keys, self._camera.stride))
+            self._poses[frame] = after, before
+
+    def _stopped(self, pose: Matrix) -> Matrix:
+        """The pose after the walls have stopped it."""
+        if self._start is None:
+            return pose
+        camera = inverse(pose @ self._start)
+        for axis, (least, greatest) in zip((0, 2), self._camera.walls, strict=True):
+            camera[axis, 3] = np.clip(camera[axis, 3], least, greatest)
+        return inverse(camera) @ inverse(self._start)
 
     def keep(self, frames: Collection[int]) -> None:
         """Forget the cameras of all other frames; the last one must be kept."""

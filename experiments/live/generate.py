@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -64,11 +64,11 @@ def generate_videos(chosen: argparse.Namespace) -> None:
     prompts = _prompts(chosen, student)
     files = _files(chosen, student, prompts)
     images = _images(chosen.image, student, prompts)
-    walks = [_walk(chosen.keys, student, image is not None) for image in images]
-    for prompt, file, image, (events, walked) in zip(prompts, files, images, walks, strict=True):
+    walks = [_walk(chosen.keys, student, image is not None) for image, _ in images]
+    for prompt, file, first, (events, walked) in zip(prompts, files, images, walks, strict=True):
         frames = chosen.frames or student.pixels(walked)
         clock = Clock(perf_counter())
-        session = Session(student, prompt, chosen.seed, chosen.steps, image, events)
+        session = Session(student, prompt, chosen.seed, chosen.steps, *first, events)
         write_mp4(file, pictures(session, frames, clock), student.fps)
         log.info(
             "%s: %r, %d frames (%.3g s at %g frames/s), %d steps: %s; peak memory %s",
@@ -140,16 +140,18 @@ def _files(chosen: argparse.Namespace, student: Student, prompts: list[str]) -> 
     ]
 
 
-def _images(file: Path | None, student: Student, prompts: list[str]) -> list[np.ndarray | None]:
-    """The first frame of each video: the file, else that of a clip with this caption, if the
-    student has any: one with cameras.
+def _images(
+    file: Path | None, student: Student, prompts: list[str]
+) -> list[tuple[np.ndarray | None, Sequence[float] | None]]:
+    """The first frame of each video, and where its camera was, if that is known: the file's, else
+    that of a clip with this caption, if the student has any: one with cameras.
     """
     if file is not None:
-        return [image_of(file, student)] * len(prompts)
+        return [(image_of(file, student), None)] * len(prompts)
     found = [student.picture_for(prompt) for prompt in prompts]
     if any(found):
         log.info("a walk begins with the first frame of a clip with this caption (--image FILE)")
-    return [picture.frame if picture else None for picture in found]
+    return [(each.frame, each.start) if each else (None, None) for each in found]
 
 
 def _slug(prompt: str) -> str:

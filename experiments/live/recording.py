@@ -4,12 +4,13 @@ A file of one JSON object a line, written block by block, so that a killed serve
 can be read::
 
     {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "machine": {...},
-     "picture": "..."}
+     "picture": "...", "start": [x, z, yaw]}
     {"block": 17, "prompt": "...", "how": "rewrite"}
     {"block": 17, "keys": ["l", "w"]}
     {"frame": 17, "lane": 0, "digest": "..."}
 
-The picture is the first frame that was given, a PNG in base64; null: none was.
+The picture is the first frame that was given, a PNG in base64, and the start is where its camera
+was in the world of the training data; null: none was given, or it is not known.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Recording:
     digests: dict[tuple[int, int], str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     picture: np.ndarray | None = None
+    start: tuple[float, float, float] | None = None
 
     @property
     def frames(self) -> int:
@@ -112,6 +114,7 @@ def _header(
     steps: SolverSteps,
     machine: dict[str, Any],
     picture: str | None = None,
+    start: tuple[float, float, float] | None = None,
 ) -> None: ...
 
 

@@ -70,6 +70,7 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
         recording.seed,
         recording.steps,
         recording.picture,
+        recording.start,
         recording.events,
     )
     different: list[int] = []

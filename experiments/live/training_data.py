@@ -96,7 +96,9 @@ def _pictures(
     for number in range(min(PICTURES, len(clips))):
         sample = clips.read(number, ["latents"])
         frame = torch.as_tensor(sample["latents"][:1], device=device).float()[None]
-        found.append(Picture(sample["caption"], autoencoder.decode(frame)[0, 0].cpu().numpy()))
+        start = sample["info"].get("start")
+        picture = autoencoder.decode(frame)[0, 0].cpu().numpy()
+        found.append(Picture(sample["caption"], picture, tuple(start) if start else None))
     return tuple(found)
 
 

@@ -135,9 +135,10 @@ class Viewer:
         students, pictures = self.students[: start.lanes], self.students[0].pictures
         if start.picture is not None and start.picture >= len(pictures):
             raise ValueError(f"start.picture: {start.picture}, but there are {len(pictures)}")
-        image = None if start.picture is None else pictures[start.picture].frame
+        picture = None if start.picture is None else pictures[start.picture]
+        first = (picture.frame, picture.start) if picture else (None, None)
         steps = start.steps or students[0].steps  # one number: a recording has no other
-        self._begin([Session(each, start.prompt, start.seed, steps, image) for each in students])
+        self._begin([Session(each, start.prompt, start.seed, steps, *first) for each in students])
         if start.record:
             self._recorder = self._open(header(self.sessions))
         self.send(said("started", lanes=start.lanes, seed=start.seed))
@@ -148,7 +149,7 @@ class Viewer:
         self._begin(
             [
                 Session(each, recording.prompt, recording.seed, recording.steps,
-                        recording.picture, recording.events)
+                        recording.picture, recording.start, recording.events)
                 for each in self.students[:lanes]
             ]
         )  # fmt: skip
@@ -209,6 +210,7 @@ def header(sessions: Sequence[Session]) -> dict[str, Any]:
         "seed": first.seed,
         "steps": first.steps,
         "picture": None if first.image is None else b64encode(as_png(first.image)).decode(),
+        "start": first.start,
         "machine": {
             "device": str(first.student.device),
             "threads": torch.get_num_threads(),

@@ -9,12 +9,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from datamodules.cameras import Keys
+from datamodules.cameras import Keys, placed
 from experiments.metrics.registry import metric
 from experiments.worlds.room.paint import paintings
 from experiments.worlds.room.render import LIGHTS, seen
 from experiments.worlds.room.search import differences, found
-from experiments.worlds.room.walks import KEYS, Room, place_of, placed, step
+from experiments.worlds.room.walks import KEYS, Room, place_of, step
 
 of_walks = partial(metric, scope="sample", needs=("walks",), kind="exact")
 """Registers a metric of clips of the room."""

@@ -6,12 +6,13 @@ motion begin with the second.
 
 import numpy as np
 
+from datamodules.cameras import placed
 from experiments.metrics.registry import Measurement, NotApplicable
 from experiments.metrics.statistics import bootstrap_interval
 from experiments.worlds.room.context import View, apart, of_walks
 from experiments.worlds.room.render import seen
 from experiments.worlds.room.search import differences
-from experiments.worlds.room.walks import KEYS, placed
+from experiments.worlds.room.walks import KEYS
 
 NAMES = ["".join(keys) for keys in KEYS]
 SIDEWAYS = [NAMES.index(key) for key in "adjl"]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from datamodules.cameras import from_stored
+from datamodules.cameras import from_stored, placed
 from datamodules.shards.reader import ShardReader, open_shards
 from experiments.generation.codec import autoencoder_of
 from experiments.metrics import records
@@ -22,7 +22,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.room import metrics as _metrics  # noqa: F401  it registers the metrics
 from experiments.worlds.room.context import Commanded, View
-from experiments.worlds.room.walks import Room, placed
+from experiments.worlds.room.walks import Room
 from lightning_modules.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)

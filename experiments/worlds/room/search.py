@@ -10,9 +10,9 @@ from itertools import product
 
 import numpy as np
 
+from datamodules.cameras import placed
 from experiments.worlds.room.paint import HALF
 from experiments.worlds.room.render import LIGHTS, seen
-from experiments.worlds.room.walks import placed
 
 Place = np.ndarray
 """x, z and yaw in degrees."""

@@ -18,7 +18,7 @@ from datamodules.shards.work import Sample, Work
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from experiments.worlds.room.paint import PAINTS, caption
-from experiments.worlds.room.walks import KEYS, Room, Walk, place_of
+from experiments.worlds.room.walks import KEYS, REACH, Room, Walk, place_of
 from lightning_modules.networks.encoders import PatchTransform, TinyText, measure_patches
 from lightning_modules.ranges import PositiveInt
 
@@ -91,6 +91,7 @@ def plan(
             "turn": law.turn,
             "scale": "source",
             "yaw": "camera",
+            "walls": [[-REACH, REACH]] * 2,
             "keys": sorted(frozenset().union(*KEYS)),
         },
         "text_encoder": {"class": "TinyText", "id": encoder.id, **text},

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from datamodules.cameras import Keys, Stride, inverse, motion, rigid, rotation
+from datamodules.cameras import Keys, Stride, inverse, motion, placed
 from experiments.worlds.room.paint import PAINTS, WALLS, paintings
 from experiments.worlds.room.render import INTRINSICS, render
 from lightning_modules.ranges import FrameRate, Positive, PositiveInt, UnitInterval
@@ -127,11 +127,6 @@ class Walk:
     def intrinsics(self) -> np.ndarray:
         """``[F, 4]`` float32."""
         return np.tile(np.float32(INTRINSICS), (len(self.poses), 1))
-
-
-def placed(x: float, z: float, yaw: float) -> np.ndarray:
-    """World-to-camera of a walker at eye level; degrees to the right of +z."""
-    return inverse(rigid(rotation(yaw), np.array([x, 0.0, z])))
 
 
 def place_of(pose: np.ndarray) -> tuple[float, float, float]:
