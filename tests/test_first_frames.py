@@ -64,8 +64,10 @@ def test_a_session_begins_with_the_picture_that_was_chosen(tmp_path):
         async with served(tmp_path, [tiny]) as (_, page, client):
             one = await page()
             for number in (1, None, 0):
-                one.frames.clear()
+                one.said.clear()
                 await one.tell(**START, picture=number)
+                await one.hear(lambda page: page.last("started"))
+                one.frames.clear()  # those of the session before
                 await one.hear(lambda page: len(page.frames) >= 4)
                 digest = f"{one.frames[0][3]:016x}"
                 assert digest == expected[number] if number is not None else digest not in expected
