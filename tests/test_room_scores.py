@@ -8,7 +8,7 @@ from datamodules.cameras import placed
 from experiments.metrics.registry import METRICS, NotApplicable
 from experiments.worlds.room import score, source
 from experiments.worlds.room.context import Commanded, View, apart
-from experiments.worlds.room.metrics import MIRRORED, keys
+from experiments.worlds.room.metrics import MIRRORED, keys, shift
 from experiments.worlds.room.render import LIGHTS
 from experiments.worlds.room.score import corrupted
 from experiments.worlds.room.walks import KEYS, Room, step
@@ -67,6 +67,22 @@ def test_the_floors_are_below_the_ceiling(real, walks):
     # a walk that stands still is its own floor, so only the mean over walks tells
     assert value(real, "psnr") > max(value(floor, "psnr") for floor in floors) + 1
     assert np.array_equal(floors[0].videos[:, 3], real.videos[:, 0])
+
+
+@pytest.mark.parametrize("lit", [1.0, LIGHTS[1]], ids=["lamp on", "switched"])
+def test_a_picture_moves_against_the_camera(lit):
+    """By columns, whatever the lamp does; a picture that stands still obeys nothing."""
+    noise = np.random.default_rng(0).uniform(20, 255, (32, 64, 3)).astype(np.float32)
+    for moved in (-9, -1, 0, 4, 14):
+        assert shift(noise[:, 16:48], lit * noise[:, 16 - moved : 48 - moved]) == moved
+    turns = [ROOM.walk("heldout", 5, n, [frozenset(key)] * 5) for n, key in enumerate("lljj")]
+    view = view_of(turns, autoencoded(np.stack([walk.video for walk in turns])))
+    assert value(view, "picture") == 1
+    assert value(view_of(turns, corrupted(view.videos, "still")), "picture") == 0
+    assert value(view_of(turns, view.videos[:, ::-1]), "picture") == 0
+    stood = [ROOM.walk("heldout", 5, n, [frozenset()] * 5) for n in range(4)]
+    with pytest.raises(NotApplicable, match="sideways"):
+        METRICS["room.picture"].compute(view_of(stood, view.videos))
 
 
 def test_mirrored_keys_are_refused(walks):

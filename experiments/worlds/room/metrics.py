@@ -4,6 +4,8 @@ All are measured against the exact renderer. The first frame has no motion befor
 motion begin with the second.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from datamodules.cameras import placed
@@ -19,6 +21,8 @@ SIDEWAYS = [NAMES.index(key) for key in "adjl"]
 _EXCHANGED = {"a": "d", "d": "a", "j": "l", "l": "j"}
 MIRRORED = np.array([NAMES.index(_EXCHANGED.get(name, name)) for name in NAMES])
 SAME_PLACE = 1e-6
+FURTHEST = 0.45
+"""Of a picture's width, by which a turn may move it."""
 BLENDED = (0.3, 0.7)
 """Between these a frame's lamp is neither on nor off."""
 
@@ -56,15 +60,22 @@ def keys(view: View) -> Measurement:
     return found
 
 
-@of_walks("room.sides", "obedience: sides", unit="share of frames")
+@of_walks("room.picture", "obedience: the picture moves to the right side", unit="share of frames")
+def picture(view: View) -> Measurement:
+    """Of the frames that turn or step sideways: in how many the picture has moved, since the frame
+    before, to the side to which such a motion moves it. One that stands still is wrong.
+    """
+    shifts = [
+        [shift(one, other) for one, other in pairwise(video.astype(np.float32))]
+        for video in view.videos
+    ]
+    return _of_sideways(view, -np.array(shifts))
+
+
+@of_walks("room.sides", "obedience: the cameras found move so", unit="share of frames")
 def sides(view: View) -> Measurement:
-    """Of the frames that turn or step sideways: how many move the picture to the right side."""
-    asked = np.isin(view.asked_keys, SIDEWAYS)
-    if not asked.any():
-        raise NotApplicable("no walk turns or steps sideways")
-    right = asked & (_side(view.found) * _side(view.commanded) > 0)
-    per_clip = np.where(asked.any(1), right.sum(1) / np.maximum(asked.sum(1), 1), np.nan)
-    return _where_defined(per_clip, view.seed)
+    """The same of the cameras found; the search errs in both frames of a motion."""
+    return _of_sideways(view, _side(view.found))
 
 
 @of_walks("room.psnr", "PSNR to the truth", unit="dB")
@@ -130,6 +141,32 @@ def switches(view: View) -> Measurement:
     found = _by_clip((dark[:, 1:] != dark[:, :-1]).astype(float), view.seed)
     found.extra["law"] = view.room.lamp
     return found
+
+
+def shift(before: np.ndarray, after: np.ndarray) -> int:
+    """By how many columns a picture has moved to the right: where both agree best, under the gain
+    of each colour that suits them, since the lamp may have switched. ``[S, S, 3]`` each.
+    """
+    size = before.shape[1]
+    furthest = round(FURTHEST * size)
+
+    def error(moved: int) -> float:
+        one = before[:, max(0, -moved) : size - max(0, moved)]
+        other = after[:, max(0, moved) : size - max(0, -moved)]
+        gain = (one * other).sum((0, 1)) / np.maximum(np.square(one).sum((0, 1)), 1e-6)
+        return float(np.square(gain * one - other).mean())
+
+    return min(range(-furthest, furthest + 1), key=error)
+
+
+def _of_sideways(view: View, moved: np.ndarray) -> Measurement:
+    """How often motions ``[N, T - 1]`` to the right or left have the commanded sign."""
+    asked = np.isin(view.asked_keys, SIDEWAYS)
+    if not asked.any():
+        raise NotApplicable("no walk turns or steps sideways")
+    right = asked & (moved * _side(view.commanded) > 0)
+    per_clip = np.where(asked.any(1), right.sum(1) / np.maximum(asked.sum(1), 1), np.nan)
+    return _where_defined(per_clip, view.seed)
 
 
 def _side(places: np.ndarray) -> np.ndarray:
