@@ -126,9 +126,11 @@ def test_a_full_turn_ends_where_it_began():
     turns = [ROOM.walk("heldout", 5, number, [frozenset("l")] * 24) for number in range(4)]
     view = view_of(turns, autoencoded(np.stack([walk.video for walk in turns])))
     assert view.videos.shape[1] == 25 and value(view, "loop") == 1
+    assert METRICS["room.loop"].compute(view).extra["nearest_in_the_mean"] == 0
     assert value(view_of(turns, corrupted(view.videos, "other_walk")), "loop") <= 0.25
     late = np.roll(view.videos, 1, 1)
     assert value(view_of(turns, late), "loop") == 0
+    assert METRICS["room.loop"].compute(view_of(turns, late)).extra["nearest_in_the_mean"] == 345
     short = view_of([ROOM.walk("heldout", 5, 0, [frozenset("l")] * 23)], view.videos[:1, :24])
     with pytest.raises(NotApplicable, match="ends with it"):
         METRICS["room.loop"].compute(short)
