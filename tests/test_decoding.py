@@ -243,7 +243,7 @@ def test_a_video_of_unknown_rate_is_refused():
     stream = SimpleNamespace(disposition=0, codec_context=SimpleNamespace(), average_rate=None)
     container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
     with pytest.raises(Refused) as caught:
-        _decode(container, spec())
+        _decode(container, spec(), Fraction(0))
     assert caught.value.reason == "too slow" and "its rate is unknown" in caught.value.detail
 
 

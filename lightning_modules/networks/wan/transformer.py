@@ -37,6 +37,7 @@ from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_contex
 from lightning_modules.networks.wan.motion_embedder import MotionEmbedder
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
+from lightning_modules.networks.wan.shapes import check_shapes
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.ranges import Positive, PositiveInt
 
@@ -149,7 +150,7 @@ class Wan(ModelMixin, ConfigMixin):
         Raises:
             ValueError: if shapes disagree with each other or with the patch size.
         """
-        self._check(x, t, frames, visible)
+        check_shapes(x, t, frames, visible, self.config.patch_size)
         check_cameras(self.config, x, cameras)
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
             "write_cache needs a cache and torch.no_grad()"
@@ -231,23 +232,6 @@ class Wan(ModelMixin, ConfigMixin):
     def _grid(self, x: Tensor) -> tuple[int, int]:
         _, high, wide = self.config.patch_size
         return x.shape[3] // high, x.shape[4] // wide
-
-    def _check(self, x: Tensor, t: Tensor, frames: Tensor, visible: Tensor | None) -> None:
-        count = x.shape[1]
-        if t.shape != x.shape[:2] or frames.shape != (count,):
-            raise ValueError(
-                f"x {tuple(x.shape)} needs t {tuple(x.shape[:2])} and frames ({count},), "
-                f"got {tuple(t.shape)} and {tuple(frames.shape)}"
-            )
-        if visible is not None and visible.shape != (count, count):
-            raise ValueError(
-                f"{count} frames need visible [{count}, {count}], got {tuple(visible.shape)}"
-            )
-        _, high, wide = self.config.patch_size
-        if x.shape[3] % high or x.shape[4] % wide:
-            raise ValueError(
-                f"latents of {x.shape[3]} x {x.shape[4]} do not divide into {high} x {wide} patches"
-            )
 
     def _patch(self, x: Tensor) -> Tensor:
         """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
