@@ -164,7 +164,8 @@ async def _measured(engine: Engine, about: dict[str, Any], seconds: float) -> di
 @asynccontextmanager
 async def _served(engine: Engine, about: dict[str, Any]) -> AsyncIterator[Any]:
     """A function that connects to the engine's server, which lives on a free port meanwhile."""
-    runner = web.AppRunner(application(engine, about, "127.0.0.1", None), shutdown_timeout=1.0)
+    app = application(engine, about, "127.0.0.1", None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     engine.start()
     try:
