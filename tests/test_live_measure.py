@@ -18,9 +18,10 @@ def test_what_viewers_get(tmp_path, caplog, tiny):
     words = ["live", str(run), "--recordings", str(tmp_path / "sessions")]
     assert main([*words, "--measure", "4", "--out", str(file)]) == 0
     found = json.loads(file.read_text())
-    assert 0 < found["first_frame_s"] < 4 and found["crowd"]["slowest_first_frame_s"] < 4
-    assert found["drawn_per_s"] <= found["fps"] + 0.5 < found["frames_per_s"]
-    assert 0 < found["crowd"]["least_frames_per_s"] < found["frames_per_s"]
+    assert found["first_frame_s"] > 0 and found["frames_per_s"] > 0
+    assert found["drawn_per_s"] <= found["fps"] + 0.5, "no faster than the clip"
+    crowd = found["crowd"]
+    assert 0 < crowd["least_frames_per_s"] <= crowd["frames_per_s"] / crowd["viewers"]
     assert (found["key_to_picture_s"] is not None) == (tiny is not None)
     assert not (tmp_path / "sessions").exists(), "nothing is recorded"
     for words in ("one viewer: first frame after", "of 8 frames/s", "20 viewers"):

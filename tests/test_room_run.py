@@ -11,8 +11,9 @@ from datamodules.shards.reader import open_shards
 from datamodules.shards.writer import ShardWriter
 from experiments.__main__ import main
 from experiments.generation.generation import require_network
+from experiments.generation.walk import camera_of
 from experiments.runs.recipe import resolve
-from experiments.worlds.room.walks import Room
+from experiments.worlds.room.walks import REACH, Room
 
 SMALL = {
     "clip_shape": "[4,24,4,4]", "room.frames": "4", "data.clips": "16", "data.heldout": "8",
@@ -58,6 +59,7 @@ def test_shards_hold_the_cameras_of_the_walk_and_what_captions_do_not_say(tmp_pa
     assert run(tmp_path, "curate", "room_heldout") == 0
     shards = open_shards(only(tmp_path, "room_heldout") / "shards")
     assert shards.manifest["cameras"]["convention"] == "opencv-w2c"
+    assert camera_of(shards).walls == ((-REACH, REACH),) * 2
     sample, room = shards.read(3, ["poses", "intrinsics", "video", "latents"]), Room(frames=4)
     walk = room.walk("heldout", 0, 3)
     assert np.array_equal(sample["video"], walk.video) and sample["latents"].shape == (4, 24, 4, 4)

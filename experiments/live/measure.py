@@ -187,7 +187,7 @@ def told(found: dict[str, Any]) -> list[str]:
         f" {1000 * block['denoise']:.1f} ms, decoding {1000 * block['decode']:.1f} ms)",
         f"at the clip's rate: {found['drawn_per_s']:.1f} of {found['fps']:g} frames/s",
         f"{crowd['viewers']} viewers: {crowd['frames_per_s']:.1f} frames/s in all, the slowest"
-        f" {crowd['least_frames_per_s']:.1f}, its first frame after"
+        f" {crowd['least_frames_per_s']:.1f}; the last of them saw its first frame after"
         f" {crowd['slowest_first_frame_s']:.3f} s",
         f"peak memory {found['peak_memory']}",
     ]
