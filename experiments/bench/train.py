@@ -77,6 +77,7 @@ def step_rows(subject: Subject, protocol: Protocol, run: Run, peak: Peak) -> Ite
             sum(done, Work()),
             model=needed,
             more={"clips": clips, "recipe": name, "turn": turn}
+            | {"warmup_s": watch.warmup_seconds(roles)}
             | watch.by_outcome(roles)
             | _as_run(recipe)
             | _stored(module),
@@ -183,6 +184,7 @@ class Watch(Callback):
         self.peak = 0
         self._repeats = protocol.repeats
         self._seconds: dict[Roles, list[float]] = defaultdict(list)
+        self._first: dict[Roles, list[float]] = defaultdict(list)
         self._seen: dict[Roles, int] = defaultdict(int)
 
     def steps(self, roles: Roles) -> int:
@@ -209,6 +211,10 @@ class Watch(Callback):
         shares = zip(cases, self._medians(roles), strict=True)
         expected = sum(case.probability * median for case, median in shares)
         return Timing(tuple(seconds), self.peak, expected)
+
+    def warmup_seconds(self, roles: Roles) -> list[float]:
+        """Of the steps before the timed ones: where networks are compiled, mostly compiling."""
+        return self._first[roles]
 
     def by_outcome(self, roles: Roles) -> dict[str, Any]:
         """What was decided, with its probability and the median of its seconds."""
@@ -237,9 +243,11 @@ class Watch(Callback):
         seconds = now(self.device) - self._start
         turn = learning(pl_module.networks(), trainer.optimizers[0])
         self._seen[turn] += 1
-        if self._seen[turn] > self.warmup:
-            self._seconds[turn].append(seconds)
-            self.peak = peak_memory(self.device)
+        if self._seen[turn] <= self.warmup:
+            self._first[turn].append(seconds)
+            return
+        self._seconds[turn].append(seconds)
+        self.peak = peak_memory(self.device)
 
 
 def _train(
