@@ -10,7 +10,7 @@ contains NaN or infinity.
 """
 
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -48,13 +48,16 @@ Betas = tuple[Decay, Decay]
 """AdamW's averages of the gradient and of its square."""
 ClipShape = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 """``[F, C, H, W]`` of a latent clip."""
+Checkpointing = bool | Literal["full"]
+"""Of activations: none, all but self-attention's output, or all are recomputed."""
 Blocks = str | PositiveInt | list[PositiveInt]
 """Frames per block: a name, a size or a list of sizes (``diffusion/visibility.py``)."""
 
 __all__ = [
-    "Betas", "Blocks", "ClipShape", "Decay", "DeviceCount", "Finite", "FrameRate", "NoiseLevel",
-    "NonNegative", "NonNegativeInt", "Percent", "Positive", "PositiveInt", "Seconds", "Seed",
-    "SolverSteps", "UnitInterval", "WorkerCount", "ZeroStage", "is_restricted", "range_in_words",
+    "Betas", "Blocks", "Checkpointing", "ClipShape", "Decay", "DeviceCount", "Finite",
+    "FrameRate", "NoiseLevel", "NonNegative", "NonNegativeInt", "Percent", "Positive",
+    "PositiveInt", "Seconds", "Seed", "SolverSteps", "UnitInterval", "WorkerCount", "ZeroStage",
+    "is_restricted", "range_in_words",
 ]  # fmt: skip
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

@@ -1,17 +1,18 @@
 """Operations and bytes from shapes, against torch's counter, real sizes and the paper's costs."""
 
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny_rollouts import few_steps, make_net, setting
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench import count, predict
 from experiments.bench.count import Work, passes
 from experiments.bench.device import Peak
+from experiments.bench.random_models import Subject
 from experiments.bench.sizes import NetworkSize
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
@@ -25,6 +26,9 @@ NUMBERS = {
 }  # fmt: skip
 FRAMES, TOKENS, TEXT = 5, 4, 7
 SIZE = NetworkSize.of(NUMBERS)
+SUBJECT = Subject(
+    {"clip_shape": (FRAMES, 4, 4, 4), "bench": {"text_tokens": TEXT}, "precision": "32-true"}, None
+)
 WAN = {
     "1.3B": {**NUMBERS, "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
              "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960,
@@ -36,10 +40,24 @@ WAN = {
 
 
 def counted(action) -> int:
-    """Operations by torch's counter, which sees attention as the products that it is."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """Operations by torch's counter, which is told what a CPU's attention kernel computes."""
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
         action()
     return counter.get_total_flops()
+
+
+def attention_flop(q, k, v, *_, out_shape=None, **__):
+    return 4 * prod(q) * k[-2]
+
+
+def attention_backward_flop(grad, q, k, v, *_, out_shape=None, **__):
+    return 2 * attention_flop(q, k, v)
+
+
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flop,
+}
 
 
 def inputs(batch: int, frames: int = FRAMES):
@@ -83,15 +101,19 @@ def test_teacher_forcing_by_a_dense_kernel_computes_what_nobody_sees():
     assert found - operations(needed) == unseen > 0
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_step_is_three_passes_and_one_more_where_blocks_are_recomputed(checkpointed):
+@pytest.mark.parametrize("checkpointing", [False, True, "full"])
+def test_a_step_is_three_passes_and_what_is_recomputed(checkpointing):
     """Up to the gradients of inputs, which nobody asks for: a few per cent at this size."""
     net, (x, t, text) = Wan(**NUMBERS), inputs(1)
-    net.gradient_checkpointing = checkpointed
+    net.gradient_checkpointing = checkpointing
     found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
     call = Call(FRAMES, FRAMES**2, backward=2)
-    assert passes(call, checkpointed) == (4 if checkpointed else 3)
-    assert 0.95 < found / operations(call) / passes(call, checkpointed) <= 1
+    assert passes(call) == 3
+    attention = 4 * SIZE.layers * SIZE.width * (FRAMES * TOKENS) ** 2
+    assert count.kept(SIZE, call, TOKENS).operations == attention
+    again = {False: 0, True: operations(call) - attention, "full": operations(call)}[checkpointing]
+    assert SUBJECT.recomputed(call, SIZE, 1, checkpointing).operations == again
+    assert 0.95 < found / (3 * operations(call) + again) <= 1
 
 
 def test_a_frozen_network_takes_the_gradient_of_its_input_alone():
@@ -100,8 +122,8 @@ def test_a_frozen_network_takes_the_gradient_of_its_input_alone():
     x.requires_grad_(True)
     found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
     call = Call(FRAMES, FRAMES**2, backward=1)
-    assert passes(call, False) == 2
-    assert 0.95 < found / operations(call) / passes(call, False) < 1.05
+    assert passes(call) == 2
+    assert 0.95 < found / operations(call) / 2 < 1.05
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lightning_modules.networks.tally import Call
 FULL_CLIP = (21, 16, 60, 104)
 
 
-def small(heads=2, head_dim=24, ffn=64, layers=2):
+def small(heads=2, head_dim=24, ffn=64, layers=2, **more):
     torch.manual_seed(0)
     return Wan(
         num_attention_heads=heads,
@@ -31,6 +31,7 @@ def small(heads=2, head_dim=24, ffn=64, layers=2):
         text_dim=32,
         ffn_dim=ffn,
         num_layers=layers,
+        **more,
     )
 
 
@@ -72,7 +73,7 @@ def saved_by(net, frames, count=2, text=6, half=False):
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("checkpointing", [False, "full"], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(("head_dim", "ffn"), [(24, 64), (32, 256), (48, 96)])
 def test_activations_are_what_autograd_keeps(half, checkpointing, head_dim, ffn):
     """By the difference of two depths and two lengths: of layers and tokens, nothing else."""
@@ -157,15 +158,40 @@ def _unseen():
     gc.unfreeze()
 
 
+def alive():
+    """Bytes of all tensors that Python reaches, by their storages."""
+    gc.collect()
+    ours = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in ours)}
+    return sum(storages.values())
+
+
+@pytest.mark.usefixtures("_unseen")
+@pytest.mark.parametrize("numbers", [{}, {"cameras": True}], ids=["plain", "cameras"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_attentions_output_is_kept_unless_checkpointing_is_full(half, numbers):
+    net, held, frames = small(**numbers), {}, 6
+    x, t, text = torch.randn(2, frames, 16, 16, 16), torch.rand(2, frames), torch.randn(2, 6, 32)
+    seen = {"cameras": torch.eye(4).expand(2, frames, 3, 4, 4)} if numbers else {}
+    for checkpointing in ("full", True, "full"):  # the first makes tables that are shared
+        net.gradient_checkpointing = checkpointing
+        before = alive()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            v = net(x, t, text, frames=torch.arange(frames), **seen)
+        held[checkpointing] = alive() - before
+        v.sum().backward()
+        net.zero_grad()
+        del v
+    load = load_of(net, frames, value=HALF if half else FULL)
+    assert held[True] - held["full"] == load.layers * load.attended(frames) > 0
+    assert load.saved([one(frames)], True) - load.saved([one(frames)], "full") == (
+        load.layers * load.attended(frames)
+    )
+
+
 @pytest.mark.usefixtures("_unseen")
 def test_a_recomputed_rollouts_graph_grows_with_its_frames_not_with_their_square():
-    """All tensors that Python reaches, by their storages: checkpointing keeps arguments."""
-
-    def alive():
-        gc.collect()
-        ours = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in ours)}
-        return sum(storages.values())
+    """Checkpointing keeps arguments."""
 
     net, held = small(), {}
     net.gradient_checkpointing = True
@@ -237,11 +263,13 @@ def test_the_published_sizes():
     assert large.frozen / GIB == pytest.approx(26.9, abs=0.5)
     assert small_.tokens(42) == 65_520
     # Algorithms, 2.5 and 11: a cache of 21 frames takes 5.62 GiB and the text 90 MiB; the inputs of
-    # 30 checkpointed layers take 5.6 GiB.
+    # 30 checkpointed layers take 5.6 GiB, and so do the outputs of their self-attention.
     assert small_.keys_and_values(21) / GIB == pytest.approx(5.62, abs=0.01)
     assert small_.keys_and_values(0, 512) / 2**20 == pytest.approx(90, abs=0.1)
-    inputs = small_.saved([one(42)], True) - small_.layer(42)
+    inputs = small_.saved([one(42)], "full") - small_.layer(42)
     assert inputs / GIB == pytest.approx(5.6 + 30 * 512 * 12 * 1536 / GIB, abs=0.05)
+    kept = small_.saved([one(42)], True) - small_.saved([one(42)], "full")
+    assert kept / GIB == pytest.approx(5.6 + 30 * 65_520 * 12 * 4 / GIB, abs=0.05)
 
 
 def test_what_cannot_fit_is_refused_with_its_numbers(monkeypatch, caplog):

@@ -18,8 +18,8 @@ a kernel computes: a dense mask computes more and shows it as a lower share of t
 With cameras attention has twice the heads, and another output projection: ``2 Q D^2`` and
 ``4 D P`` more.
 
-A backward pass counts as two forwards; recomputing a checkpointed block adds one, which counts
-as hardware work but not as model work.
+A backward pass counts as two forwards. Recomputing a checkpointed block adds one, self-attention's
+kernel aside where its output is kept, which counts as hardware work but not as model work.
 
 Bytes are the least a device must move through its memory: the weights once, the cached keys and
 values once, and per block the residual stream in and out and the prompt's keys and values. Other
@@ -64,7 +64,7 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
     prompt = text if call.reads_prompt else 0
     block = (
         (8 + 2 * size.prope) * queries * d * d
-        + (1 + size.prope) * 4 * d * call.seen * tokens * tokens
+        + _self_attention(size, call, tokens)
         + 4 * queries * d * d
         + 4 * d * queries * text
         + 4 * prompt * d * d
@@ -83,9 +83,19 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
     )
 
 
-def passes(call: Call, checkpointed: bool) -> int:
-    """Operations of a call in units of one forward: forward, backward and recomputation."""
-    return 1 + call.backward + (checkpointed and call.backward > 0)
+def passes(call: Call) -> int:
+    """Operations of a call in units of one forward: forward and backward."""
+    return 1 + call.backward
+
+
+def kept(size: NetworkSize, call: Call, tokens: int) -> Work:
+    """Of a forward, what checkpointing does not recompute unless it is ``full``."""
+    return Work(call.batch * size.layers * _self_attention(size, call, tokens))
+
+
+def _self_attention(size: NetworkSize, call: Call, tokens: int) -> float:
+    """Operations of a layer's kernel."""
+    return (1 + size.prope) * 4 * size.width * call.seen * tokens * tokens
 
 
 def optimizer(size: NetworkSize) -> Work:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.bench.count import Work, work
+from experiments.bench.count import Work, kept, work
 from experiments.bench.sizes import BYTES, NetworkSize
 from experiments.checkpoints.networks import bf16, new_network
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.encoders.wan_vae import wan_vae_dtype
 from lightning_modules.networks.tally import Call
+from lightning_modules.ranges import Checkpointing
 
 _PATCH = 2  # pixels of a latent frame along each side of a token
 
@@ -71,6 +72,18 @@ class Subject:
             self.text_tokens,
             self.value_bytes,
         )
+
+    def recomputed(
+        self, call: Call, size: NetworkSize, clips: int, checkpointing: Checkpointing
+    ) -> Work:
+        """Of a call with a backward pass, what is computed again for it."""
+        if not (checkpointing and call.backward):
+            return Work()
+        forward = self.work(call, size, clips)
+        if checkpointing == "full":
+            return forward
+        attention = kept(size, replace(call, batch=clips * call.batch), self.tokens)
+        return Work(forward.operations - attention.operations, forward.bytes)
 
     def autocast(self) -> torch.autocast:
         """Autocast as in Lightning's precision plugin."""

@@ -38,6 +38,7 @@ from experiments.runs.files import load_recipe
 from experiments.runs.recipe import Resolver, Run, recipes
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.ranges import Checkpointing
 from lightning_modules.training.dry_run import Case, Chosen, DryRun, example_batch, learning
 from lightning_modules.training.gated_adamw import GatedAdamW
 
@@ -66,9 +67,9 @@ def step_rows(subject: Subject, protocol: Protocol, run: Run, peak: Peak) -> Ite
     watch = Watch(subject.device, protocol, asked.steps)
     module.randomness = watch.randomness(module)
     _train(module, subject, watch, clips, recipe)
-    checkpointed = recipe["launch"].get("gradient_checkpointing", False)
+    checkpointing = recipe["launch"].get("gradient_checkpointing", False)
     for roles in asked.steps:
-        done, needed = step_work(subject, asked, roles, configs, clips, checkpointed)
+        done, needed = step_work(subject, asked, roles, configs, clips, checkpointing)
         turn = " and ".join(roles) if len(asked.steps) > 1 else None
         yield Row(
             f"train/{name}" + (f"/{turn}" if turn else ""),
@@ -101,7 +102,7 @@ def step_work(
     roles: tuple[str, ...],
     configs: Mapping[str, Mapping[str, Any]],
     clips: int,
-    checkpointed: bool,
+    checkpointing: Checkpointing,
 ) -> tuple[list[Work], float]:
     """Mean work of a device in a step, call by call, and the model's operations.
 
@@ -110,15 +111,16 @@ def step_work(
         roles: of the networks updated in the step.
         configs: of the networks, by role.
         clips: per micro-batch.
-        checkpointed: whether trained networks use activation checkpointing.
+        checkpointing: of trained networks' activations.
     """
     sizes = {role: NetworkSize.of(config) for role, config in configs.items()}
     done, needed = [count.optimizer(sizes[role]) for role in roles], 0.0
     for (role, call), times in asked.expected(roles).items():
         forward = subject.work(call, sizes[role], clips) * times
-        again = checkpointed and asked.networks[role].trained
-        done.append(forward * count.passes(call, again))
-        needed += forward.operations * count.passes(call, False)
+        done.append(forward * count.passes(call))
+        needed += done[-1].operations
+        again = checkpointing if asked.networks[role].trained else False
+        done.append(subject.recomputed(call, sizes[role], clips, again) * times)
     return done, needed
 
 
@@ -133,8 +135,8 @@ def stage(
     largest = sorted(configs, key=lambda role: -frozen[role])  # first: it is drawn in float32
     networks = {role: subject.network(configs[role], frozen[role]) for role in largest}
     for role, network in networks.items():
-        checkpointed = recipe["launch"].get("gradient_checkpointing", False)
-        network.gradient_checkpointing = checkpointed and not frozen[role]
+        checkpointing = recipe["launch"].get("gradient_checkpointing", False)
+        network.gradient_checkpointing = not frozen[role] and checkpointing
         if recipe["launch"].get("compile", False) and subject.device.type == "cuda":
             network.compile_blocks()
     times = time_grid(FEW_STEPS, recipe["stage"]["shift"])[:-1].tolist()

@@ -12,6 +12,7 @@ from torch import nn
 from experiments.runs.signature import bind
 from lightning_modules.networks.wan import attention as kernels
 from lightning_modules.ranges import (
+    Checkpointing,
     DeviceCount,
     NonNegative,
     NonNegativeInt,
@@ -42,7 +43,8 @@ class Launch:
         batch_per_device: largest micro-batch of a device; gradients of a larger batch are
             accumulated over micro-batches. 0: no limit.
         gradient_checkpointing: trained networks recompute each layer's activations in the backward
-            pass: a third more compute, a fraction of the memory.
+            pass: up to a third more compute, a fraction of the memory. ``true`` keeps
+            self-attention's output, which takes most to compute, ``full`` recomputes it too.
         check_memory: refuse a run that cannot fit (``memory/check.py``); false only warns.
         attention: the self-attention kernel: ``auto``, ``dense``, ``flex``, ``flash``
             (``lightning_modules/networks/wan/attention.py``).
@@ -67,7 +69,7 @@ class Launch:
     zero_stage: ZeroStage = 2
     timeout_s: Seconds = 1800.0
     batch_per_device: NonNegativeInt = 0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     check_memory: bool = True
     attention: kernels.Backend = "auto"
     compile: bool = False

@@ -47,7 +47,8 @@ diffusers' `ModelMixin` does. What it may offer beside the contract, and what ho
     with_second_time()             the network with an argument ``until`` [B, N] of its call, the
                                    time r of MeanFlow's u(x_t, t, r), 0 where it is left out, and
                                    with the attribute ``two_times = True``; without: no TF-MeanFlow
-    gradient_checkpointing         an attribute that is set to recompute; without: nothing is
+    gradient_checkpointing         an attribute that is set to recompute activations, True or
+                                   "full" (`ranges.Checkpointing`); without: nothing is
 """
 
 import ast

@@ -23,6 +23,7 @@ from experiments.checkpoints.networks import bf16, meta_network
 from experiments.launch.memory import cgroup
 from lightning_modules.networks.pipeline_folder import weight_files
 from lightning_modules.networks.tally import Call
+from lightning_modules.ranges import Checkpointing
 from lightning_modules.training.dry_run import DryRun
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,11 @@ class Load:
     def layers(self) -> int:
         return self.config["num_layers"]
 
+    @property
+    def kinds(self) -> int:
+        """Of heads: RoPE's, and PRoPE's."""
+        return 1 + bool(self.config.get("cameras") and self.config.get("prope", True))
+
     def tokens(self, frames: int) -> int:
         """Tokens of so many frames, over the whole batch."""
         _, high, wide = self.config.get("patch_size", (1, 2, 2))
@@ -111,9 +117,7 @@ class Load:
     def keys_and_values(self, frames: int, text: int = 0) -> int:
         """Bytes in all layers, of frames and of a prompt."""
         tokens = self.tokens(frames) + self.batch * text
-        posed = self.config.get("cameras") and self.config.get("prope", True)
-        kinds = 2 if posed else 1  # of heads: RoPE's, and PRoPE's
-        frames_only = (kinds - 1) * self.tokens(frames)
+        frames_only = (self.kinds - 1) * self.tokens(frames)
         return 2 * self.layers * (tokens + frames_only) * self.width * self.value
 
     def layer(self, frames: int) -> float:
@@ -124,7 +128,7 @@ class Load:
         """Peak bytes of temporaries during a pass, beyond what it saves."""
         return max(self._of(ATTENDING, frames), self._of(FEEDING, frames))
 
-    def saved(self, calls: Sequence[Call], checkpointing: bool) -> float:
+    def saved(self, calls: Sequence[Call], checkpointing: Checkpointing) -> float:
         """Bytes kept for the backward pass of these calls, which all read the prompt."""
         frames = [call.frames * call.batch for call in calls]
         clips = sum(call.batch for call in calls)
@@ -132,7 +136,13 @@ class Load:
         if not checkpointing:
             return self.layers * (self.layer(sum(frames)) + prompts)
         inputs = self.tokens(sum(frames)) * self.value * self.width
-        return self.layers * (inputs + prompts) + self.layer(max(frames, default=0))
+        attended = self.attended(sum(frames)) if checkpointing != "full" else 0
+        return self.layers * (inputs + attended + prompts) + self.layer(max(frames, default=0))
+
+    def attended(self, frames: int) -> float:
+        """Bytes of self-attention's output and log-sum-exp in one layer."""
+        heads = self.config["num_attention_heads"]
+        return self.kinds * self.tokens(frames) * (self.value * self.width + FULL * heads)
 
     def caches(self, calls: Sequence[Call]) -> float:
         """Bytes of the KV caches alive at once during these calls."""
@@ -148,7 +158,7 @@ def of_fit(
     loads: Mapping[str, Load],
     *,
     average: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     zero: Zero = Zero(),
 ) -> list[Item]:
     """Memory of a training step on one device.
@@ -181,13 +191,15 @@ def of_fit(
     return [item for item in items + _of_steps(asked, loads, checkpointing) if item.bytes]
 
 
-def _of_steps(asked: DryRun, loads: Mapping[str, Load], checkpointing: bool) -> list[Item]:
+def _of_steps(asked: DryRun, loads: Mapping[str, Load], checkpointing: Checkpointing) -> list[Item]:
     """Maximum over steps and their random outcomes, for each item separately."""
 
-    def most(of_calls: Callable[[Load, Sequence[Call], bool], float], together=sum) -> float:
+    def most(
+        of_calls: Callable[[Load, Sequence[Call], Checkpointing], float], together=sum
+    ) -> float:
         return max(
             together(
-                of_calls(loads[held.like], calls, checkpointing and held.trained)
+                of_calls(loads[held.like], calls, held.trained and checkpointing)
                 for role, calls in case.calls.items()
                 if calls and (held := asked.networks[role]).like in loads
             )

@@ -15,7 +15,7 @@ that).
 Sources: Ring Attention (arXiv 2310.01889); FlashAttention-2 (arXiv 2307.08691, sec. 3.1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, reduce
 from itertools import pairwise
 from math import ceil
@@ -65,18 +65,34 @@ def library(device: torch.device) -> str:
     return "cudnn" if hopper and torch.backends.cuda.cudnn_sdp_enabled() else "flash"
 
 
+@torch.library.custom_op("wan::merged_attention", mutates_args=())
+def merged_attention(
+    q: Tensor, k: Tensor, v: Tensor, rectangles: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Out and lse. One operation, so that checkpointing can keep its results (`checkpointing.py`).
+
+    ``rectangles`` are first and last query, first and last key of one after the other.
+    """
+    edge = iter(rectangles)
+    parts = tuple(
+        Rectangle((a, b), (c, d)) for a, b, c, d in zip(edge, edge, edge, edge, strict=True)
+    )
+    done = [(part, _attended(*_cut(part, q, k, v))) for part in parts]
+    if len(done) == 1 and len(done[0][1]) == 1:
+        return done[0][1][0]
+    out, lse = torch.empty_like(q), done[0][1][0][1].new_empty(_heads(q).shape[:3])
+    for start, stop in pairwise(edges(parts)):
+        seen = [each for each in done if each[0].queries[0] <= start < each[0].queries[1]]
+        pieces = _pieces(seen, start, stop)
+        _merge_clips(out[:, start:stop], lse[:, :, start:stop], *pieces)
+    return out, lse
+
+
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, q: Tensor, k: Tensor, v: Tensor, parts: Rectangles) -> Tensor:
-        done = [(part, _attended(*_cut(part, q, k, v))) for part in parts]
-        if len(done) == 1 and len(done[0][1]) == 1:
-            ((out, lse),) = done[0][1]
-        else:
-            out, lse = torch.empty_like(q), done[0][1][0][1].new_empty(_heads(q).shape[:3])
-            for start, stop in pairwise(edges(parts)):
-                seen = [each for each in done if each[0].queries[0] <= start < each[0].queries[1]]
-                pieces = _pieces(seen, start, stop)
-                _merge_clips(out[:, start:stop], lse[:, :, start:stop], *pieces)
+        edges_of_all = [edge for part in parts for edge in (*part.queries, *part.keys)]
+        out, lse = merged_attention(q, k, v, edges_of_all)
         context.save_for_backward(q, k, v, out, lse)
         context.parts = parts
         return out

@@ -15,7 +15,6 @@ Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +27,11 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.networks.cameras import check_cameras
 from lightning_modules.networks.wan.attention import Mask, attention_mask
 from lightning_modules.networks.wan.block import WanBlock, modulate
+from lightning_modules.networks.wan.checkpointing import checkpointed
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_context
 from lightning_modules.networks.wan.motion_embedder import MotionEmbedder
 from lightning_modules.networks.wan.precision import to_bfloat16
@@ -187,7 +186,7 @@ class Wan(ModelMixin, ConfigMixin):
         for layer, block in enumerate(self.blocks):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                run = partial(checkpoint, block, use_reentrant=False)
+                run = checkpointed(block, self.gradient_checkpointing)
             context = no_context if cache is None else cache.with_context(layer, x.shape[1])
             tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, seen)
             if pairs is not None:
