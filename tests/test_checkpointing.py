@@ -7,6 +7,7 @@ import torch
 from tiny_rollouts import make_net, setting
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.launch.hardware import launch_of
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks.wan import attention
@@ -72,6 +73,13 @@ def test_gradients_have_the_same_bits_and_self_attention_runs_once(loss, kernel,
     once = 1 if loss is teacher_forcing else len(SIZES)  # a layer, with gradient
     assert full[1] - calls == 2 * once * layers, "self-attention and cross-attention again"
     assert kept[1] - calls == once * layers, "cross-attention again"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_recipe_chooses(how):
+    assert launch_of({"launch": {"gradient_checkpointing": how}}).gradient_checkpointing == how
+    with pytest.raises(ValueError, match="true or false, or one of full"):
+        launch_of({"launch": {"gradient_checkpointing": f"{how}?"}})
 
 
 @pytest.mark.slow
