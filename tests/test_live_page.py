@@ -21,7 +21,15 @@ pytestmark = [
 PICTURE = "[...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL()).join()"
 FRAME = "Number(document.body?.dataset.frame ?? -1)"
 STATE = "document.body?.dataset.state"
+GREYS = (  # of the picture that is shown
+    "[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 32, 32).data]"
+    ".filter((_, at) => at % 4 === 0).join()"
+)
 METERS = "document.getElementById('meters').textContent"
+
+
+def said(grey):
+    return ",".join(map(str, grey.ravel()))
 
 
 async def clicked(tab, button):
@@ -210,6 +218,11 @@ def test_a_person_chooses_a_picture_to_begin_with(tmp_path):
             await tab.until(f"{images}.every((image) => image.naturalWidth === 32)")
             assert await tab.run(f"{images}.map((image) => image.alt).join()") == ",".join(captions)
             assert await tab.run("document.getElementById('prompt').value") == CAPTIONS[1]
+            for number in (0, 1):
+                await tab.run(f"{images}[{number}].click()")
+                await tab.until(f"{GREYS} === '{said(frames[number])}'")
+            await tab.run("document.querySelector('#pictures span').click()")
+            await tab.until(f"{GREYS} === '{said(np.zeros(1024, np.uint8))}'")
             await tab.run("document.getElementById('record').checked = true")
             await tab.run(f"{images}[1].click()")
             assert await tab.run("document.getElementById('prompt').value") == CAPTIONS[0]

@@ -79,7 +79,10 @@ function layOutPictures() {
     choice.value = number ?? "";
     if (number === null) shown.textContent = "nothing";
     else Object.assign(shown, {src: `/pictures/${number}.png`, alt: about.pictures[number] || `picture ${number}`});
-    choice.onchange = () => { if (about.pictures[number]) at("prompt").value = about.pictures[number]; };
+    choice.onchange = () => {
+      if (about.pictures[number]) at("prompt").value = about.pictures[number];
+      showPicture();
+    };
     label.append(choice, shown);
     return label;
   });
@@ -92,6 +95,17 @@ function layOutPictures() {
 function picture() {
   const {value} = document.querySelector("[name=picture]:checked");
   return value === "" ? null : Number(value);
+}
+
+async function showPicture() { // at rest, where a walk would begin
+  const mine = session, shown = document.querySelector("[name=picture]:checked + img");
+  await shown?.decode();
+  if (running || mine !== session || shown !== document.querySelector("[name=picture]:checked + img")) return;
+  for (const {firstChild: canvas} of stage.children) {
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    if (shown) context.drawImage(shown, 0, 0, canvas.width, canvas.height);
+  }
 }
 
 function showKeys(bits) {
