@@ -106,6 +106,19 @@ def test_flash_attends_piece_by_piece(sizes, tokens, cached, forced, flash):
     assert flash == [*pieces, (parts[0].shape[1], parts[1].shape[1])]
 
 
+@pytest.mark.parametrize("first", range(5))
+@torch.no_grad()
+def test_prefixes_lose_their_first_rows(first, forced, flash):
+    """Flash-attn, which takes no mask: queries that see a prefix of the keys are one call each."""
+    forced("flash")
+    visible = visibility.block_causal_mask((1, 2, 2))
+    q, k, v = (part.bfloat16() for part in heads(15, 15))
+    whole = attend(q, k, v, attention_mask(visible, 3, 0, CPU, torch.bfloat16))
+    mask = attention_mask(visible, 3, 0, CPU, torch.bfloat16, first)
+    assert (mask is None) == (first >= 3), "the last block sees all"
+    torch.testing.assert_close(attend(q[:, 3 * first :], k, v, mask), whole[:, 3 * first :])
+
+
 @torch.no_grad()
 def test_flash_needs_prefixes_and_half_precision(forced, flash):
     forced("flash")

@@ -1,5 +1,7 @@
 """Operations and bytes from shapes, against torch's counter, real sizes and the paper's costs."""
 
+from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
 from lightning_modules.diffusion.rollout import Past, rollout
 from lightning_modules.networks import Wan
-from lightning_modules.networks.tally import Call, calls_of
+from lightning_modules.networks.tally import Call, Tally, calls_of
 
 NUMBERS = {
     "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
@@ -90,15 +92,63 @@ def test_a_pass_beside_a_cache_that_knows_the_prompt():
     assert found == operations(Call(2, 2 * FRAMES, cached=3, reads_prompt=False))
 
 
+@pytest.mark.parametrize("predicted", range(FRAMES + 1))
+def test_a_pass_of_which_the_last_frames_are_asked_for(predicted):
+    """Beside a cached frame; in the last layer the others have no queries, but keys and values."""
+    net, tally, (x, t, text) = Wan(**NUMBERS), Tally("network"), inputs(2, FRAMES + 1)
+
+    def call(net, cache, frames, **how):
+        places = torch.arange(FRAMES + 1)[frames]
+        return net(x[:, frames], t[:, frames], text, frames=places, cache=cache, **how)
+
+    with torch.no_grad():
+        cache, held = net.new_cache(), tally.new_cache()
+        for each, its in ((net, cache), (tally, held)):
+            call(each, its, slice(0, 1), write_cache=True)
+        found = counted(lambda: call(net, cache, slice(1, None), predicted=predicted))
+        call(tally, held, slice(1, None), predicted=predicted)
+    needed = tally.calls[-1]
+    assert found == operations(needed)
+    assert (found < operations(replace(needed, last=None))) == (predicted < FRAMES)
+
+
+@pytest.mark.parametrize("cameras", [False, True])
+def test_weights_that_a_commit_does_not_need(cameras):
+    """Those of the linear layers that it does not call, or for no token."""
+    net, (x, t, text) = Wan(**NUMBERS, cameras=cameras), inputs(1)
+    how = {"cameras": torch.eye(4).expand(1, FRAMES, 3, 4, 4)} if cameras else {}
+    called, found = set(), {}
+
+    def note(module, given, _):
+        if isinstance(module, torch.nn.Linear) and given[0].numel():
+            called.add(module)
+
+    for module in net.modules():
+        module.register_forward_hook(note)
+    for predicted in (FRAMES, 0):
+        called.clear()
+        net(x, t, text, frames=torch.arange(FRAMES), predicted=predicted, **how)
+        found[predicted] = called.copy()
+    unused = sum(p.numel() for module in found[FRAMES] - found[0] for p in module.parameters())
+    size = NetworkSize.of({**NUMBERS, "cameras": cameras})
+    assert unused == size.behind_last_keys
+    commit, whole = (
+        count.work(size, Call(1, 1, last=last), TOKENS, TEXT, 4) for last in ((0, 0), None)
+    )
+    assert whole.bytes - commit.bytes == 4 * (unused + size.width * (TOKENS + 2 * TEXT))
+
+
 def test_teacher_forcing_by_a_dense_kernel_computes_what_nobody_sees():
     net, (x, t, text) = Wan(**NUMBERS), inputs(1)
     sizes = [1] * FRAMES
     with torch.no_grad():
         found = counted(lambda: forcing.teacher_forcing(net, x, t, text, sizes, clean=x))
     (needed,) = calls_of(lambda n: forcing.teacher_forcing(n, x, t, text, sizes, clean=x))
-    assert found == operations(Call(needed.frames, needed.frames**2))
-    unseen = 4 * SIZE.layers * SIZE.width * TOKENS**2 * (needed.frames**2 - needed.seen)
-    assert found - operations(needed) == unseen > 0
+    (queries, seen), keys = needed.last, needed.frames
+    assert (queries, keys) == (FRAMES, 2 * FRAMES)
+    assert found == operations(replace(needed, seen=keys**2, last=(queries, queries * keys)))
+    unseen = (SIZE.layers - 1) * (keys**2 - needed.seen) + queries * keys - seen
+    assert found - operations(needed) == 4 * SIZE.width * TOKENS**2 * unseen > 0
 
 
 @pytest.mark.parametrize("checkpointing", [False, True, "full"])
@@ -114,6 +164,24 @@ def test_a_step_is_three_passes_and_what_is_recomputed(checkpointing):
     again = {False: 0, True: operations(call) - attention, "full": operations(call)}[checkpointing]
     assert SUBJECT.recomputed(call, SIZE, 1, checkpointing).operations == again
     assert 0.95 < found / (3 * operations(call) + again) <= 1
+
+
+@pytest.mark.parametrize("checkpointing", [True, "full"])
+def test_what_is_recomputed_of_teacher_forcing(checkpointing):
+    """By a dense kernel, as above; in the last layer of the noisy half alone. What is outside the
+    layers is counted as if it were recomputed: a share that is large only at this size.
+    """
+    net, (x, t, text) = Wan(**NUMBERS), inputs(1)
+    found = {}
+    for how in (False, checkpointing):
+        net.gradient_checkpointing = how
+        step = partial(forcing.teacher_forcing, net, x, t, text, [1] * FRAMES, clean=x)
+        found[how] = counted(lambda step=step: step().sum().backward())
+    (call,) = calls_of(lambda n: forcing.teacher_forcing(n, x, t, text, [1] * FRAMES, clean=x))
+    (queries, _), keys = call.last, call.frames
+    dense = replace(call, seen=keys**2, last=(queries, queries * keys), backward=2)
+    again = SUBJECT.recomputed(dense, SIZE, 1, checkpointing).operations
+    assert 0.8 < (found[checkpointing] - found[False]) / again <= 1
 
 
 def test_a_frozen_network_takes_the_gradient_of_its_input_alone():
@@ -156,7 +224,8 @@ def test_a_fused_rollout_as_torch_counts_it(sizes):
     size = NetworkSize.of(dict(net.config))
     tokens, length = noise[0, 0, 0].numel() // 4, text.shape[1]
     needed = sum(count.work(size, call, tokens, length, 4).operations for call in made)
-    hidden = 4 * 3 * size.layers * size.width * tokens**2 * sum(unseen)
+    masked = size.layers - 1  # in the last layer only the next block queries, which sees all
+    hidden = 4 * 3 * masked * size.width * tokens**2 * sum(unseen)
     with torch.no_grad():
         assert counted(lambda: clip(net)) == needed + hidden
 

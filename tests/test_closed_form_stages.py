@@ -55,8 +55,7 @@ class FlowMap(nn.Module):
             end = self.law.flow_map(*(part.double() for part in (x_t.flatten(2), level)),
                                     clean.flatten(2).double()).float()  # fmt: skip
             slope = (x_t - end.view_as(x_t)) / level.clamp(min=1e-9)[..., None, None, None]
-            v = torch.where(level[..., None, None, None] > 0, slope, v[:, F:])
-            v = torch.cat([torch.zeros_like(v), v], 1)
+            v = torch.where(level[..., None, None, None] > 0, slope, v)
         return v + self.offset
 
 

@@ -101,6 +101,20 @@ def test_a_longer_past_is_another_kind_of_call():
 
 
 @torch.no_grad()
+def test_a_call_of_which_less_is_predicted_is_another_kind():
+    recorder, plain = Recorder(), make_net()
+    net, (_, text, noise), t = Replay(plain, recorder), setting(), torch.ones(3, 2)
+    cache, how = net.new_cache(2), {"frames": torch.arange(2)}
+    expected = plain(noise[:, :2], t, text, **how)
+    for _ in range(3):
+        for predicted in (None, 1, 0):
+            v = net(noise[:, :2], t, text, cache=cache, **how, predicted=predicted)
+            first = 0 if predicted is None else 2 - predicted
+            torch.testing.assert_close(v, expected[:, first:], rtol=1e-5, atol=1e-6)
+    assert (recorder.recorded, recorder.replayed) == (3, 6)
+
+
+@torch.no_grad()
 def test_nothing_is_made_for_a_call_while_it_is_recorded(monkeypatch):
     """No table is asked for, in a cache or not: copies to the device cannot be captured."""
     recorded = []

@@ -42,10 +42,9 @@ class Watched(nn.Module):
     def new_cache(self, frames=None):
         return self.net.new_cache(frames)
 
-    def forward(self, x, t, text, *, frames, cache, write_cache=False, visible=None):
+    def forward(self, x, t, text, *, frames, cache, write_cache=False, **how):
         self.calls.append((frames.tolist(), t[0].tolist(), len(cache), write_cache))
-        how = {"frames": frames, "cache": cache, "write_cache": write_cache, "visible": visible}
-        return self.net(x, t, text, **how)
+        return self.net(x, t, text, frames=frames, cache=cache, write_cache=write_cache, **how)
 
 
 def both(net, sizes, commit, denoise, guidance=1.0, **how):

@@ -95,6 +95,24 @@ def test_perturbing_a_frame_moves_only_who_sees_it(net, batch, name):
         assert torch.equal(change > 0, reach[:, moved])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("predicted", [0, 1, F, 2 * F])
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_what_is_predicted_does_not_depend_on_how_much(net, batch, name, predicted):
+    x, t = torch.cat((batch["clean"], batch["noisy"]), 1), batch["t"].repeat(1, 2)
+    call = {"frames": torch.arange(F).repeat(2), "visible": teacher_forced_matrix(PARTITIONS[name])}
+    call |= {"write_cache": True}
+    whole, part = net.new_cache(), net.new_cache()
+    expected = net(x, t, batch["text"], cache=whole, **call)[:, 2 * F - predicted :]
+    v = net(x, t, batch["text"], cache=part, **call, predicted=predicted)
+    assert v.shape == expected.shape and v.dtype == torch.float32
+    torch.testing.assert_close(v, expected, atol=5e-6, rtol=1e-5)  # a product of fewer rows rounds
+    for layer in range(layers(net)):
+        assert all(map(torch.equal, whole.read(layer), part.read(layer))), "these are all the rows"
+    with pytest.raises(ValueError, match=f"predicted: {2 * F + 1} .* the call has {2 * F}"):
+        net(x, t, batch["text"], cache=part, **call, predicted=2 * F + 1)
+
+
 def test_no_gradient_through_the_cache(net, batch):
     past = batch["clean"].clone().requires_grad_()
     cache = net.new_cache()

@@ -42,14 +42,17 @@ class Toy(ModelMixin, ConfigMixin):
     def new_cache(self, frames=None):
         return KVCache(layers=1)
 
-    def forward(self, x, t, text, *, frames, visible=None, cache=None, write_cache=False):
+    def forward(
+        self, x, t, text, *, frames, visible=None, cache=None, write_cache=False, predicted=None
+    ):
         pixels = x.movedim(2, -1)
         levels = t[:, :, None, None, None].expand(*pixels.shape[:-1], 1)
         words = text.mean(1)[:, None, None, None].expand(*pixels.shape[:-1], -1)
         hidden = self.read(torch.cat([pixels, levels, words], -1)).relu()
         if write_cache:
             cache.append(frames.tolist(), [(t[:, :, None, None], t[:, :, None, None])])
-        return self.write(hidden).movedim(-1, 2).float()
+        first = 0 if predicted is None else x.shape[1] - predicted
+        return self.write(hidden[:, first:]).movedim(-1, 2).float()
 
     def to_json_string(self):
         return super().to_json_string().replace('"Toy"', '"ToyModel"')

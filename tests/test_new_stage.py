@@ -108,15 +108,20 @@ def work(run, roles=("student",)):
     return sum(done[len(roles) :], Work())
 
 
-def forward(frames, seen, prompts=1):
-    """Operations of one clip by hand, two a multiply-add: see bench/count.py."""
-    q, d = frames * GRID, WIDTH
-    layer = 8 * q * d * d + 4 * d * seen * GRID**2 + 4 * q * d * d + 4 * d * q * TEXT
-    layer += 4 * prompts * TEXT * d * d + 4 * q * d * FFN
-    once = (
-        16 * 16 * q * d + 2 * frames * (16 * d + 7 * d * d) + 2 * prompts * TEXT * (8 * d + d * d)
-    )
-    return LAYERS * layer + once
+def forward(frames, seen, prompts=1, last=None):
+    """Operations of one clip by hand, two a multiply-add: see bench/count.py.
+
+    `last` are the frames that are predicted, and what they see.
+    """
+    d, operations = WIDTH, 0
+    last = last or (frames, seen)
+    for queries, pairs in [(frames, seen)] * (LAYERS - 1) + [last]:
+        q = queries * GRID
+        operations += 4 * frames * GRID * d * d + 4 * q * d * d + 4 * d * pairs * GRID**2
+        operations += 4 * q * d * d + 4 * d * q * TEXT + 4 * q * d * FFN
+        operations += 4 * prompts * TEXT * d * d
+    operations += 8 * 16 * (frames + last[0]) * GRID * d + 2 * frames * (16 * d + 7 * d * d)
+    return operations + 2 * prompts * TEXT * (8 * d + d * d)
 
 
 def memory(name, checkpointing=False):
@@ -140,7 +145,7 @@ def keys_and_values(frames, text=0):
 def test_a_new_teacher_forced_stage():
     """Six frames a call: clean ones see 1 + 2 + 3, noisy ones their pasts 0 + 1 + 2 and selves."""
     run = asked(f"{__name__}.TeacherForced", frames=FRAMES, few_steps=2)
-    one = forward(6, 6 + 6)
+    one = forward(6, 6 + 6, last=(3, 6))
     assert work(run).operations == pytest.approx(BATCH * one * (3 + 2), rel=1e-12)
     found = memory(f"{__name__}.TeacherForced")
     assert found["activations for the backward pass"] == saved(6, 1)
@@ -155,7 +160,7 @@ def test_a_new_rollout_stage():
     last = 3 * sum(forward(1, 1 + past) for past in range(3))
     # One of the calls without gradient reads the prompt: the first block's first or its commit.
     early = 0.5 * sum(forward(1, 1 + past, prompts=0) for past in range(3))
-    commits = forward(1, 1, 0) + forward(1, 2, 0) + forward(1, 1) - forward(1, 1, 0)
+    commits = forward(1, 1, 0, (0, 0)) + forward(1, 2, 0, (0, 0)) + forward(1, 1) - forward(1, 1, 0)
     judged = 2 * forward(3, 9)  # a frozen network: its input's gradient alone
     operations = last + early + commits + judged
     assert work(run).operations == pytest.approx(BATCH * operations, rel=1e-12)

@@ -55,7 +55,9 @@ class Velocity(nn.Module):
     def new_cache(self) -> dict[int, Tensor]:
         return {}
 
-    def forward(self, x, t, text, *, frames, visible=None, cache=None, write_cache=False):
+    def forward(
+        self, x, t, text, *, frames, visible=None, cache=None, write_cache=False, predicted=None
+    ):
         places, before = frames.tolist(), []
         for row, place in enumerate(places):
             sees = [key for key in range(len(places)) if visible is None or visible[row, key]]
@@ -68,7 +70,8 @@ class Velocity(nn.Module):
             cache |= {place: x[:, row] for row, place in enumerate(places)}
         m = A * torch.stack(before, 1)
         q2 = torch.tensor([1.0 if place == 0 else 1 - A**2 for place in places])
-        return self.answer(x, t[:, :, None, None, None], m, q2[:, None, None, None]) + self.offset
+        v = self.answer(x, t[:, :, None, None, None], m, q2[:, None, None, None]) + self.offset
+        return v if predicted is None else v[:, len(places) - predicted :]
 
     def answer(self, x, t, m, q2):
         d2 = (1 - t) ** 2 * q2 + t**2

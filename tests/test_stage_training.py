@@ -45,7 +45,8 @@ MEAN, DEVIATION = 1.5, 0.5
 class Gaussian(nn.Module):
     """The exact velocity of independent latents N(MEAN, DEVIATION^2), whatever is visible."""
 
-    def forward(self, x, t, text, **_):
+    def forward(self, x, t, text, *, predicted=None, **_):
+        x, t = (part if predicted is None else part[:, -predicted:] for part in (x, t))
         t = t[:, :, None, None, None]
         slope = (t - (1 - t) * DEVIATION**2) / ((1 - t) ** 2 * DEVIATION**2 + t**2)
         return slope * (x - (1 - t) * MEAN) - MEAN

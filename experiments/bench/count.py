@@ -1,19 +1,22 @@
 """Operations and bytes of a pass through a network, from its shapes alone.
 
 Operations are two per multiply-add, of matrix products only (norms, activations, rotations and
-softmax are left out, as is usual). A pass over ``N`` frames of ``S`` tokens, ``Q = N S`` queries,
-in a block of width ``D`` with ``F`` hidden units and a prompt of ``T`` tokens::
+softmax are left out, as is usual). A pass over ``N`` frames of ``S`` tokens, ``K = N S``, in a
+block of width ``D`` with ``F`` hidden units, ``Q = K`` queries and a prompt of ``T`` tokens::
 
-    queries, keys, values, output    8 Q D^2
+    keys, values                     4 K D^2
+    queries, output                  4 Q D^2
     attention                        4 D P        P: pairs (query token, key token) that see each
     text: queries and output         4 Q D^2         other, cached keys included
     text: attention                  4 D Q T
     text: keys and values            4 T D^2      not where a cache remembers them
     feed-forward                     4 Q D F
 
-and once, outside the blocks: patches in and out ``16 C Q D``, per frame the time embedding
-``2 (f D + 7 D^2)``, the text embedding ``2 T (d D + D^2)``. ``P`` counts *visible* pairs, not what
-a kernel computes: a dense mask computes more and shows it as a lower share of the roofline.
+and once, outside the blocks: patches in ``8 C K D`` and out ``8 C Q D``, per frame the time
+embedding ``2 (f D + 7 D^2)``, the text embedding ``2 T (d D + D^2)``. In the last block and behind
+it ``Q`` are the tokens of the predicted frames alone, and ``P`` their pairs: none in a call that
+only writes the cache. ``P`` counts *visible* pairs, not what a kernel computes: a dense mask
+computes more and shows it as a lower share of the roofline.
 
 With cameras attention has twice the heads, and another output projection: ``2 Q D^2`` and
 ``4 D P`` more.
@@ -21,9 +24,10 @@ With cameras attention has twice the heads, and another output projection: ``2 Q
 A backward pass counts as two forwards. Recomputing a checkpointed block adds one, self-attention's
 kernel aside where its output is kept, which counts as hardware work but not as model work.
 
-Bytes are the least a device must move through its memory: the weights once, the cached keys and
-values once, and per block the residual stream in and out and the prompt's keys and values. Other
-activations may stay on chip, so a time of bytes / bandwidth cannot be beaten, only approached.
+Bytes are the least a device must move through its memory: the weights that it needs once, the
+cached keys and values once, and per block the residual stream in and out and the prompt's keys and
+values. Other activations may stay on chip, so a time of bytes / bandwidth cannot be beaten, only
+approached.
 """
 
 from __future__ import annotations
@@ -60,26 +64,33 @@ def work(size: NetworkSize, call: Call, tokens: int, text: int, width_bytes: int
         text: tokens of a prompt.
         width_bytes: bytes of a value in the compute dtype.
     """
-    d, queries = size.width, call.frames * tokens
-    prompt = text if call.reads_prompt else 0
-    block = (
-        (8 + 2 * size.prope) * queries * d * d
-        + _self_attention(size, call, tokens)
-        + 4 * queries * d * d
-        + 4 * d * queries * text
-        + 4 * prompt * d * d
-        + 4 * queries * d * size.ffn
-    )
+    d, own = size.width, call.frames * tokens
+    frames, seen = call.last or (call.frames, call.seen)  # of the last block
+    asked, prompt = frames * tokens, text if call.reads_prompt else 0
+    blocks = (size.layers - 1) * _block(size, own, own, call.seen * tokens**2, text)
+    blocks += _block(size, own, asked, seen * tokens**2, text)
     beside = (
-        16 * size.channels * queries * d
+        8 * size.channels * (own + asked) * d
         + 2 * call.frames * (size.freq_dim * d + 7 * d * d)
         + 2 * prompt * (size.text_dim * d + d * d)
+        + 4 * prompt * d * d * size.layers
     )
-    past = (1 + size.prope) * call.cached * tokens
-    moved = size.layers * d * (2 * past + 2 * queries + 2 * text)
-    return Work(
-        call.batch * (size.layers * block + beside),
-        width_bytes * (size.parameters + call.batch * moved),
+    read = 2 * (1 + size.prope) * call.cached * tokens + 2 * text
+    moved = (size.layers - 1) * (read + 2 * own) + own + asked + (read if asked else 0)
+    weights = size.parameters - (0 if asked else size.behind_last_keys)
+    return Work(call.batch * (blocks + beside), width_bytes * (weights + call.batch * d * moved))
+
+
+def _block(size: NetworkSize, keys: int, queries: int, pairs: int, text: int) -> int:
+    """Operations in a block, but for the text's keys and values; all arguments in tokens."""
+    d = size.width
+    return (
+        4 * keys * d * d
+        + (4 + 2 * size.prope) * queries * d * d
+        + _self_attention(size, pairs)
+        + 4 * queries * d * d
+        + 4 * d * queries * text
+        + 4 * queries * d * size.ffn
     )
 
 
@@ -90,12 +101,14 @@ def passes(call: Call) -> int:
 
 def kept(size: NetworkSize, call: Call, tokens: int) -> Work:
     """Of a forward, what checkpointing does not recompute unless it is ``full``."""
-    return Work(call.batch * size.layers * _self_attention(size, call, tokens))
+    _, seen = call.last or (call.frames, call.seen)
+    pairs = ((size.layers - 1) * call.seen + seen) * tokens**2
+    return Work(call.batch * _self_attention(size, pairs))
 
 
-def _self_attention(size: NetworkSize, call: Call, tokens: int) -> float:
-    """Operations of a layer's kernel."""
-    return (1 + size.prope) * 4 * size.width * call.seen * tokens * tokens
+def _self_attention(size: NetworkSize, pairs: int) -> int:
+    """Operations of the kernel for pairs of a query token and a key token."""
+    return (1 + size.prope) * 4 * size.width * pairs
 
 
 def optimizer(size: NetworkSize) -> Work:

@@ -53,8 +53,20 @@ class NetworkSize:
         time = self.freq_dim * d + d * d + 6 * d * d + 8 * d
         text = self.text_dim * d + d * d + 2 * d
         motion = self.motion * (17 * d + 6 * d * (d + 1))
-        head = 4 * self.channels * (d + 1)
-        return self.layers * block + patch + time + text + motion + head
+        return self.layers * block + patch + time + text + motion + self._head
+
+    @property
+    def behind_last_keys(self) -> int:
+        """Of these, those that a call without predictions does not need: in the last layer queries,
+        outputs and the feed-forward, and the head.
+        """
+        d = self.width
+        outputs = (4 + self.prope) * (d * d + d)
+        return outputs + 2 * d * self.ffn + self.ffn + d + self._head
+
+    @property
+    def _head(self) -> int:
+        return 4 * self.channels * (self.width + 1)
 
 
 def scale_tree(scale: str, settings: Mapping[str, Any], library: Library) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class FastPast(Past):
         """
         self.restart(text)
         mask = block_causal_mask([block.stop - block.start for block in blocks])
-        self.forward(x0, x0.new_zeros(x0.shape[:2]), *blocks, visible=mask, write_cache=True)
+        t = x0.new_zeros(x0.shape[:2])
+        self.forward(x0, t, *blocks, visible=mask, write_cache=True, predicted=0)
 
     @property
     def held(self) -> set[int]:
@@ -131,17 +132,17 @@ class FastPast(Past):
         """One call on [clean block | noisy next block]; only the clean keys stay in the cache."""
         context, context_t, earlier = self._pending
         self._pending = None
-        sizes = (context.shape[1], x.shape[1])
         vs = self.forward(
             torch.cat([context, x], dim=1),
             torch.cat([context_t, t], dim=1),
             earlier,
             block,
-            visible=block_causal_mask(sizes),
+            visible=block_causal_mask((context.shape[1], x.shape[1])),
             write_cache=True,
+            predicted=x.shape[1],
         )
         self._retract(x)
-        return [v[:, sizes[0] :] for v in vs]
+        return vs
 
     def _ask(self, text: Tensor) -> None:
         texts = [text] if self.guidance == 1 else [text, self.negative.expand_as(text)]
@@ -152,7 +153,7 @@ class FastPast(Past):
         if self._pending is not None:
             (context, t, block), self._pending = self._pending, None
             self._make_room(context)
-            self.forward(context, t, block, write_cache=True)
+            self.forward(context, t, block, write_cache=True, predicted=0)
 
     def _has_room(self, *blocks: Tensor) -> bool:
         new = sum(block.shape[1] for block in blocks)

@@ -44,18 +44,17 @@ def teacher_forcing(
     ``clean_t`` ``[B, F]`` is the noise level of the clean half, zeros unless the context is noised.
     ``until`` ``[B, F]`` is the second time of a network that has one (`networks/wan/two_time.py`).
     """
-    frames = x_t.shape[1]
     clean_t = torch.zeros_like(t) if clean_t is None else clean_t
     second = {} if until is None else {"until": torch.cat([clean_t, until], dim=1)}
-    v = net(
+    return net(
         torch.cat([clean, x_t], dim=1),
         torch.cat([clean_t, t], dim=1),
         text,
         frames=_positions(x_t).repeat(2),
         visible=visibility.teacher_forcing_mask(sizes),
+        predicted=x_t.shape[1],
         **second,
     )
-    return v[:, frames:]
 
 
 def guided(v: Callable[[Tensor], Tensor], text: Tensor, negative: Tensor, scale: float) -> Tensor:

@@ -82,7 +82,7 @@ class Past:
 
     def write(self, context: Tensor, t: Tensor, block: slice) -> None:
         """Update the KV caches with ``context`` at ``t`` ``[B, n]``."""
-        self.forward(context, t, block, write_cache=True)
+        self.forward(context, t, block, write_cache=True, predicted=0)
 
     def forward(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> list[Tensor]:
         """One forward pass per branch; ``x`` has the frames of all ``blocks``, concatenated."""

@@ -1,6 +1,6 @@
 """The network contract: one forward signature serves every algorithm.
 
-    v = net(x, t, text, *, frames, visible=None, cache=None, write_cache=False)
+    v = net(x, t, text, *, frames, visible=None, cache=None, write_cache=False, predicted=None)
 
     x            [B, N, C, H, W]  latent frames, clean or noisy
     t            [B, N] float32   noise level of each frame, 0 data .. 1 noise
@@ -9,7 +9,8 @@
     visible      [N, N] bool      attention mask, row = query frame, column = key frame; None: full
     cache        KVCache | None   KV cache of earlier frames, seen by every query
     write_cache  bool             append this call's keys and values; only without gradient
-    v            [B, N, C, H, W]  float32, velocity eps - x0
+    predicted    int | None       how many frames, the last P, are asked for; None: all of them
+    v            [B, P, C, H, W]  float32, velocity eps - x0 of those
 
 A network whose `config.cameras` is true takes one argument more, which no algorithm knows of: it is
 bound to the cameras of a batch first (`networks/cameras.py`, `Posed`).
@@ -19,11 +20,13 @@ bound to the cameras of a batch first (`networks/cameras.py`, `Posed`).
 
 Teacher forcing, diffusion forcing, bidirectional scoring and cached rollout are *callers* of this
 one function, not modes of it: teacher forcing passes [clean | noisy] frames with an attention mask
-(who sees whom); a rollout passes one block and a KV cache.
+(who sees whom) and has the noisy ones predicted; a rollout passes one block and a KV cache, and
+where it only writes the cache has none predicted.
 
 Every network guarantees (tests/test_networks.py): a frame has no influence on frames that cannot
-see it, directly or through others; the parallel pass equals the block-by-block cached pass;
-gradient flows into a call's own frames, never into the cache; samples of a batch are independent.
+see it, directly or through others; the parallel pass equals the block-by-block cached pass; what is
+predicted does not depend on how much is; gradient flows into a call's own frames, never into the
+cache; samples of a batch are independent.
 
 `frames` and `visible` are read on the host (they are keys of small caches): keep them on the CPU.
 `config` names the constructor's arguments, among them `in_channels` and `text_dim`, which are
@@ -96,8 +99,9 @@ class Network(Protocol):
         visible: "torch.Tensor | None" = None,
         cache: "KVCache | None" = None,
         write_cache: bool = False,
+        predicted: int | None = None,
     ) -> "torch.Tensor":
-        """Velocity eps - x0 of every frame of `x`."""
+        """Velocity eps - x0 of the last `predicted` frames of `x`."""
         ...
 
     def new_cache(self, frames: int | None = None) -> "KVCache":

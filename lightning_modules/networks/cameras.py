@@ -53,9 +53,11 @@ def tiled(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply tokens by their frame's matrix, four channels at a time, in float32 or float64.
 
     Args:
-        x: tokens ``[B, T, H, E]`` of N frames, E divisible by 4.
+        x: tokens ``[B, T, H, E]`` of N frames, or of none, E divisible by 4.
         matrix: ``[B, N, 4, 4]``, float32 even under autocast.
     """
+    if not x.shape[1]:
+        return x
     dtype = torch.promote_types(x.dtype, matrix.dtype)
     with torch.autocast(x.device.type, enabled=False):
         groups = x.to(dtype).reshape(matrix.shape[0] * matrix.shape[1], -1, 4)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.wan.kv_cache import KVCache
+from lightning_modules.networks.wan.shapes import first_predicted
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Call:
         writes: whether its keys and values are appended to the cache.
         held: frames that all living caches of the network have room for, summed over clips.
         prompts: clips whose prompts those caches hold.
+        last: frames and pairs of the last layer, whose queries are what is predicted; None: as in
+            the others.
     """
 
     frames: int
@@ -42,6 +45,7 @@ class Call:
     writes: bool = False
     held: int = 0
     prompts: int = 0
+    last: tuple[int, int] | None = None
 
 
 class TallyCache(KVCache):
@@ -103,13 +107,16 @@ class Tally(nn.Module):
         visible: Tensor | None = None,
         cache: TallyCache | None = None,
         write_cache: bool = False,
+        predicted: int | None = None,
         until: Tensor | None = None,
     ) -> Tensor:
-        """Record the call; return ``[B, N, C, H, W]`` float32, differentiable in ``x``."""
+        """Record the call; return ``[B, P, C, H, W]`` float32, differentiable in ``x``."""
         (batch, queries), cached = x.shape[:2], len(cache or ())
         assert t.shape == x.shape[:2] and frames.shape == (queries,), (x.shape, t.shape, frames)
-        own = queries * queries if visible is None else int(visible.sum())
-        v = self.weight * x.float()
+        first = first_predicted(predicted, queries)
+        sees = torch.ones(queries, queries) if visible is None else visible
+        seen, of_last = (int(rows.sum()) + len(rows) * cached for rows in (sees, sees[first:]))
+        v = self.weight * x[:, first:].float()
         reads = _reads_prompt(text, cache)
         if cache is not None:
             cache.batch = batch
@@ -119,7 +126,7 @@ class Tally(nn.Module):
         self.calls.append(
             Call(
                 frames=queries,
-                seen=own + queries * cached,
+                seen=seen,
                 cached=cached,
                 reads_prompt=reads,
                 batch=batch,
@@ -127,6 +134,7 @@ class Tally(nn.Module):
                 writes=write_cache,
                 held=sum(each.held for each in caches),
                 prompts=sum(each.batch for each in caches),
+                last=(queries - first, of_last) if first else None,
             )
         )
         return v

@@ -2,7 +2,8 @@
 
 A training step's network calls are recorded by a ``DryRun`` of the stage. Items that follow from
 shapes are exact: weights, gradients, optimizer, EMA, KV caches. Items marked ``~`` use constants
-per token fitted on small networks (tests/test_memory.py measures them again). Not counted: the
+per token fitted on small networks (tests/test_memory.py measures them again) and count the last
+layer as any other, though it keeps less of frames that are not predicted. Not counted: the
 CUDA context (about 1 GB), fragmentation, buffers of DDP and DeepSpeed, layers gathered by ZeRO-3,
 and activations of encoders.
 """

@@ -183,7 +183,7 @@ class GaussianWorld:
         """
         if min(positions) < 0 or max(positions) >= self.frames:
             raise ValueError(f"frames {list(positions)}: the law's clips have {self.frames}")
-        query, visible = torch.tensor(queries), visible.to(y.device)
+        query, visible = torch.tensor(queries, dtype=torch.int64), visible.to(y.device)
         v = -y[:, query]  # a clean observation that sees itself: eps stays unknown
         hidden = ~visible[torch.arange(len(query)), query].cpu() | (t[:, query] != 0).any(0).cpu()
         if hidden.any():

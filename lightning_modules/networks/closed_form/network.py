@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.wan.kv_cache import KVCache
+from lightning_modules.networks.wan.shapes import first_predicted
 from lightning_modules.ranges import PositiveInt
 
 __all__ = ["ClosedForm"]
@@ -81,12 +82,13 @@ class ClosedForm(nn.Module, ConfigMixin):
         visible: Tensor | None = None,
         cache: KVCache | None = None,
         write_cache: bool = False,
+        predicted: int | None = None,
     ) -> Tensor:
-        """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
+        """Return the velocity eps - x0 [B, P, C, H, W] float32; see `networks/__init__.py`.
 
         Raises:
-            ValueError: shapes that disagree with each other or the law, a text that is no
-                component, or a frame past the end of the law's clips.
+            ValueError: shapes that disagree with each other, `predicted` or the law, a text that is
+                no component, or a frame past the end of the law's clips.
         """
         self._check(x, t, text, frames, visible)
         assert not (write_cache and (cache is None or torch.is_grad_enabled())), (
@@ -94,19 +96,20 @@ class ClosedForm(nn.Module, ConfigMixin):
         )
         own = x.flatten(2)[:, :, None], t[:, :, None, None]  # as keys and values of one head
         count, held = x.shape[1], len(cache or ())
+        first = first_predicted(predicted, count)
         observed = own if cache is None else cache.with_context(0, count)(*own)
         mask = torch.ones(count, count, dtype=torch.bool) if visible is None else visible
         v = self.law.velocity(
             observed[0][:, :, 0].double(),
             observed[1][:, :, 0, 0].double(),
             positions=[*(cache.frames if cache is not None else ()), *frames.tolist()],
-            visible=nn.functional.pad(mask.cpu(), (held, 0), value=True),
-            queries=range(held, held + count),
+            visible=nn.functional.pad(mask[first:].cpu(), (held, 0), value=True),
+            queries=range(held + first, held + count),
             log_prior=self._log_prior(text),
         )
         if write_cache:
             cache.append(frames.tolist(), [own])
-        return v.view_as(x).float()
+        return v.view_as(x[:, first:]).float()
 
     def _log_prior(self, text: Tensor) -> Tensor:
         """[B, 1, K] -> log weights of the components, [B, K] float64."""

@@ -121,7 +121,12 @@ def choose(device: torch.device, half: bool, small: bool, prefixed: bool) -> str
 
 
 def attention_mask(
-    visible: Tensor | None, tokens: int, cached: int, device: torch.device, dtype: torch.dtype
+    visible: Tensor | None,
+    tokens: int,
+    cached: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    first: int = 0,
 ) -> Mask:
     """The mask of a call for `attend`: a frame matrix expanded to tokens, in the kernel's form.
 
@@ -131,16 +136,17 @@ def attention_mask(
         cached: frames at the front of the keys that come from the KV cache, seen by all.
         device: where the mask will be used.
         dtype: of a dense mask.
+        first: query frame; those before it have no rows.
 
     Returns:
-        The mask [N * tokens, (cached + N) * tokens]; None if nothing is hidden.
+        The mask [(N - first) * tokens, (cached + N) * tokens]; None if nothing is hidden.
         Equal calls share one object: do not write to it. Within a dual level it is of frames.
 
     Raises:
         ValueError: if `visible` is not a square bool matrix, a frame would see nothing, a dense
             mask would be too large, or the forced kernel cannot hide what is hidden.
     """
-    rows = hidden_rows(visible, cached)
+    rows = hidden_rows(visible, cached, first)
     if rows is None:
         return None
     if _dual_level_is_open():

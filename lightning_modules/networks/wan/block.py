@@ -1,9 +1,13 @@
 """A layer of Wan 2.1 with per-frame modulation, a frame-level attention mask and a KV cache.
 
 Shapes: B batch, N frames, S tokens per frame, T = N * S own tokens, K = T plus cached tokens,
-L prompt tokens, D model width, H heads, E = D / H channels per head. With cameras self-attention
-has 2 H heads, of which the second half is under PRoPE (`networks/cameras.py`); heads do not know
-each other, so this is two attentions in one kernel call, under one mask and with one KV cache.
+L prompt tokens, D model width, H heads, E = D / H channels per head. Q = P * S tokens are queries:
+P = N, but in the last layer the P last frames, those that are predicted; of the others it has keys
+and values alone.
+
+With cameras self-attention has 2 H heads, of which the second half is under PRoPE
+(`networks/cameras.py`); heads do not know each other, so this is two attentions in one kernel call,
+under one mask and with one KV cache.
 
 Norms, modulation and RoPE are float32 even under autocast. Attention kernels come from libraries;
 the three parts of a layer between them may be compiled.
@@ -15,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -62,16 +67,23 @@ class WanBlock(WanTransformerBlock):
         mask: Mask,
         with_context: WithContext,  # own k, v [B, T, H, E] -> attended [B, K, H, E]
         cameras: Tensor | None,  # [B, N, 3, 4, 4] float32; the heads are then 2 H
+        first: int = 0,  # N - P, the first frame that queries
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x [B, N, S, D] and this call's own keys and values [B, T, H, E]."""
+        """Return x [B, P, S, D] and this call's own keys and values [B, T, H, E]."""
         table = (self.scale_shift_table.float() + modulation).unsqueeze(-2).unbind(2)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = table  # each [B, N, 1, D]
+        shift, scale, *after_attention = table  # each [B, N, 1, D]
         parts = _compiled_parts() if self.compiled and not _has_tangents() else _parts()
         self_attention_qkv, cross_attention_q, mlp = parts
 
         room = getattr(with_context, "room", None)
-        q, k, v = self_attention_qkv(self, x, shift, scale, rope, cameras, room)
-        out = attend(q, *with_context(k, v), mask)
+        q, k, v = self_attention_qkv(self, x, shift, scale, rope, cameras, room, first)
+        keys, values = with_context(k, v)
+        x = x[:, first:]
+        if not x.shape[1]:
+            return x, k, v
+        out = attend(q, keys, values, mask)
+        gate, mlp_shift, mlp_scale, mlp_gate = (each[:, first:] for each in after_attention)
+        cameras = None if cameras is None else cameras[:, first:]
         x, q = cross_attention_q(self, x, out, gate, cameras)
         out = attend(q.type_as(prompt[1]), *prompt)
         return mlp(self, x, out, mlp_shift, mlp_scale, mlp_gate), k, v
@@ -84,13 +96,14 @@ class WanBlock(WanTransformerBlock):
         rope: Tensor,
         cameras: Tensor | None,
         room: KeyValue | None,
+        first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Self-attention's q and k after QK-norm and RoPE, and v, each [B, T, H, E].
+        """Self-attention's q [B, Q, H, E] and k after QK-norm and RoPE, and v, [B, T, H, E].
 
         With cameras the same heads follow once more, under PRoPE in place of RoPE. k and v are
         written to ``room``, if there is any, by the kernel that computes them.
         """
-        q, k, v = self._qkv(x, shift, scale, rope, cameras)
+        q, k, v = self._qkv(x, shift, scale, rope, cameras, first)
         if room is None:
             return q, k, v
         room[0].copy_(k)
@@ -98,28 +111,42 @@ class WanBlock(WanTransformerBlock):
         return q, *room
 
     def _qkv(
-        self, x: Tensor, shift: Tensor, scale: Tensor, rope: Tensor, cameras: Tensor | None
+        self,
+        x: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        rope: Tensor,
+        cameras: Tensor | None,
+        first: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layer, x = self.attn1, modulate(self.norm1, x, shift, scale).flatten(1, 2)
+        layer, before = self.attn1, first * x.shape[2]
+        q, k, v = self._projected(modulate(self.norm1, x, shift, scale).flatten(1, 2), before)
         heads = (layer.heads, -1)
-        if layer.fused_projections:
-            q, k, v = layer.to_qkv(x).chunk(3, -1)
-        else:
-            q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
         q = rms_norm(layer.norm_q, q).unflatten(-1, heads)
         k = rms_norm(layer.norm_k, k).unflatten(-1, heads)
         v = v.unflatten(-1, heads)
-        rotated = apply_rope(q, rope).type_as(v), apply_rope(k, rope).type_as(v), v
+        rotated = apply_rope(q, rope[before:]).type_as(v), apply_rope(k, rope).type_as(v), v
         if cameras is None:
             return rotated
         matrix, inverse, _ = cameras.unbind(2)
-        posed = tiled(q, matrix.mT).type_as(v), tiled(k, inverse).type_as(v), tiled(v, inverse)
+        q = tiled(q, matrix[:, first:].mT)
+        posed = q.type_as(v), tiled(k, inverse).type_as(v), tiled(v, inverse)
         return tuple(torch.cat(heads, 2) for heads in zip(rotated, posed, strict=True))
+
+    def _projected(self, x: Tensor, before: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of tokens [B, T, D] q, without that of so many at the front, and k and v."""
+        layer = self.attn1
+        if not layer.fused_projections:
+            return layer.to_q(x[:, before:]), layer.to_k(x), layer.to_v(x)
+        if not before:
+            return layer.to_qkv(x).chunk(3, -1)
+        keys_and_values = (each[x.shape[-1] :] for each in (layer.to_qkv.weight, layer.to_qkv.bias))
+        return layer.to_q(x[:, before:]), *F.linear(x, *keys_and_values).chunk(2, -1)
 
     def cross_attention_q(
         self, x: Tensor, out: Tensor, gate: Tensor, cameras: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Self-attention residual, then cross-attention's q [B, T, H, E]."""
+        """Self-attention residual, then cross-attention's q [B, Q, H, E]."""
         layer = self.attn2
         x = gated(x, self.self_attention_out(out, cameras).view_as(x), gate)
         normed = self.norm2(x.float()).type_as(x) if isinstance(self.norm2, nn.LayerNorm) else x
@@ -127,7 +154,7 @@ class WanBlock(WanTransformerBlock):
         return x, q.unflatten(-1, (layer.heads, -1))
 
     def self_attention_out(self, out: Tensor, cameras: Tensor | None) -> Tensor:
-        """Self-attention's output projections [B, T, D] of all heads [B, T, D or 2 D]."""
+        """Self-attention's output projections [B, Q, D] of all heads [B, Q, D or 2 D]."""
         layer = self.attn1
         if cameras is None:
             return layer.to_out[0](out)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.networks.wan.kv_cache import KVCache
+from lightning_modules.networks.wan.shapes import first_predicted
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.networks.wan.transformer import Wan
 
@@ -65,7 +66,7 @@ class Graph:
 class _Recorded:
     graph: Call
     version: int  # of the cache's buffers
-    mask: Any  # that the graph reads: kept alive
+    masks: Any  # that the graph reads: kept alive
 
 
 class Replay:
@@ -99,34 +100,37 @@ class Replay:
         visible: Tensor | None = None,
         cache: KVCache | None = None,
         write_cache: bool = False,
+        predicted: int | None = None,
         cameras: Tensor | None = None,
     ) -> Tensor:
-        """Velocity eps - x0 of every frame of `x`; see `networks/__init__.py`."""
-        how = {"frames": frames, "visible": visible, "cache": cache}
+        """Velocity eps - x0 of the last frames of `x`; see `networks/__init__.py`."""
+        how = {"frames": frames, "visible": visible, "cache": cache, "write_cache": write_cache}
+        how |= {"predicted": predicted, "cameras": cameras}
         if not isinstance(cache, StaticKVCache):
-            return self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
+            return self.net(x, t, text, **how)
         self.net.cross_attention_kv(text, cache)
         positions = tuple(frames.tolist())
         matrix = None if visible is None else tuple(map(tuple, visible.tolist()))
-        kind = (len(cache), matrix, tuple(x.shape), x.dtype, tuple(text.shape))
+        first = first_predicted(predicted, x.shape[1])
+        kind = (len(cache), matrix, first, tuple(x.shape), x.dtype, tuple(text.shape))
         warm, recorded = (each.setdefault(cache, {}) for each in (self._warm, self._recorded))
         if warm.get(kind) != cache.version:
-            v = self.net(x, t, text, **how, write_cache=write_cache, cameras=cameras)
+            v = self.net(x, t, text, **how)
             warm[kind] = cache.version
             self.first_times += 1
             return v
         # Made before: nothing can be copied to the device while a graph is captured.
-        rope, mask = self.net.rope_and_mask(x, positions, visible, cache)
+        rope, masks = self.net.rope_and_masks(x, positions, visible, cache, first)
         inputs = (x, t, rope) if cameras is None else (x, t, rope, cameras)
         known = recorded.get(kind)
         if known is None or known.version != cache.version:
             graph = self._record(
                 lambda x, t, rope, cameras=None: self.net.velocity(
-                    x, t, cache.text, rope, mask, cache, cameras=cameras
+                    x, t, cache.text, rope, masks, cache, first=first, cameras=cameras
                 ),
                 *inputs,
             )
-            known = recorded[kind] = _Recorded(graph, cache.version, mask)
+            known = recorded[kind] = _Recorded(graph, cache.version, masks)
             self.first_times += 1
         v = known.graph(*inputs)
         if write_cache:

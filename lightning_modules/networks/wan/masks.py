@@ -66,8 +66,10 @@ class FrameMask:
         return slice(start * self.tokens, stop * self.tokens)
 
 
-def hidden_rows(visible: Tensor | None, cached: int) -> Rows | None:
+def hidden_rows(visible: Tensor | None, cached: int, first: int = 0) -> Rows | None:
     """The rows of `visible` [N, N] bool (row = query frame), or None when nothing is hidden.
+
+    Query frames before `first` are left out.
 
     Raises:
         ValueError: if `visible` is not a square bool matrix or a frame would see nothing.
@@ -79,16 +81,15 @@ def hidden_rows(visible: Tensor | None, cached: int) -> Rows | None:
             f"visible must be a square bool matrix, got {visible.dtype} {tuple(visible.shape)}"
         )
     rows = tuple(tuple(row) for row in visible.tolist())
-    if all(map(all, rows)):
-        return None
     if not cached and not all(map(any, rows)):
         raise ValueError("visible has a row of False: every frame must see at least itself")
-    return rows
+    rows = rows[first:]
+    return None if all(map(all, rows)) else rows
 
 
 def dense_bytes(rows: Rows, tokens: int, cached: int, dtype: torch.dtype) -> int:
     """Bytes of the dense mask of these frames at `tokens` tokens per frame."""
-    return len(rows) * tokens * (cached + len(rows)) * tokens * dtype.itemsize
+    return len(rows) * tokens * (cached + len(rows[0])) * tokens * dtype.itemsize
 
 
 @lru_cache(maxsize=16)
@@ -103,10 +104,10 @@ def dense_mask(
     size = dense_bytes(rows, tokens, cached, dtype)
     if size > DENSE_LIMIT:
         raise ValueError(
-            f"attention: the dense mask of {len(rows) * tokens} x {(cached + len(rows)) * tokens}"
-            f" tokens would take {size / 2**30:.1f} GiB (limit {DENSE_LIMIT / 2**30:g} GiB): run on"
-            " a CUDA device with launch.attention auto or flex, which needs no such mask, or make"
-            " the clips smaller"
+            f"attention: the dense mask of {len(rows) * tokens} x"
+            f" {(cached + len(rows[0])) * tokens} tokens would take {size / 2**30:.1f} GiB (limit"
+            f" {DENSE_LIMIT / 2**30:g} GiB): run on a CUDA device with launch.attention auto or"
+            " flex, which needs no such mask, or make the clips smaller"
         )
     # Not in inference mode: a mask first asked for by validation would break training.
     with torch.inference_mode(False):

@@ -29,3 +29,15 @@ def check_shapes(
         raise ValueError(
             f"latents of {x.shape[3]} x {x.shape[4]} do not divide into {high} x {wide} patches"
         )
+
+
+def first_predicted(predicted: int | None, frames: int) -> int:
+    """The first of a call's `frames` whose velocity is asked for; `frames` if none is.
+
+    Raises:
+        ValueError: if `predicted` is more than there are, or negative.
+    """
+    predicted = frames if predicted is None else predicted
+    if not 0 <= predicted <= frames:
+        raise ValueError(f"predicted: {predicted} of the last frames, the call has {frames}")
+    return frames - predicted

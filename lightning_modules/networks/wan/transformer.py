@@ -15,6 +15,7 @@ Sources: Wan (2025), arXiv 2503.20314; diffusers `transformer_wan.py`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ from lightning_modules.networks.wan.block import WanBlock, modulate
 from lightning_modules.networks.wan.checkpointing import checkpointed
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, no_context
 from lightning_modules.networks.wan.motion_embedder import MotionEmbedder
+from lightning_modules.networks.wan.patches import embedded_patches, grid, unpatched
 from lightning_modules.networks.wan.precision import to_bfloat16
 from lightning_modules.networks.wan.rotary import rope_table
-from lightning_modules.networks.wan.shapes import check_shapes
+from lightning_modules.networks.wan.shapes import check_shapes, first_predicted
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.ranges import Positive, PositiveInt
 
@@ -139,15 +141,16 @@ class Wan(ModelMixin, ConfigMixin):
         visible: Tensor | None = None,
         cache: KVCache | None = None,
         write_cache: bool = False,
+        predicted: int | None = None,
         cameras: Tensor | None = None,
         until: Tensor | None = None,
     ) -> Tensor:
-        """Return the velocity eps - x0 [B, N, C, H, W] float32; see `networks/__init__.py`.
+        """Return the velocity eps - x0 [B, P, C, H, W] float32; see `networks/__init__.py`.
 
         ``until`` [B, N] is for `TwoTimeWan` alone.
 
         Raises:
-            ValueError: if shapes disagree with each other or with the patch size.
+            ValueError: if shapes disagree with each other, `predicted` or the patch size.
         """
         check_shapes(x, t, frames, visible, self.config.patch_size)
         check_cameras(self.config, x, cameras)
@@ -155,9 +158,10 @@ class Wan(ModelMixin, ConfigMixin):
             "write_cache needs a cache and torch.no_grad()"
         )
         positions = tuple(frames.tolist())
-        rope, mask = self.rope_and_mask(x, positions, visible, cache)
+        first = first_predicted(predicted, x.shape[1])
+        rope, masks = self.rope_and_masks(x, positions, visible, cache, first)
         pairs: list[KeyValue] | None = [] if write_cache else None
-        v = self.velocity(x, t, text, rope, mask, cache, pairs, cameras=cameras, until=until)
+        v = self.velocity(x, t, text, rope, masks, cache, pairs, first, cameras, until)
         if write_cache:
             cache.append(positions, pairs)
         return v
@@ -168,41 +172,51 @@ class Wan(ModelMixin, ConfigMixin):
         t: Tensor,
         text: Tensor,
         rope: Tensor,
-        mask: Mask,
+        masks: Sequence[Mask],
         cache: KVCache | None,
         pairs: list[KeyValue] | None = None,
-        *,
+        first: int = 0,
         cameras: Tensor | None = None,
         until: Tensor | None = None,
     ) -> Tensor:
-        """The forward pass, of tensors alone; each layer's keys and values are added to `pairs`."""
-        height, width = self._grid(x)
-        tokens = self._patch(x)
+        """The forward pass, of tensors alone; each layer's keys and values are added to `pairs`.
+
+        Frames before ``first`` are not predicted: the last layer has only keys and values of them.
+        """
+        tokens = embedded_patches(x, self.patch_embedding)
         embedded, modulation = self._embed_time(t, until)
         if self.config.motion:
             modulation = modulation + self.motion_embedder(cameras[:, :, 2])
         prompts = self.cross_attention_kv(text, cache)
         seen = cameras if self.prope else None
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             run = block
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 run = checkpointed(block, self.gradient_checkpointing)
             context = no_context if cache is None else cache.with_context(layer, x.shape[1])
-            tokens, *pair = run(tokens, modulation, prompts[layer], rope, mask, context, seen)
+            given = modulation, prompts[layer], rope, mask, context, seen
+            tokens, *pair = run(tokens, *given, first if block is self.blocks[-1] else 0)
             if pairs is not None:
                 pairs.append(tuple(pair))
-        return self._unpatch(tokens, embedded, height, width)
+        return self._unpatch(tokens, embedded[:, first:], *grid(x, self.patch_embedding))
 
-    def rope_and_mask(
-        self, x: Tensor, positions: tuple[int, ...], visible: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Mask]:
-        """RoPE table and attention mask of a call: made once, then shared by equal calls."""
-        height, width = self._grid(x)
+    def rope_and_masks(
+        self,
+        x: Tensor,
+        positions: tuple[int, ...],
+        visible: Tensor | None,
+        cache: KVCache | None,
+        first: int = 0,
+    ) -> tuple[Tensor, list[Mask]]:
+        """RoPE table, and each layer's attention mask: made once, then shared by equal calls."""
+        height, width = grid(x, self.patch_embedding)
         rope = rope_table(positions, height, width, self.config.attention_head_dim, x.device)
         dtype = self.patch_embedding.weight.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        return rope, attention_mask(visible, height * width, len(cache or ()), x.device, dtype)
+        how = visible, height * width, len(cache or ()), x.device, dtype
+        others = [attention_mask(*how)] * (len(self.blocks) - 1)
+        return rope, [*others, attention_mask(*how, first)]
 
     def zero_head(self) -> None:
         """Make the output zero, as Wan's own code initialises it."""
@@ -227,17 +241,6 @@ class Wan(ModelMixin, ConfigMixin):
         """Compile the parts between the attention kernels of every layer."""
         for block in self.blocks:
             block.compiled = True
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        _, high, wide = self.config.patch_size
-        return x.shape[3] // high, x.shape[4] // wide
-
-    def _patch(self, x: Tensor) -> Tensor:
-        """[B, N, C, H, W] -> [B, N, S, D]; patches do not overlap: one matrix product."""
-        _, high, wide = self.config.patch_size
-        cut = x.unflatten(4, (-1, wide)).unflatten(3, (-1, high)).permute(0, 1, 3, 5, 2, 4, 6)
-        patches = cut.flatten(4).flatten(2, 3).to(self.patch_embedding.weight.dtype)
-        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
     def with_second_time(self) -> Any:
         """The network with a second time, which answers as this one until it is trained."""
@@ -282,9 +285,7 @@ class Wan(ModelMixin, ConfigMixin):
         table = self.scale_shift_table.float() + embedded.unsqueeze(2)
         shift, scale = table.unsqueeze(-2).unbind(2)
         out = self.proj_out(modulate(self.norm_out, tokens, shift, scale)).float()
-        _, high, wide = self.config.patch_size
-        out = out.unflatten(-1, (high, wide, -1)).unflatten(2, (height, width))
-        return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+        return unpatched(out, height, width, *self.config.patch_size[1:])
 
     def to_json_string(self) -> str:
         """Name the stock class in `config.json`, so that diffusers' Auto classes find it.
