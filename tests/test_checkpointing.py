@@ -92,17 +92,19 @@ def test_compiled_layers_keep_it_too(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-def test_on_a_gpu():
+@pytest.mark.parametrize("context", ["clean", "own"])
+def test_on_a_gpu(context):
     def loss(net):
-        inputs = (each.cuda() for each in short_prompt()[1:])
+        text, noise = (each.cuda() for each in short_prompt()[1:])
         with torch.autocast("cuda", torch.bfloat16):
-            return on_clean_context(net, *inputs)
-
-    def on_clean_context(net, text, noise):
-        t = torch.full(noise.shape[:2], 0.5, device="cuda")
-        return forcing.teacher_forcing(net, noise, t, text, SIZES, clean=noise).square().mean()
+            if context == "own":
+                steps = FewSteps(few_step_times(SIZES, 1, 1, 5.0), lambda _: noise)
+                return rollout(Past(net, text), noise, SIZES, steps).square().mean()
+            t = torch.full(noise.shape[:2], 0.5, device="cuda")
+            return forcing.teacher_forcing(net, noise, t, text, SIZES, clean=noise).square().mean()
 
     (full, calls, layers), kept = (trained(how, loss, True, "cuda") for how in ("full", True))
-    assert calls - kept[1] == layers, "self-attention is not computed again"
+    once = layers * (len(SIZES) if context == "own" else 1)
+    assert calls - kept[1] == once, "self-attention is not computed again"
     for expected, found in zip(full, kept[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)

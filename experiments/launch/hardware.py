@@ -44,7 +44,8 @@ class Launch:
             accumulated over micro-batches. 0: no limit.
         gradient_checkpointing: trained networks recompute each layer's activations in the backward
             pass: up to a third more compute, a fraction of the memory. ``true`` keeps
-            self-attention's output, which takes most to compute, ``full`` recomputes it too.
+            self-attention's output, which takes most to compute, unless its kernel is ``flex`` or
+            ``flash``; ``full`` recomputes it too.
         check_memory: refuse a run that cannot fit (``memory/check.py``); false only warns.
         attention: the self-attention kernel: ``auto``, ``dense``, ``flex``, ``flash``
             (``lightning_modules/networks/wan/attention.py``).

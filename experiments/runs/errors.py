@@ -44,7 +44,7 @@ _READ_AGAIN = "damaged, cut off, or not the kind of file that belongs there"
 _OF_TORCH = (
     (r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
      "not enough memory: take a smaller batch, set launch.batch_per_device or"
-     " launch.gradient_checkpointing, or use more devices"),
+     " launch.gradient_checkpointing=full, or use more devices"),
     (r"loading state_dict|size mismatch for",
      "weights and the network's config do not belong together: take both from one folder"),
     (r"shapes? cannot be multiplied|must match the size|shape .* is invalid|size of tensor"

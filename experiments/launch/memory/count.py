@@ -279,9 +279,9 @@ def require(items: Sequence[Item], device: torch.device, enforce: bool, processe
     if enforce and needed > free:
         raise ValueError(
             f"this does not fit into memory:\n{table}\nlower the batch (launch.batch_per_device,"
-            " sample.batch, pairs.batch), set launch.gradient_checkpointing=true, split a fit over"
-            " more devices (launch.strategy=deepspeed, launch.zero_stage=3), or use larger ones;"
-            " launch.check_memory=false tries it all the same"
+            " sample.batch, pairs.batch), set launch.gradient_checkpointing=true, or full, split a"
+            " fit over more devices (launch.strategy=deepspeed, launch.zero_stage=3), or use larger"
+            " ones; launch.check_memory=false tries it all the same"
         )
     log.info("memory (~ estimated):\n%s", table)
 

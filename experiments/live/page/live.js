@@ -98,8 +98,10 @@ function picture() {
 }
 
 async function showPicture() { // at rest, where a walk would begin
-  const mine = session, shown = document.querySelector("[name=picture]:checked + img");
-  await shown?.decode();
+  if (running) return;
+  const mine = session += 1, shown = document.querySelector("[name=picture]:checked + img");
+  waiting.clear(); // of a walk that has just ended
+  try { await shown?.decode(); } catch { return; }
   if (running || mine !== session || shown !== document.querySelector("[name=picture]:checked + img")) return;
   for (const {firstChild: canvas} of stage.children) {
     const context = canvas.getContext("2d");

@@ -8,7 +8,8 @@ recomputed, so that gradients have the same bits.
 torch's own `create_selective_checkpoint_contexts` asks that recomputing runs exactly the operations
 of the forward pass; under ZeRO-3, whose hooks gather and release a layer's weights, it does not.
 
-FlexAttention is compiled as a whole, and recomputed.
+FlexAttention, which is compiled as a whole, and flash-attn are recomputed. One backward pass takes
+what is kept; a second one needs ``full``.
 
 Source: selective activation checkpointing, Korthikanti et al. (2022), arXiv 2205.05198.
 """
@@ -83,7 +84,10 @@ class _Recall(_Mode):
         if not _is_self_attention(func, args):
             return func(*args, **(kwargs or {}))
         if not self.kept:
-            raise RuntimeError("a second backward pass through a checkpointed layer")
+            raise RuntimeError(
+                "a second backward pass through a checkpointed layer: set its network's"
+                " gradient_checkpointing to 'full'"
+            )
         return self.kept.popleft()
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-SHAPES = 64
-"""Shapes a function may be compiled for in one process; torch's own limit of 8 is soon met."""
+SHAPES = 128
+"""Shapes a function may be compiled for in one process, of which the last layer has its own where
+not all frames are predicted; torch's own limit of 8 is soon met."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
