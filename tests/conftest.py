@@ -5,6 +5,7 @@ depend on how a sum is split over threads. OpenMP reads its setting when torch i
 the environment is set here, before any test module is collected.
 """
 
+import gc
 import os
 import random
 import signal
@@ -70,3 +71,12 @@ def use(tmp_path, wan_folder, capsys):
         return main([*map(str, words), *config]), capsys.readouterr().err
 
     return call
+
+
+@pytest.fixture
+def nothing_left_of_other_tests():
+    """What earlier tests have left is not among the objects of the garbage collector meanwhile."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -1,7 +1,6 @@
 """Operations and bytes from shapes, against torch's counter, real sizes and the paper's costs."""
 
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from tiny_rollouts import few_steps, make_net, setting
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench import count, predict
-from experiments.bench.count import Work, passes
+from experiments.bench.count import Work
 from experiments.bench.device import Peak
-from experiments.bench.random_models import Subject
 from experiments.bench.sizes import NetworkSize
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import FastPast
@@ -28,9 +26,6 @@ NUMBERS = {
 }  # fmt: skip
 FRAMES, TOKENS, TEXT = 5, 4, 7
 SIZE = NetworkSize.of(NUMBERS)
-SUBJECT = Subject(
-    {"clip_shape": (FRAMES, 4, 4, 4), "bench": {"text_tokens": TEXT}, "precision": "32-true"}, None
-)
 WAN = {
     "1.3B": {**NUMBERS, "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
              "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960,
@@ -149,49 +144,6 @@ def test_teacher_forcing_by_a_dense_kernel_computes_what_nobody_sees():
     assert found == operations(replace(needed, seen=keys**2, last=(queries, queries * keys)))
     unseen = (SIZE.layers - 1) * (keys**2 - needed.seen) + queries * keys - seen
     assert found - operations(needed) == 4 * SIZE.width * TOKENS**2 * unseen > 0
-
-
-@pytest.mark.parametrize("checkpointing", [False, True, "full"])
-def test_a_step_is_three_passes_and_what_is_recomputed(checkpointing):
-    """Up to the gradients of inputs, which nobody asks for: a few per cent at this size."""
-    net, (x, t, text) = Wan(**NUMBERS), inputs(1)
-    net.gradient_checkpointing = checkpointing
-    found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
-    call = Call(FRAMES, FRAMES**2, backward=2)
-    assert passes(call) == 3
-    attention = 4 * SIZE.layers * SIZE.width * (FRAMES * TOKENS) ** 2
-    assert count.kept(SIZE, call, TOKENS).operations == attention
-    again = {False: 0, True: operations(call) - attention, "full": operations(call)}[checkpointing]
-    assert SUBJECT.recomputed(call, SIZE, 1, checkpointing).operations == again
-    assert 0.95 < found / (3 * operations(call) + again) <= 1
-
-
-@pytest.mark.parametrize("checkpointing", [True, "full"])
-def test_what_is_recomputed_of_teacher_forcing(checkpointing):
-    """By a dense kernel, as above; in the last layer of the noisy half alone. What is outside the
-    layers is counted as if it were recomputed: a share that is large only at this size.
-    """
-    net, (x, t, text) = Wan(**NUMBERS), inputs(1)
-    found = {}
-    for how in (False, checkpointing):
-        net.gradient_checkpointing = how
-        step = partial(forcing.teacher_forcing, net, x, t, text, [1] * FRAMES, clean=x)
-        found[how] = counted(lambda step=step: step().sum().backward())
-    (call,) = calls_of(lambda n: forcing.teacher_forcing(n, x, t, text, [1] * FRAMES, clean=x))
-    (queries, _), keys = call.last, call.frames
-    dense = replace(call, seen=keys**2, last=(queries, queries * keys), backward=2)
-    again = SUBJECT.recomputed(dense, SIZE, 1, checkpointing).operations
-    assert 0.8 < (found[checkpointing] - found[False]) / again <= 1
-
-
-def test_a_frozen_network_takes_the_gradient_of_its_input_alone():
-    """One pass more, not two: no gradients of weights; attention's, which has none, takes two."""
-    net, (x, t, text) = Wan(**NUMBERS).requires_grad_(False), inputs(1)
-    x.requires_grad_(True)
-    found = counted(lambda: net(x, t, text, frames=torch.arange(FRAMES)).sum().backward())
-    call = Call(FRAMES, FRAMES**2, backward=1)
-    assert passes(call) == 2
-    assert 0.95 < found / operations(call) / 2 < 1.05
 
 
 @pytest.mark.parametrize(

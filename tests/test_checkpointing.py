@@ -4,10 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
+from test_memory import alive, load_of, one, small
 from tiny_rollouts import make_net, setting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.launch.hardware import launch_of
+from experiments.launch.memory.count import FULL, HALF
 from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.networks.wan import attention
@@ -80,6 +82,29 @@ def test_a_recipe_chooses(how):
     assert launch_of({"launch": {"gradient_checkpointing": how}}).gradient_checkpointing == how
     with pytest.raises(ValueError, match="true or false, or one of full"):
         launch_of({"launch": {"gradient_checkpointing": f"{how}?"}})
+
+
+@pytest.mark.usefixtures("nothing_left_of_other_tests")
+@pytest.mark.parametrize("numbers", [{}, {"cameras": True}], ids=["plain", "cameras"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_attentions_output_is_kept_unless_checkpointing_is_full(half, numbers):
+    net, held, frames = small(**numbers), {}, 6
+    x, t, text = torch.randn(2, frames, 16, 16, 16), torch.rand(2, frames), torch.randn(2, 6, 32)
+    seen = {"cameras": torch.eye(4).expand(2, frames, 3, 4, 4)} if numbers else {}
+    for checkpointing in ("full", True, "full"):  # the first makes tables that are shared
+        net.gradient_checkpointing = checkpointing
+        before = alive()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            v = net(x, t, text, frames=torch.arange(frames), **seen)
+        held[checkpointing] = alive() - before
+        v.sum().backward()
+        net.zero_grad()
+        del v
+    load = load_of(net, frames, value=HALF if half else FULL)
+    assert held[True] - held["full"] == load.layers * load.attended(frames) > 0
+    assert load.saved([one(frames)], True) - load.saved([one(frames)], "full") == (
+        load.layers * load.attended(frames)
+    )
 
 
 @pytest.mark.slow

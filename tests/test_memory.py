@@ -149,15 +149,6 @@ def test_every_block_of_a_rollout_reads_the_prompt_anew():
     assert counted == pytest.approx(kept, rel=0.05)
 
 
-@pytest.fixture
-def _unseen():
-    """What earlier tests have left is not among the objects of the garbage collector meanwhile."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def alive():
     """Bytes of all tensors that Python reaches, by their storages."""
     gc.collect()
@@ -166,30 +157,7 @@ def alive():
     return sum(storages.values())
 
 
-@pytest.mark.usefixtures("_unseen")
-@pytest.mark.parametrize("numbers", [{}, {"cameras": True}], ids=["plain", "cameras"])
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_attentions_output_is_kept_unless_checkpointing_is_full(half, numbers):
-    net, held, frames = small(**numbers), {}, 6
-    x, t, text = torch.randn(2, frames, 16, 16, 16), torch.rand(2, frames), torch.randn(2, 6, 32)
-    seen = {"cameras": torch.eye(4).expand(2, frames, 3, 4, 4)} if numbers else {}
-    for checkpointing in ("full", True, "full"):  # the first makes tables that are shared
-        net.gradient_checkpointing = checkpointing
-        before = alive()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            v = net(x, t, text, frames=torch.arange(frames), **seen)
-        held[checkpointing] = alive() - before
-        v.sum().backward()
-        net.zero_grad()
-        del v
-    load = load_of(net, frames, value=HALF if half else FULL)
-    assert held[True] - held["full"] == load.layers * load.attended(frames) > 0
-    assert load.saved([one(frames)], True) - load.saved([one(frames)], "full") == (
-        load.layers * load.attended(frames)
-    )
-
-
-@pytest.mark.usefixtures("_unseen")
+@pytest.mark.usefixtures("nothing_left_of_other_tests")
 def test_a_recomputed_rollouts_graph_grows_with_its_frames_not_with_their_square():
     """Checkpointing keeps arguments."""
 
