@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from aiohttp import ClientSession, WSMsgType, web
+from aiohttp import ClientConnectionResetError, ClientSession, WSMsgType, web
 from tiny_student import CAPTIONS, student
 
 from experiments.live.engine import Engine
@@ -23,7 +23,8 @@ class Page:
         self.keys = {}  # by lane and frame
 
     async def tell(self, **message):
-        await self.socket.send_str(json.dumps(message))
+        with suppress(ClientConnectionResetError):  # the server closes: what it said is still read
+            await self.socket.send_str(json.dumps(message))
 
     async def hear(self, until, shows=True):
         """Receive until ``until(self)``."""

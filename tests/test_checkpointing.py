@@ -107,14 +107,6 @@ def test_attentions_output_is_kept_unless_checkpointing_is_full(half, numbers):
     )
 
 
-@pytest.mark.slow
-def test_compiled_layers_keep_it_too(monkeypatch):
-    monkeypatch.setattr(attention, "_forced", "merged")
-    (plain, calls, layers), kept = (trained(how, teacher_forcing, compiled=True) for how in HOW[:2])
-    assert all(map(torch.equal, plain, kept[0]))
-    assert kept[1] - calls == layers
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 @pytest.mark.parametrize("context", ["clean", "own"])
