@@ -77,6 +77,17 @@ def test_gradients_have_the_same_bits_and_self_attention_runs_once(loss, kernel,
     assert kept[1] - calls == once * layers, "cross-attention again"
 
 
+def test_a_prompt_longer_than_a_frame_is_kept_in_its_order():
+    def loss(net):
+        _, text, noise = setting(frames=4)
+        steps = FewSteps(few_step_times(SIZES, 1, 1, 5.0), lambda _: noise)
+        return rollout(Past(net, text.repeat(1, 2, 1)), noise, SIZES, steps).square().mean()
+
+    (plain, calls, _), kept = (trained(how, loss) for how in (False, True))
+    assert all(map(torch.equal, plain, kept[0]))
+    assert kept[1] < calls + len(SIZES), "cross-attention runs once, but for a longer block"
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_a_recipe_chooses(how):
     assert launch_of({"launch": {"gradient_checkpointing": how}}).gradient_checkpointing == how
