@@ -7,6 +7,7 @@ stale frame counters, stale prompts, and a replay of the wrong kind of call.
 import gc
 import weakref
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -26,6 +27,7 @@ from lightning_modules.diffusion.rollout import (
 from lightning_modules.diffusion.rollout import few_steps as few_step_block
 from lightning_modules.diffusion.visibility import without_end
 from lightning_modules.networks.wan import transformer
+from lightning_modules.networks.wan.compiled import compiled as compiled_function
 from lightning_modules.networks.wan.cuda_graphs import Graph, Replay
 from lightning_modules.networks.wan.rotary import _rotated, apply_rope, rope_table
 
@@ -197,6 +199,15 @@ def test_compiled_blocks_train_the_same(half):
     scale = 0.1 if half else 1e-3
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= scale * one.norm() + 1e-6
+
+
+@pytest.mark.slow
+def test_forty_lengths_are_compiled_with_and_without_predicted_frames(monkeypatch):
+    """A session whose prompt changes shows a past of any length again, and asks for none of it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    function = compiled_function(lambda x, first: 2 * x[first:])
+    for frames in range(1, 41):
+        assert [len(function(torch.ones(frames), first)) for first in (0, frames)] == [frames, 0]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Activation checkpointing of a layer: recompute in the backward pass, but what is dear and small.
+"""Activation checkpointing of a layer, which keeps what is expensive to recompute and small.
 
 Of all that a layer computes, self-attention's output takes the most operations for the memory that
 it holds: ``4 K`` a value, with ``K`` visible keys. It is kept, with its log-sum-exp, and everything
