@@ -1,20 +1,15 @@
 """Every attention kernel equals the dense mask; none materialises a large attention matrix."""
 
 import sys
-import time
 import types
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_rollouts import make_net
-from torch.nn.attention.flex_attention import create_block_mask
 
 from lightning_modules.diffusion import visibility
-from lightning_modules.networks.wan import attention, masks
-from lightning_modules.networks.wan.attention import attend, attention_mask, choose, use
+from lightning_modules.networks.wan import attention
+from lightning_modules.networks.wan.attention import attend, attention_mask
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -138,132 +133,6 @@ def test_a_network_is_the_same_under_every_kernel(backend, forced):
     expected = net(x, t, text, **call)
     forced(backend)
     torch.testing.assert_close(net(x, t, text, **call), expected, rtol=1e-5, atol=1e-5)
-
-
-@given(
-    rows=st.integers(1, 6).flatmap(
-        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=n, max_size=n)
-    ),
-    tokens=st.sampled_from([1, 3, 43, 64, 128, 130, 200]),
-    cached=st.integers(0, 3),
-)
-@settings(max_examples=40)
-def test_tiles_are_torchs(rows, tokens, cached):
-    """The tiles counted from frames are those that torch finds in the dense matrix."""
-    rows = tuple(tuple(row) for row in rows)
-    ours = masks.block_mask(rows, tokens, cached, CPU)
-    theirs = create_block_mask(
-        ours.mask_mod, None, None, *ours.seq_lengths, device="cpu", BLOCK_SIZE=masks.TILE
-    )
-    assert ours.seq_lengths == (len(rows) * tokens, (cached + len(rows)) * tokens)
-    for kind in ("kv", "full_kv", "q", "full_q"):
-        found, wanted = (
-            [
-                listed[:many].tolist()
-                for many, listed in zip(
-                    getattr(mask, f"{kind}_num_blocks")[0, 0].tolist(),
-                    getattr(mask, f"{kind}_indices")[0, 0],
-                    strict=True,
-                )
-            ]
-            for mask in (ours, theirs)
-        )
-        assert found == wanted, kind
-
-
-def test_full_size_needs_no_dense_matrix():
-    """42 frames of 1,560 tokens: 512 x 512 tiles, about half of them seen, in no time."""
-    visible = visibility.teacher_forcing_mask((1,) * 21)
-    rows = masks.hidden_rows(visible, 0)
-    start = time.perf_counter()
-    mask = masks.block_mask(rows, 1560, 0, CPU)
-    assert time.perf_counter() - start < 5  # the dense matrix takes longer to fill
-    assert mask.seq_lengths == (65_520, 65_520) and mask.kv_indices.shape == (1, 1, 512, 512)
-    tiles = mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()
-    assert 1.0 < tiles / (512 * 512 * visible.float().mean()) < 1.15
-    assert masks.block_mask(rows, 1560, 0, CPU) is mask
-    # Tile (100, 5) lies in query frame 8 and key frame 0; (0, 13) crosses key frames 1 and 0.
-    assert 5 in mask.full_kv_indices[0, 0, 100][: mask.full_kv_num_blocks[0, 0, 100]]
-    assert 13 not in mask.kv_indices[0, 0, 0][: mask.kv_num_blocks[0, 0, 0]]
-
-
-def test_a_dense_mask_of_many_tokens_is_refused():
-    visible = visibility.teacher_forcing_mask((1,) * 21)
-    with pytest.raises(ValueError, match=r"65520 x 65520 tokens would take 8\.0 GiB \(limit 1 GiB"):
-        attention_mask(visible, 1560, 0, CPU, torch.bfloat16)
-    assert attention_mask(None, 1560, 0, CPU, torch.bfloat16) is None
-
-
-@pytest.mark.parametrize(
-    "device, half, small, kernel",
-    [
-        (CPU, False, True, "dense"),
-        (CPU, True, False, "dense"),
-        (CUDA, True, False, "merged"),
-        (CUDA, True, True, "merged"),
-        (CUDA, False, True, "dense"),
-        (CUDA, False, False, "flex"),
-    ],
-)
-def test_automatic_choice(device, half, small, kernel, forced):
-    assert choose(device, half, small, False) == kernel
-    for backend in ("dense", "merged", "flex"):
-        forced(backend)
-        assert choose(device, half, small, False) == backend
-
-
-def test_half_precision_alone_is_merged_on_cuda(forced):
-    queries = SimpleNamespace(device=CUDA, dtype=torch.bfloat16)
-    assert attention._unmasked(queries) == "dense", "with gradient there are many queries"
-    with torch.no_grad():
-        assert attention._unmasked(queries) == "merged"
-        assert attention._unmasked(SimpleNamespace(device=CUDA, dtype=torch.float32)) == "dense"
-        assert attention._unmasked(SimpleNamespace(device=CPU, dtype=torch.bfloat16)) == "dense"
-    forced("merged")
-    with pytest.raises(ValueError, match="merged computes in bfloat16 .* torch.float32"):
-        attention._unmasked(SimpleNamespace(device=CUDA, dtype=torch.float32))
-
-
-def test_unusable_kernels_are_refused(monkeypatch):
-    monkeypatch.setattr(attention, "flash_missing", lambda: "flash-attn is not installed")
-    for backend, device, reason in [
-        ("sage", CPU, "'sage' is none of auto, dense, merged, flex, flash"),
-        ("flex", CPU, "no gradient on a CPU"),
-        ("flash", CPU, "runs on CUDA only"),
-        ("flash", CUDA, "flash-attn is not installed"),
-    ]:
-        with pytest.raises(ValueError, match=rf"launch\.attention: .*{reason}"):
-            use(backend, device)
-    assert attention._forced == "auto"
-
-
-def test_a_flash_attn_that_does_not_load_is_passed_over(tmp_path, monkeypatch, caplog):
-    """One that was built for another torch is found, but its import ends with an ImportError."""
-    (tmp_path / "flash_attn").mkdir()
-    broken = "raise ImportError('undefined symbol: _ZN3c105Error')"
-    (tmp_path / "flash_attn" / "__init__.py").write_text(broken)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
-    attention.flash_missing.cache_clear()
-    try:
-        for _ in range(2):
-            assert attention.flash_missing()
-        assert len(caplog.records) == 1 and "undefined symbol: _ZN3c105Error" in caplog.text
-        with pytest.raises(ValueError, match=r"flash cannot run here: .*undefined symbol.*auto"):
-            use("flash", CUDA)
-    finally:
-        attention.flash_missing.cache_clear()
-
-
-def test_the_choice_is_said_once_a_run(caplog):
-    use("auto", CPU)
-    with caplog.at_level("INFO"):
-        for _ in range(3):
-            attend(
-                *heads(6, 6),
-                attention_mask(MATRICES["frame by frame"][:2, :2], 3, 0, CPU, torch.float),
-            )
-    assert [r.message for r in caplog.records] == ["attention: dense where frames are hidden (cpu)"]
 
 
 @pytest.mark.slow

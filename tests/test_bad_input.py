@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from minimal_runs import SETTINGS, copied, finished, rewritten, weights
 from safetensors.torch import load_file, save_file
 
@@ -235,47 +234,6 @@ def test_no_network_there(runs, refuse, tmp_path):
     student = f"needs.student={{folder: {tmp_path}}}"
     said = refuse(runs, "fit", STAGE1, student)
     assert f"{tmp_path}: no student/config.json" in said and "give a run" in said
-
-
-# -- checkpoints ---------------------------------------------------------------------------------
-
-
-def interrupted(folder: Path) -> tuple[Path, Path]:
-    """Runs whose Stage 1 has a checkpoint at its last step but is not done."""
-    runs = copied(folder, "stage2", "stage3")
-    stage1 = finished(runs, STAGE1)
-    (stage1 / "done.json").unlink()
-    shutil.rmtree(stage1 / "student")
-    return runs, stage1 / "checkpoints" / "last.ckpt"
-
-
-def test_checkpoint_of_another_shape(refuse, tmp_path):
-    runs, last = interrupted(tmp_path)
-    saved = torch.load(last, weights_only=True)
-    name = "student.proj_out.weight"
-    saved["state_dict"][name] = saved["state_dict"][name][:, :12]
-    torch.save(saved, last)
-    before = last.read_bytes()
-    said = refuse(runs, "fit", STAGE1)
-    assert str(last) in said and name in said and "delete it" in said
-    assert last.read_bytes() == before
-
-
-def test_damaged_checkpoint(refuse, tmp_path):
-    runs, last = interrupted(tmp_path)
-    last.write_bytes(last.read_bytes()[:-1000])
-    said = refuse(runs, "fit", STAGE1)
-    assert str(last) in said and "delete it" in said
-
-
-def test_checkpoint_of_other_data(refuse, tmp_path):
-    runs, last = interrupted(tmp_path)
-    clips = finished(runs, "clips")
-    rewritten(clips, tmp_path / "clips", lambda sample: sample["info"].update(note="other"))
-    shutil.rmtree(clips / "shards")
-    shutil.move(tmp_path / "clips" / "shards", clips)
-    said = refuse(runs, "fit", STAGE1)
-    assert f"{clips}: replaced since stage1" in said and "Put back what was there" in said
 
 
 @pytest.mark.parametrize("hurt", ["config", "weights", "cut"])
