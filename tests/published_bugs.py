@@ -174,11 +174,8 @@ def _beside(view: View, added: float, declared: float) -> Measurement:
 def _last_end(view: View, clips: Clips, declared: float, noise: Tensor) -> Tensor:
     """The end of the last frame's ODE beside a past that is declared to be at a noise level."""
     past, last = Past(view.network, clips.text), len(view.sizes) - 1
-    for text, cache in past.branches:
-        for index in range(last):
-            frame = clips.latents[:, index : index + 1]
-            level = torch.full(frame.shape[:2], declared)
-            frames = torch.tensor([index])
-            past.net(frame, level, text, frames=frames, cache=cache, write_cache=True)
+    for index in range(last):
+        frame = clips.latents[:, index : index + 1]
+        past.write(frame, torch.full(frame.shape[:2], declared), slice(index, index + 1))
     grid = time_grid(INTERVALS, SHIFT)
     return Solve(grid)(past, noise[:, last:], slice(last, last + 1), last)

@@ -148,7 +148,7 @@ def test_buffers_serve_the_next_prompts(net, commit):
     random, text, noise = setting("xyz")
     past = FastPast(net, text, text[0], 2.0, frames=6, commit=commit)
     rollout(past, noise, sizes, few_steps(random, sizes))
-    past.branches[0][1].frames = past.branches[0][1].frames[:1]  # as if left in the middle
+    past.cache.frames = past.cache.frames[:1]  # as if left in the middle
     for keys in ("abc", "ab", "a", "cba"):
         random, text, noise = setting(keys)
         again = rollout(past.restart(text), noise, sizes, few_steps(random, sizes))
@@ -196,13 +196,13 @@ def test_a_static_cache_allocates_once(net):
 
     def addresses(cache: StaticKVCache) -> list[int]:
         parts = [cache.read(layer) for layer in range(2)]
-        parts += cache.recall_text(past.branches[0][0])
+        parts += cache.recall_text(past.text)
         return [part.data_ptr() for pair in parts for part in pair]
 
     random, text, noise = setting()
     past, sizes = FastPast(net, text, frames=6, commit="fused"), (1, 2, 3)
     rollout(past, noise, sizes, few_steps(random, sizes))
-    cache = past.branches[0][1]
+    cache = past.cache
     before, version = addresses(cache), cache.version
     random, text, noise = setting("xyz")
     rollout(past.restart(text), noise, sizes, few_steps(random, sizes))

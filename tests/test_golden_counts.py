@@ -159,7 +159,27 @@ def test_work_of_a_trajectory_is_as_it_was(case):
     scale, _, past = case.split()
     tree = subject(scale).tree["stages"]["pairs"]
     calls = calls_of_trajectory(past, subject(scale).blocks, tree["intervals"], tree["guidance"])
-    assert_work(map(subject(scale).work, map(whole, calls)), case)
+    apart = [half for call in calls for half in branches(call)]
+    assert_work(map(subject(scale).work, map(whole, apart)), case)
+
+
+def branches(call):
+    """Both branches of guidance, which were calls of their own and moved the weights each."""
+    return [replace(call, batch=1)] * call.batch
+
+
+def test_both_branches_in_one_call_read_the_weights_once():
+    """And nothing else is saved: neither operations nor what the caches move."""
+    wan, pairs = subject("wan1.3b"), subject("wan1.3b").tree["stages"]["pairs"]
+    calls = calls_of_trajectory("causal", wan.blocks, pairs["intervals"], pairs["guidance"])
+    together, apart = (
+        sum(map(wan.work, map(whole, each)), Work())
+        for each in (calls, [half for call in calls for half in branches(call)])
+    )
+    assert {call.batch for call in calls} == {2}
+    assert together.operations == apart.operations
+    weights = HALF * NetworkSize.of(wan.tree["network"]).parameters
+    assert apart.bytes - together.bytes == pytest.approx(len(calls) * weights, rel=1e-9)
 
 
 def assert_work(works, case):

@@ -187,7 +187,7 @@ def test_weights_and_caches_are_exact():
     noise = torch.randn(2, frames, 16, 16, 16)
     with torch.no_grad():
         rollout(past, noise, sizes, FewSteps(steps, lambda _: noise))
-    cache = past.branches[0][1]
+    cache = past.cache
     held = [*map(cache.read, range(load.layers)), *cache.recall_text(text)]
     found = sum(part.nbytes for pair in held for part in pair)
     # The last block is not committed: nobody asks for it.

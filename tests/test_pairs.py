@@ -125,7 +125,7 @@ def test_fixed_buffers_serve_all_batches_and_change_no_bit(clips, guidance):
     make = teacher.new_cache
     teacher.new_cache = lambda frames=None: kept.append(frames) or make(frames)
     found = stored(teacher, clips, guidance)
-    assert kept == [SHAPE[0]] * (1 if guidance == 1 else 2), "a buffer a branch, of a clip's length"
+    assert kept == [SHAPE[0]], "a buffer of a clip's length, for both branches"
     negative = torch.from_numpy(clips.negative)
     for start in range(0, COUNT, BATCH):
         samples = [clips.read(n, ["latents", "text"]) for n in range(COUNT)][start : start + BATCH]

@@ -111,9 +111,9 @@ def test_the_same_prompt_rewritten_changes_nothing():
     with torch.no_grad():
         session._past.commit(session._latents[3][1], slice(3, 4))
         session._past._write_pending()
-        before = [p.clone() for layer in range(2) for p in session._past.branches[0][1].read(layer)]
+        before = [p.clone() for layer in range(2) for p in session._past.cache.read(layer)]
         session._act(NewPrompt(ONE, "rewrite"), 1)
-    after = [part for layer in range(2) for part in session._past.branches[0][1].read(layer)]
+    after = [part for layer in range(2) for part in session._past.cache.read(layer)]
     assert sorted(session._past.held) == [0, 1, 2, 3]
     for one, two in zip(before, after, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
@@ -135,7 +135,7 @@ def test_nothing_grows_without_end(sinks):
         session.next()
         held.append(len(session._latents))
     assert held[10:] == held[10:11] * 30 and held[-1] <= TINY.window
-    assert not session._events and session._past.branches[0][1].capacity == TINY.window
+    assert not session._events and session._past.cache.capacity == TINY.window
 
 
 def test_it_begins_with_an_image():

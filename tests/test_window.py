@@ -82,7 +82,7 @@ def test_a_window_has_no_end(net):
     sampler = FewSteps(few_step_times(sizes, 1, 1, 5.0), lambda step: noise)
     clip = rollout(past, noise, sizes, sampler)
     assert torch.isfinite(clip).all()
-    cache = past.branches[0][1]
+    cache = past.cache
     assert sorted(cache.frames) == [0, 37, 38] and cache.read(0)[0].shape[1] == 3 * 4
     expected = masked_reference(net, noise, clip, text, sizes, 4, 1)
     torch.testing.assert_close(clip, expected, rtol=1e-4, atol=1e-5)

@@ -205,8 +205,7 @@ class Session:
         if walk.keys != before:  # however often they went up and down since the last block
             self._acted += (NewKeys(tuple(walk.keys)),)
         if (change := walk.move_origin()) is not None:
-            for _, cache in self._past.branches:
-                cache.move_origin(change)
+            self._past.cache.move_origin(change)
 
     def _act(self, event: Event, size: int) -> None:
         """Let an event act, before a block of ``size`` frames."""

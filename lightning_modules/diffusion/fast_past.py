@@ -69,15 +69,14 @@ class FastPast(Past):
     def restart(self, text: Tensor) -> Self:
         """Empty context for the next prompts ``[B, L, D]``, in the same buffers."""
         self._pending = self._noisy = None
-        for _, cache in self.branches:
-            cache.restart()
-        self._ask(text)
+        self.cache.restart()
+        self.ask(text)
         return self
 
     def say(self, text: Tensor) -> None:
         """Other prompts ``[B, L, D]`` from the next block on; the context stays as it is."""
         self._write_pending()
-        self._ask(text)
+        self.ask(text)
 
     def show_again(self, text: Tensor, x0: Tensor, blocks: Sequence[slice]) -> None:
         """Other prompts, and a context made anew of these clean frames, in one block-causal call.
@@ -98,14 +97,14 @@ class FastPast(Past):
     def held(self) -> set[int]:
         """The frames that the next block can see; more than it will, if the window is full."""
         pending = () if self._pending is None else range(*self._pending[2].indices(2**62))
-        return {*self.branches[0][1].frames, *pending}
+        return {*self.cache.frames, *pending}
 
     def new_cache(self) -> Any:
         """A static KV cache of the window's size."""
         return self.net.new_cache(self.window)
 
-    def predict(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
-        """Every branch's velocity; a pending commit shares the call if the window has room."""
+    def predict(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
+        """All branches' velocities; a pending commit shares the call if the window has room."""
         if self._pending is not None and self._has_room(self._pending[0], x):
             return self._predict_and_commit(x, t, block)
         self._write_pending()
@@ -128,11 +127,11 @@ class FastPast(Past):
         if self.commit_mode != "fused":
             self._write_pending()
 
-    def _predict_and_commit(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
+    def _predict_and_commit(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
         """One call on [clean block | noisy next block]; only the clean keys stay in the cache."""
         context, context_t, earlier = self._pending
         self._pending = None
-        vs = self.forward(
+        v = self.forward(
             torch.cat([context, x], dim=1),
             torch.cat([context_t, t], dim=1),
             earlier,
@@ -142,12 +141,7 @@ class FastPast(Past):
             predicted=x.shape[1],
         )
         self._retract(x)
-        return vs
-
-    def _ask(self, text: Tensor) -> None:
-        texts = [text] if self.guidance == 1 else [text, self.negative.expand_as(text)]
-        caches = [cache for _, cache in self.branches]
-        self.branches = list(zip(texts, caches, strict=True))
+        return v
 
     def _write_pending(self) -> None:
         if self._pending is not None:
@@ -157,14 +151,12 @@ class FastPast(Past):
 
     def _has_room(self, *blocks: Tensor) -> bool:
         new = sum(block.shape[1] for block in blocks)
-        return all(len(cache) + new <= self.window for _, cache in self.branches)
+        return len(self.cache) + new <= self.window
 
     def _make_room(self, x: Tensor) -> None:
         """Evict frames until the block ``x`` fits into the window."""
         if not self._has_room(x):
-            for _, cache in self.branches:
-                cache.keep(self.window - x.shape[1], self.sinks)
+            self.cache.keep(self.window - x.shape[1], self.sinks)
 
     def _retract(self, x: Tensor) -> None:
-        for _, cache in self.branches:
-            cache.retract(x.shape[1])
+        self.cache.retract(x.shape[1])

@@ -46,8 +46,8 @@ class NoisyPast(Past):
         self._eps = eps
         self._calls: list[tuple[Tensor, Tensor]] = []
 
-    def predict(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
-        """Every branch's velocity; the question is remembered."""
+    def predict(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
+        """The velocity; the question is remembered."""
         self._calls.append((x.detach(), t))
         return super().predict(x, t, block)
 

@@ -35,8 +35,9 @@ Frames = Callable[[slice], Tensor]
 class Past:
     """The context of a rollout: the guided velocity of a block given the committed blocks.
 
-    ``v(x, t | context)``; with guidance the conditional and the unconditional branch have a KV
-    cache each.
+    ``v(x, t | context)``; with guidance the conditional and the unconditional branch are one batch
+    of twice the clips, with one KV cache: a block alone leaves most of a device idle. Whole clips
+    do not, so there each branch has a call (`forcing.guided`), in half the memory.
 
     Args:
         net: a network under the contract.
@@ -53,13 +54,18 @@ class Past:
         guidance: float = 1.0,
     ) -> None:
         self.net, self.guidance, self.negative = net, guidance, negative
-        texts = [text] if guidance == 1 else [text, negative.expand_as(text)]
-        self.branches = [(text, self.new_cache()) for text in texts]
+        self.cache = self.new_cache()
+        self.ask(text)
+
+    def ask(self, text: Tensor) -> None:
+        """The prompts ``[B, L, D]`` of the calls to come."""
+        guided = self.guidance != 1
+        self.text = torch.cat([text, self.negative.expand_as(text)]) if guided else text
 
     def velocity(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
         """At ``x`` ``[B, n, C, H, W]``, time ``t`` (a scalar or ``[B, n]``), frames ``block``."""
-        vs = self.predict(x, _level(t, x), block)
-        return vs[0] if len(vs) == 1 else guide(*vs, self.guidance)
+        v = self.predict(x, _level(t, x), block)
+        return v if self.guidance == 1 else guide(*v.chunk(2), self.guidance)
 
     @torch.no_grad()
     def commit(
@@ -73,23 +79,23 @@ class Past:
     # -- overridden by FastPast ---------------------------------------------------------------
 
     def new_cache(self) -> Any:
-        """The KV cache of one branch."""
+        """The KV cache of all branches."""
         return self.net.new_cache()
 
-    def predict(self, x: Tensor, t: Tensor, block: slice) -> list[Tensor]:
-        """Every branch's velocity at ``x`` and ``t`` ``[B, n]``."""
+    def predict(self, x: Tensor, t: Tensor, block: slice) -> Tensor:
+        """All branches' velocities ``[1 or 2 B, n, C, H, W]`` at ``x`` and ``t`` ``[B, n]``."""
         return self.forward(x, t, block)
 
     def write(self, context: Tensor, t: Tensor, block: slice) -> None:
         """Update the KV caches with ``context`` at ``t`` ``[B, n]``."""
         self.forward(context, t, block, write_cache=True, predicted=0)
 
-    def forward(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> list[Tensor]:
-        """One forward pass per branch; ``x`` has the frames of all ``blocks``, concatenated."""
+    def forward(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> Tensor:
+        """One forward pass for all branches; ``x`` has the frames of all ``blocks``, joined."""
         frames = torch.cat([torch.arange(block.start, block.stop) for block in blocks])
-        return [
-            self.net(x, t, text, frames=frames, cache=cache, **how) for text, cache in self.branches
-        ]
+        if self.guidance != 1:
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        return self.net(x, t, self.text, frames=frames, cache=self.cache, **how)
 
 
 class FewSteps:

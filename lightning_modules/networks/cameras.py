@@ -70,7 +70,8 @@ class Posed:
     Args:
         net: a network with ``config.cameras``.
         cameras: ``[B, F, 3, 4, 4]`` from `projective`, by frame index; None: bound later. Of a
-            stream: a function from frame indices ``[N]`` to ``[B, N, 3, 4, 4]``.
+            stream: a function from frame indices ``[N]`` to ``[B, N, 3, 4, 4]``. A call on n * B
+            clips is on n branches of guidance, and all have them.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class Posed:
         Raises:
             ValueError: a frame has no camera.
         """
-        return self.net(x, t, text, frames=frames, cameras=self._of(frames), **how)
+        cameras = self._of(frames)
+        cameras = cameras.repeat(x.shape[0] // cameras.shape[0], 1, 1, 1, 1)
+        return self.net(x, t, text, frames=frames, cameras=cameras, **how)
 
     def _of(self, frames: Tensor) -> Tensor:
         if callable(self.cameras):

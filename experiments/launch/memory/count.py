@@ -10,7 +10,7 @@ and activations of encoders.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -236,12 +236,12 @@ def of_rollout(load: Load, frames: int, cached: int, guided: bool) -> list[Item]
     Args:
         frames: per forward pass: a block, or the clip.
         cached: frames in the KV cache; 0: no cache.
-        guided: with an unconditional branch (CFG), which has its own cache.
+        guided: with an unconditional branch (CFG), with a cache as many clips again in each pass.
     """
     items = [Item("weights", load.frozen)]
     if cached:
-        held = load.keys_and_values(cached, load.text)
-        items.append(Item("KV cache", (1 + guided) * held))
+        load = replace(load, batch=(1 + guided) * load.batch)
+        items.append(Item("KV cache", load.keys_and_values(cached, load.text)))
     return [*items, Item("one layer at work", load.working(frames), False)]
 
 
