@@ -98,7 +98,7 @@ def _run(runs: Path, name: str, verb: str, needs: dict, done=True, device_s=1.0,
 def _stage2(runs: Path, init: str, seed: int) -> Run:
     if init == "ar_diffusion":
         return _run(runs, f"stage1_{seed}", "fit", {}, steps=0)
-    needs = {}
+    needs = {"student": _run(runs, f"stage1_{seed}", "fit", {}, steps=900)}
     if init in PAIRS_SECONDS:
         needs["pairs"] = _run(runs, f"pairs_{init}_{seed}", "pairs", {}, True, PAIRS_SECONDS[init])
         shard = runs / needs["pairs"].name / "shards" / "000000.tar"

@@ -43,3 +43,15 @@ def test_nothing_is_shown_of_what_was_not_run(tmp_path):
     frame = Frame(sweep, tmp_path, layout)
     frame.places = {a: p for a, p in frame.places.items() if "few_steps" in p.labels}
     assert frontier_tables(FrameNumbers(frame)) == []
+
+
+def test_before_stage_3_a_cell_has_the_same_cost(tmp_path):
+    """The student of a Stage-2 score is the Stage 2; what it was trained from is not."""
+    before, after = (
+        frontier_tables(FrameNumbers(Frame(sweep, tmp_path, layout)))[0]
+        for sweep in [make_sweep(tmp_path, clips=False)]
+        for run in ("stage2", "stage3")
+        for layout in [replace(load_layout(sweep), frontiers=[SAID | {"run": run}])]
+    )
+    assert [row[0] for row in before.rows] == [row[0] for row in after.rows]
+    assert before.rows[0][1:] != after.rows[0][1:], "of other clips"

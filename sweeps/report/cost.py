@@ -2,10 +2,12 @@
 
 The needs of a score run lead to the clips (a sample run), to the Stage-3 training and to the
 Stage-2 training that it started from, whose pairs, if it needs any, are Stage-2 cost as well.
+Where a cell also scores what Stage 3 started from, that student is the Stage 2 itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.runs.folder import RunFolder
@@ -30,13 +32,24 @@ def _student(run: Run | None) -> Run | None:
     return trained.get("student") or next(iter(trained.values()), None)
 
 
-def of_run(score: Run, runs_dir: Path) -> dict[str, float | None] | None:
+def _stage2(score: Run, beside: Iterable[Run]) -> Run | None:
+    """The Stage-2 training behind a score run of a cell that has these score runs."""
+    student = _student(samples_of(score))
+    continued = (_student(_student(samples_of(other))) for other in beside)
+    if student and student.name in {run.name for run in continued if run}:
+        return student
+    return _student(student)
+
+
+def of_run(
+    score: Run, runs_dir: Path, beside: Iterable[Run] = ()
+) -> dict[str, float | None] | None:
     """Device-seconds (pairs included, and these alone), stored bytes and updates of Stage 2.
 
-    A Stage 2 of no updates has no time and no updates (None). None while Stage 2, or pairs that it
-    needs, are not finished or recorded no time.
+    ``beside`` are the cell's score runs. A Stage 2 of no updates has no time and no updates (None).
+    None while Stage 2, or pairs that it needs, are not finished or recorded no time.
     """
-    stage2 = _student(_student(samples_of(score)))
+    stage2 = _stage2(score, beside)
     if stage2 is None or not RunFolder(runs_dir / stage2.name).done:
         return None
     updates = stage2.recipe["fit"].get("steps")
