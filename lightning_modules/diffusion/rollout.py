@@ -87,7 +87,7 @@ class Past:
         return self.forward(x, t, block)
 
     def write(self, context: Tensor, t: Tensor, block: slice) -> None:
-        """Update the KV caches with ``context`` at ``t`` ``[B, n]``."""
+        """Update the KV cache with ``context`` at ``t`` ``[B, n]``."""
         self.forward(context, t, block, write_cache=True, predicted=0)
 
     def forward(self, x: Tensor, t: Tensor, *blocks: slice, **how: Any) -> Tensor:
