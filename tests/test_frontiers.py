@@ -55,3 +55,14 @@ def test_before_stage_3_a_cell_has_the_same_cost(tmp_path):
     )
     assert [row[0] for row in before.rows] == [row[0] for row in after.rows]
     assert before.rows[0][1:] != after.rows[0][1:], "of other clips"
+
+
+def test_a_stage_2_that_is_not_done_has_no_cost_before_stage_3_either(tmp_path):
+    sweep = make_sweep(tmp_path, clips=False)
+    frame = Frame(sweep, tmp_path, load_layout(sweep))
+    labels = {"init": "causal_cd", "few_steps": 2}
+    places = [place for place in frame.places.values() if place.labels == labels]
+    assert [frame.cost_of(place, 0)["seconds"] for place in places] == [70.0, 70.0]
+    (stage2,) = tmp_path.glob("stage2_causal_cd_0-*")
+    (stage2 / "done.json").unlink()
+    assert [frame.cost_of(place, 0) for place in places] == [None, None]

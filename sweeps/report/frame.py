@@ -162,7 +162,7 @@ class Frame:
                 return None
         metric = self.layout.metric(asked)
         if metric.startswith(cost.PREFIX):
-            spent = cost.of_run(place.planned[seed], self.runs_dir, self._of_cell(place, seed))
+            spent = self.cost_of(place, seed)
             number = (spent or {}).get(metric.removeprefix(cost.PREFIX))
             return None if number is None else Value(None, number, number, number)
         run = place.scored[seed]
@@ -171,10 +171,11 @@ class Frame:
             return Value(run, found.value, found.value, found.value)
         return found
 
-    def _of_cell(self, place: Place, seed: int) -> list[Run]:
-        """All score runs of a place's cell and seed."""
+    def cost_of(self, place: Place, seed: int) -> dict[str, float | None] | None:
+        """What the Stage 2 behind a place's run cost; None while it is not done."""
         cell = [other for other in self.places.values() if other.labels == place.labels]
-        return [other.planned[seed] for other in cell if seed in other.planned]
+        beside = [other.planned[seed] for other in cell if seed in other.planned]
+        return cost.of_run(place.planned[seed], self.runs_dir, beside)
 
     def _measured(self, run: ScoreRun, asked: str) -> Value | None:
         name, _, part = asked.partition("@")

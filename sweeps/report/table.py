@@ -164,7 +164,7 @@ def _row(place: Place, told: Sequence[str], numbers: FrameNumbers) -> Row:
     outside = layout.rank_of_reference(place.labels) is not None
     tags = place.tags(layout.run)
     tags = {label: tags[label] for label in told if label in tags} or tags
-    started = any(cost.of_run(run, numbers.frame.runs_dir) for run in place.planned.values())
+    started = any(numbers.frame.cost_of(place, seed) for seed in place.planned)
     entries = {}
     for column in layout.columns.values():
         address = f"{place.address}/{column.id}"
