@@ -36,8 +36,8 @@ class Past:
     """The context of a rollout: the guided velocity of a block given the committed blocks.
 
     ``v(x, t | context)``; with guidance the conditional and the unconditional branch are one batch
-    of twice the clips, with one KV cache: a block alone leaves most of a device idle. Whole clips
-    do not, so there each branch has a call (`forcing.guided`), in half the memory.
+    of twice the clips, with one KV cache, so that weights are read once for both. For whole clips
+    that would double large activations, so there each branch has a call (`forcing.guided`).
 
     Args:
         net: a network under the contract.
