@@ -173,7 +173,10 @@ def shard_set(folder: Path, **about) -> Path:
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "text_encoder"])
-def test_sets_of_different_encoders(tmp_path, part):
+@pytest.mark.parametrize(
+    ("more", "cure"), [({"folder": "/wan"}, "same Wan folder"), ({}, "same kind of processor")]
+)
+def test_sets_of_different_encoders(tmp_path, part, more, cure):
     made = {"autoencoder": {"id": "vae1"}, "text_encoder": {"id": "text1"}}
     sets = {
         "data": open_shards(shard_set(tmp_path / "a", **made) / "shards"),
@@ -181,9 +184,9 @@ def test_sets_of_different_encoders(tmp_path, part):
         "older": open_shards(shard_set(tmp_path / "c") / "shards"),
     }
     generation.require_same_encoders(sets)
-    other = shard_set(tmp_path / "d", **(made | {part: {"id": "other"}}))
+    other = shard_set(tmp_path / "d", **(made | {part: {"id": "other", **more}}))
     sets["panel"] = open_shards(other / "shards")
-    with pytest.raises(ValueError, match=f"d/shards/manifest.json .panel.: {part} other.*same Wan"):
+    with pytest.raises(ValueError, match=f"d/shards/manifest.json .panel.: {part} other.*{cure}"):
         generation.require_same_encoders(sets)
 
 

@@ -2,14 +2,15 @@
 
 A ``DryRun`` records a stage's network calls. Where updates alternate between networks, as in
 distribution matching, each kind of step is timed. The exit step of the rollout is drawn by chance:
-here every outcome is timed equally often, and time and operations are expectations. Optimizer and
-student's average are the run's, on one device, where nothing is sharded or exchanged; loading data
-is not timed. A step is one micro-batch (``launch.batch_per_device`` clips); with micro-batches of
-one, a batch of 64 on one device is 64 of them and one update.
+here outcomes come in turn (``balanced.py``), and time and operations are expectations. Optimizer
+and student's average are the run's, on one device, where nothing is sharded or exchanged; loading
+data is not timed. A step is one micro-batch (``launch.batch_per_device`` clips); with micro-batches
+of one, a batch of 64 on one device is 64 of them and one update.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.student_ema import StudentEMA
 from experiments.bench import count
+from experiments.bench.balanced import balanced
 from experiments.bench.clock import Protocol, Timing, forget_peak, now, peak_memory
 from experiments.bench.count import Work
 from experiments.bench.device import Peak
@@ -44,6 +46,7 @@ from lightning_modules.training.gated_adamw import GatedAdamW
 
 FEW_STEPS = 4
 Roles = tuple[str, ...]  # of the networks that learn in a step
+log = logging.getLogger(__name__)
 
 
 def bench(
@@ -175,14 +178,15 @@ class Watch(Callback):
 
     Args:
         device: that is timed.
-        protocol: its repetitions are rounded up to whole rounds of all outcomes of chance.
-        cases: these outcomes, of each kind of step.
+        protocol: its repetitions are rounded up to whole rounds of the outcomes that are timed.
+        cases: the outcomes of chance, of each kind of step.
     """
 
     def __init__(
         self, device: torch.device, protocol: Protocol, cases: Mapping[Roles, Sequence[Case]]
     ) -> None:
-        self.device, self.warmup, self.cases = device, protocol.warmup, cases
+        self.device, self.warmup = device, protocol.warmup
+        self.cases = {roles: balanced(outcomes) for roles, outcomes in cases.items()}
         self.peak = 0
         self._repeats = protocol.repeats
         self._seconds: dict[Roles, list[float]] = defaultdict(list)
@@ -244,6 +248,10 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         seconds = now(self.device) - self._start
         turn = learning(pl_module.networks(), trainer.optimizers[0])
+        log.info(
+            "step %d of %d, which moves %s: %.3g s",
+            *(trainer.global_step, trainer.max_steps, " and ".join(turn), seconds),
+        )
         self._seen[turn] += 1
         if self._seen[turn] <= self.warmup:
             self._first[turn].append(seconds)

@@ -105,10 +105,13 @@ def require_same_encoders(sets: Mapping[str, ShardReader]) -> None:
         roles = list(said)
         for other in roles[1:]:
             if said[other] != said[roles[0]]:
+                cure = "with the same settings and on the same kind of processor"
+                if "folder" in sets[other].manifest[part]:
+                    cure = "with the same Wan folder"
                 raise ValueError(
                     f"{sets[other].folder / 'manifest.json'} ({other}): {part} {said[other]}, but"
                     f" {sets[roles[0]].folder / 'manifest.json'} ({roles[0]}) has"
-                    f" {said[roles[0]]}; curate both with the same Wan folder"
+                    f" {said[roles[0]]}; curate both {cure}"
                 )
 
 
