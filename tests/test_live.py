@@ -9,10 +9,12 @@ from aiohttp import WSMsgType, WSServerHandshakeError
 from live_pages import START, served
 from tiny_student import CAPTIONS, student
 
-from experiments.live import server
+from experiments.generation.student import Student
+from experiments.live import engine, server
 from experiments.live.recording import read_recording
 from experiments.live.server import PAGE
 from experiments.live.viewer import LEAD
+from experiments.runs.provenance import revision
 
 
 def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
@@ -53,6 +55,42 @@ def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
     assert sum(map(len, recording.events.values())) == 2 and min(recording.events) >= 5
     stats = next(each for each in one.said if each["type"] == "stats")
     assert stats["lanes"][0]["prompt"] == CAPTIONS[0] and "MiB" in stats["memory"]
+    assert recording.revision == revision()
+
+
+def test_a_prompt_that_the_encoder_cuts_is_said(tmp_path, monkeypatch):
+    """When the session starts and when the prompt changes; a prompt that fits is not."""
+    cut = {START["prompt"], CAPTIONS[1]}
+    monkeypatch.setattr(
+        Student, "beyond", lambda self, prompts: f"{prompts[0]} is cut" if prompts[0] in cut else ""
+    )
+
+    async def live():
+        async with served(tmp_path) as (_, page, _):
+            one = await page()
+            await one.tell(**START)
+            await one.hear(lambda page: len(page.frames) >= 3)
+            await one.tell(type="prompt", text=CAPTIONS[1], how="cut")
+            await one.hear(lambda page: len(page.frames) >= 12)
+            return [each["text"] for each in one.said if each["type"] == "warning"]
+
+    assert asyncio.run(live()) == [f"{START['prompt']} is cut", f"{CAPTIONS[1]} is cut"]
+    cut.clear()
+    assert asyncio.run(live()) == []
+
+
+def test_two_servers_record_into_one_folder(tmp_path, monkeypatch):
+    """In the same second, each its first session."""
+    monkeypatch.setattr(engine, "strftime", lambda pattern: "20260101-000000")
+
+    async def live():
+        async with served(tmp_path) as (_, page, _), served(tmp_path) as (_, other, _):
+            for each in (await page(), await other()):
+                await each.tell(**START)
+                await each.hear(lambda page: len(page.frames) >= 3)
+
+    asyncio.run(live())
+    assert {file.stem[-2:] for file in tmp_path.glob("*.jsonl")} == {"-1", "-2"}
 
 
 def test_nothing_is_made_without_credit(tmp_path, monkeypatch):

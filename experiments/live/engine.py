@@ -133,9 +133,15 @@ class Engine:
             self._viewers.remove(viewer)
 
     def _record(self, header: dict[str, Any]) -> Recorder:
-        self._count += 1
-        name = f"{strftime('%Y%m%d-%H%M%S')}-{self._count}"
-        return Recorder(self.folder / f"{name}.jsonl", header)
+        """A new recording; another server may write into the same folder."""
+        while True:
+            self._count += 1
+            file = self.folder / f"{strftime('%Y%m%d-%H%M%S')}-{self._count}.jsonl"
+            try:
+                return Recorder(file, header)
+            except FileExistsError:
+                if not file.is_file():
+                    raise
 
 
 def warm_up(student: Student) -> None:

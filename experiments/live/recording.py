@@ -3,8 +3,8 @@
 A file of one JSON object a line, written block by block, so that a killed server leaves one that
 can be read::
 
-    {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "machine": {...},
-     "picture": "...", "start": [x, z, yaw]}
+    {"format": 1, "students": [...], "prompt": "...", "seed": 0, "steps": 2, "revision": "...",
+     "machine": {...}, "picture": "...", "start": [x, z, yaw]}
     {"block": 17, "prompt": "...", "how": "rewrite"}
     {"block": 17, "keys": ["l", "w"]}
     {"frame": 17, "lane": 0, "digest": "..."}
@@ -96,6 +96,7 @@ class Recording:
     students: list[dict[str, Any]]
     events: dict[int, list[Event]] = field(default_factory=dict)
     digests: dict[tuple[int, int], str] = field(default_factory=dict)
+    revision: str = "unknown"
     machine: dict[str, Any] = field(default_factory=dict)
     picture: np.ndarray | None = None
     start: tuple[float, float, float] | None = None
@@ -113,6 +114,7 @@ def _header(
     seed: Seed,
     steps: SolverSteps,
     machine: dict[str, Any],
+    revision: str = "unknown",
     picture: str | None = None,
     start: tuple[float, float, float] | None = None,
 ) -> None: ...

@@ -25,6 +25,7 @@ from experiments.live.protocol import KEY_BITS
 from experiments.live.recording import Recording, digest_of, read_recording
 from experiments.live.server import application, serve
 from experiments.live.students import open_student
+from experiments.runs.provenance import revision
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
     else:
         raise ValueError(
             f"different from frame {different[0]} on ({len(different)} of {recording.frames});"
-            f" it was recorded on {recording.machine}: other devices, threads or versions of torch"
-            " round differently"
+            f" it was recorded by code {recording.revision}, this is {revision()}, on"
+            f" {recording.machine}: other devices, threads or versions of torch round differently"
         )
 
 

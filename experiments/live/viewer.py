@@ -30,6 +30,7 @@ from experiments.live.protocol import (
     said,
 )
 from experiments.live.recording import Recorder, Recording, as_png, digest_of
+from experiments.runs.provenance import revision
 
 LEAD = 2
 QUALITY = 92  # of JPEG
@@ -96,6 +97,8 @@ class Viewer:
                     )
                 for session in self.sessions:
                     session.request(command)
+                if isinstance(command, NewPrompt):
+                    self._warn_of(command.text)
 
     def make(self, viewers: int) -> None:
         """Make a block in every lane, and send its frames."""
@@ -142,6 +145,13 @@ class Viewer:
         if start.record:
             self._recorder = self._open(header(self.sessions))
         self.send(said("started", lanes=start.lanes, seed=start.seed))
+        self._warn_of(start.prompt)
+
+    def _warn_of(self, prompt: str) -> None:
+        """Tell the page of a prompt that is longer than a student's text encoder reads."""
+        cuts = {session.student.beyond([prompt]): None for session in self.sessions}
+        for cut in filter(None, cuts):
+            self.send(said("warning", text=cut))
 
     def _replay(self, recording: Recording) -> None:
         self.end("restarted")
@@ -211,6 +221,7 @@ def header(sessions: Sequence[Session]) -> dict[str, Any]:
         "steps": first.steps,
         "picture": None if first.image is None else b64encode(as_png(first.image)).decode(),
         "start": first.start,
+        "revision": revision(),
         "machine": {
             "device": str(first.student.device),
             "threads": torch.get_num_threads(),

@@ -239,7 +239,7 @@ function heard(message) {
     stats = message;
   } else if (message.type === "queued") {
     say(`waiting, number ${message.position}`);
-  } else if (message.type === "error") {
+  } else if (message.type === "error" || message.type === "warning") {
     tell(message.text);
   } else if (message.type === "ended" && message.reason !== "restarted") {
     running = false;
