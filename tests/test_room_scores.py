@@ -78,6 +78,11 @@ def test_a_picture_moves_against_the_camera(lit):
     turns = [ROOM.walk("heldout", 5, n, [frozenset(key)] * 5) for n, key in enumerate("lljj")]
     view = view_of(turns, autoencoded(np.stack([walk.video for walk in turns])))
     assert value(view, "picture") == 1
+    half = view.videos.copy()
+    half[2] = half[2, :1]  # one of two that turn to the left stands still
+    by_key = METRICS["room.picture"].compute(view_of(turns, half)).extra
+    assert by_key == {"key_l": 1, "key_j": 0.5}
+    assert METRICS["room.keys"].compute(view).extra.keys() == {"mirrored", "key_l", "key_j"}
     assert value(view_of(turns, corrupted(view.videos, "still")), "picture") == 0
     assert value(view_of(turns, view.videos[:, ::-1]), "picture") == 0
     stood = [ROOM.walk("heldout", 5, n, [frozenset()] * 5) for n in range(4)]

@@ -41,7 +41,8 @@ def yaw(view: View) -> Measurement:
 
 @of_walks("room.keys", "key accuracy", unit="share of frames")
 def keys(view: View) -> Measurement:
-    """Whether the motion measured is explained best by the key whose motion was commanded.
+    """Whether the motion measured is explained best by the key whose motion was commanded. Extra:
+    the same of the frames of each key.
 
     Raises:
         ValueError: with left and right exchanged it is explained better: the clips are mirrored.
@@ -56,14 +57,15 @@ def keys(view: View) -> Measurement:
             f" {mirrored.mean():.0%} with A and D, J and L exchanged: the keys of these clips are"
             " mirrored; compare their poses with datamodules/cameras.py"
         )
-    found.extra["mirrored"] = float(mirrored.mean())
+    found.extra.update(mirrored=float(mirrored.mean()), **_by_key(right, view.asked_keys))
     return found
 
 
 @of_walks("room.picture", "obedience: the picture moves to the right side", unit="share of frames")
 def picture(view: View) -> Measurement:
     """Of the frames that turn or step sideways: in how many the picture has moved, since the frame
-    before, to the side to which such a motion moves it. One that stands still is wrong.
+    before, to the side to which such a motion moves it. One that stands still is wrong. Extra: the
+    same of the frames of each key.
     """
     shifts = [
         [shift(one, other) for one, other in pairwise(video.astype(np.float32))]
@@ -169,7 +171,18 @@ def _of_sideways(view: View, moved: np.ndarray) -> Measurement:
         raise NotApplicable("no walk turns or steps sideways")
     right = asked & (moved * _side(view.commanded) > 0)
     per_clip = np.where(asked.any(1), right.sum(1) / np.maximum(asked.sum(1), 1), np.nan)
-    return _where_defined(per_clip, view.seed)
+    found = _where_defined(per_clip, view.seed)
+    found.extra.update(_by_key(right[asked], view.asked_keys[asked]))
+    return found
+
+
+def _by_key(right: np.ndarray, asked: np.ndarray) -> dict[str, float]:
+    """Share of frames, of any shape, that are right, by the key that was asked for."""
+    return {
+        f"key_{name or 'none'}": float(right[asked == number].mean())
+        for number, name in enumerate(NAMES)
+        if (asked == number).any()
+    }
 
 
 def _side(places: np.ndarray) -> np.ndarray:
