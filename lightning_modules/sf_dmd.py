@@ -38,7 +38,9 @@ class SFDMD(AsymmetricDMD):
         self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         if levels:
             self.times = block_times(self.sizes, levels, "stage.levels")
-        require_two_steps(self.times, noisy_from, "stage.noisy_from")
+        steps = list(map(len, self.times))
+        said = f"stage.noisy_from: {noisy_from}"
+        require_two_steps(steps, noisy_from, said, "noisy_from to null")
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit whose turn it is."""

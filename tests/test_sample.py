@@ -129,6 +129,13 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
         ({"sample.given": 1, "blocks": 3}, r"use one of \[3, 6\]"),
         ({"sample.frames": 10, "blocks": 4}, "blocks: 4 cannot cover 10 frames"),
         ({"sample.commit": "none", "sample.context_t": 0.1}, "sample.context_t: without a commit"),
+        ({"sample.commit": "none", "few_steps": 1}, "sample.commit: none, .* set commit to sep"),
+        ({"sampling.commit": "none", "few_steps": 1}, "sample.commit: none, .*pure noise; give"),
+        ({"sample.commit": "none", "sample.first_few_steps": 1}, "sample.commit: none, .*one step"),
+        (
+            {"sample.commit": "none", "sampler": "autoregressive_ode", "sampling.intervals": 1},
+            "sample.commit: none, .*one step",
+        ),
         ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
         ({"launch.attention": "sage"}, "launch.attention: 'sage' must be one of auto, dense"),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
@@ -144,7 +151,7 @@ def test_settings_that_do_not_fit_are_refused(settings, said):
     [
         ({"levels": [[1, 0.5], [1, 0.7, 0.5]]}, "sample.levels: .*not be longer"),
         ({"levels": [[1.5]]}, r"sample.levels: \[\[1.5\]\] must be a list"),
-        ({"few_steps": 1, "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise"),
+        ({"few_steps": 1, "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise.*noisy_from to n"),
         ({"levels": [[1, 0.5], [1]], "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise"),
         ({"noisy_from": 1, "sample.commit": "none"}, "sample.noisy_from: 1, .*every block"),
         ({"noisy_from": 1, "sample.context_t": 0.1}, "sample.context_t: .*noisy_from to null"),
@@ -187,5 +194,9 @@ def test_settings_that_fit_are_not():
         {},
         {"sample.frames": 40, "sample.window": 8, "sample.sinks": 2},
         {"sample.given": 3},
+        {"sample.commit": "none"},
+        {"sample.commit": "none", "sample.first_few_steps": 1, "sample.given": 1},
+        {"sample.commit": "none", "few_steps": 1, "sample.given": 8},  # the last block is nobody's
+        {"sampling.commit": "none", "sampler": "bidirectional_ode", "sampling.intervals": 1},
     ):
         check(resolve("sample", "tiny", settings).recipe)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -100,7 +101,7 @@ class Sampling:
             if getattr(self, key) not in known:
                 raise ValueError(f"sample.{key}: {getattr(self, key)!r} is none of {known}")
         check_precision(self.precision, "sample")
-        ends = [sum(self.sizes[: number + 1]) for number in range(len(self.sizes))]
+        ends = list(accumulate(self.sizes))
         if self.given not in (0, *ends[:-1]):
             raise ValueError(
                 f"sample.given: {self.given} frames do not end with a block; use one of"
@@ -135,7 +136,24 @@ class Sampling:
                 raise ValueError(
                     f"sample.{key}: only the sampler few_steps takes it, not {self.sampler}"
                 )
-        require_two_steps(self.times, self.noisy_from, "sample.noisy_from")
+        self._check_noisy_context(self.steps)
+
+    def _check_noisy_context(self, steps: list[int]) -> None:
+        """Blocks of conditioning frames are clean; all at once have no context."""
+        said, cure = f"sample.noisy_from: {self.noisy_from}", "noisy_from to null"
+        first = self.noisy_from
+        if self.commit == "none":
+            said, first, cure = "sample.commit: none", 0, "commit to separate or fused"
+        given = sum(end <= self.given for end in accumulate(self.sizes))
+        if first is not None and self.sampler != "bidirectional_ode":
+            require_two_steps(steps, max(first, given), said, cure)
+
+    @property
+    def steps(self) -> list[int]:
+        """How often each block is denoised."""
+        if self.sampler == "few_steps":
+            return list(map(len, self.times))
+        return [self.intervals] * len(self.sizes)
 
     @property
     def times(self) -> list[Tensor]:

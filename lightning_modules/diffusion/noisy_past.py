@@ -68,19 +68,20 @@ class NoisyPast(Past):
         self.write(x, t, block)
 
 
-def require_two_steps(times: Sequence[Tensor], noisy_from: int | None, key: str) -> None:
+def require_two_steps(steps: Sequence[int], noisy_from: int | None, said: str, cure: str) -> None:
     """Refuse a noisy block of one step, whose context would be pure noise; the last is nobody's.
 
     Args:
-        times: each block's noise levels.
+        steps: of each block.
         noisy_from: index of the first block that stays noisy; None: none.
-        key: the setting, for the message.
+        said: the setting that keeps it noisy, as ``key: value``.
+        cure: what else to set.
 
     Raises:
-        ValueError: names ``key``.
+        ValueError: ``said``, why not, and ``cure``.
     """
-    if noisy_from is not None and any(len(levels) < 2 for levels in times[noisy_from:-1]):
+    if noisy_from is not None and any(count < 2 for count in steps[noisy_from:-1]):
         raise ValueError(
-            f"{key}: {noisy_from}, but a block from there on has one step: its context would be"
-            f" pure noise; give it two, or set {key.rpartition('.')[2]} to null"
+            f"{said}, but a block that stays noisy has one step: its context would be pure noise;"
+            f" give each block two, or set {cure}"
         )
