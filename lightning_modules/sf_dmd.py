@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
-from lightning_modules.diffusion.noisy_past import NoisyPast, require_two_steps
+from lightning_modules.diffusion.noisy_past import NoisyPast, require_noisy_block, require_two_steps
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
 from lightning_modules.ranges import NoiseLevel, NonNegativeInt
@@ -27,7 +27,8 @@ class SFDMD(AsymmetricDMD):
             (``noisy_past.py``), published 1; None: none.
 
     Raises:
-        ValueError: levels that are no schedule; a noisy block of one step, which would be noise.
+        ValueError: levels that are no schedule; a noisy block of one step, which would be noise; a
+            first noisy block that the clip does not have.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SFDMD(AsymmetricDMD):
         self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
         if levels:
             self.times = block_times(self.sizes, levels, "stage.levels")
+        require_noisy_block(len(self.sizes), noisy_from, "stage.noisy_from")
         steps = list(map(len, self.times))
         said = f"stage.noisy_from: {noisy_from}"
         require_two_steps(steps, noisy_from, said, "noisy_from to null")

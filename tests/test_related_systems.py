@@ -9,6 +9,7 @@ import torch
 from minimal import SHAPE, batch, draw, network, stage
 
 from experiments.checkpoints.sampling_config import sampling_of
+from experiments.launch.checks import problem
 from experiments.runs.recipe import resolve
 from lightning_modules.causvid_dmd import CausVidDMD
 from lightning_modules.diffusion.fast_past import FastPast
@@ -176,6 +177,17 @@ def test_noise_as_context_is_refused():
         made(SFDMD, **SF | one)
     made(SFDMD, **SF | {"few_steps": 1})
     made(SFDMD, **SF | {"few_steps": 1, "noisy_from": 3})  # the last block is nobody's context
+
+
+def test_a_first_noisy_block_that_no_clip_has_is_refused():
+    for beyond in (len(SIZES), 40):
+        said = rf"stage.noisy_from: {beyond}, but the last block .* 3, so none .*noisy_from to null"
+        with pytest.raises(ValueError, match=said):
+            made(SFDMD, **SF | {"noisy_from": beyond})
+    made(SFDMD, **SF | {"noisy_from": len(SIZES) - 1})
+    assert "stage.noisy_from: 9," in problem(
+        resolve("stage3_sf_dmd", "tiny", {"noisy_from": 9}).recipe
+    )
 
 
 def test_causvid_answers_each_block_of_a_noised_real_clip_once():

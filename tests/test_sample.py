@@ -155,6 +155,8 @@ def test_settings_that_do_not_fit_are_refused(settings, said):
         ({"levels": [[1, 0.5], [1]], "noisy_from": 1}, "sample.noisy_from: 1, .*pure noise"),
         ({"noisy_from": 1, "sample.commit": "none"}, "sample.noisy_from: 1, .*every block"),
         ({"noisy_from": 1, "sample.context_t": 0.1}, "sample.context_t: .*noisy_from to null"),
+        ({"noisy_from": 9}, "sample.noisy_from: 9, but the last block of the clip is 8.*to null"),
+        ({"noisy_from": 3, "blocks": 3}, "sample.noisy_from: 3, but the last block of .* 2, so"),
         ({"noisy_from": 1, "sampler": "autoregressive_ode"}, "only the sampler few_steps takes it"),
     ],
 )
@@ -187,6 +189,11 @@ def test_a_student_is_sampled_at_fewer_steps_than_it_was_trained_for():
     check(run.recipe)
     assert run.recipe["sample"]["few_steps"] == 1
     assert run.needs["student"].recipe["stage"]["few_steps"] == 2
+
+
+def test_a_schedule_that_fits_is_not():
+    for settings in ({"noisy_from": 8}, {"noisy_from": 9, "sample.frames": 10}):
+        check(resolve("sample_schedule", "tiny", settings).recipe)
 
 
 def test_settings_that_fit_are_not():

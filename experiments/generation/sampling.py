@@ -12,7 +12,7 @@ from lightning_modules.diffusion import forcing
 from lightning_modules.diffusion.fast_past import COMMITS, FastPast
 from lightning_modules.diffusion.flow import time_grid
 from lightning_modules.diffusion.forcing import VelocityNetwork
-from lightning_modules.diffusion.noisy_past import require_two_steps
+from lightning_modules.diffusion.noisy_past import require_noisy_block, require_two_steps
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import (
     FewSteps,
@@ -136,6 +136,7 @@ class Sampling:
                 raise ValueError(
                     f"sample.{key}: only the sampler few_steps takes it, not {self.sampler}"
                 )
+        require_noisy_block(len(self.sizes), self.noisy_from, "sample.noisy_from")
         self._check_noisy_context(self.steps)
 
     def _check_noisy_context(self, steps: list[int]) -> None:

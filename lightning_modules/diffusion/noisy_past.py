@@ -85,3 +85,21 @@ def require_two_steps(steps: Sequence[int], noisy_from: int | None, said: str, c
             f"{said}, but a block that stays noisy has one step: its context would be pure noise;"
             f" give each block two, or set {cure}"
         )
+
+
+def require_noisy_block(blocks: int, noisy_from: int | None, key: str) -> None:
+    """Refuse a first noisy block that a clip does not have: none of its blocks would stay noisy.
+
+    Args:
+        blocks: of the clip.
+        noisy_from: index of the first block that stays noisy; None: none shall.
+        key: the setting, for the message.
+
+    Raises:
+        ValueError: names ``key`` and the cure.
+    """
+    if noisy_from is not None and noisy_from >= blocks:
+        raise ValueError(
+            f"{key}: {noisy_from}, but the last block of the clip is {blocks - 1}, so none would"
+            f" stay noisy; lower it, or set {key.rpartition('.')[2]} to null"
+        )
