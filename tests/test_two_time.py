@@ -6,13 +6,18 @@ from minimal import SHAPE, batch, draw, network
 
 from experiments.checkpoints.convert import export_network
 from experiments.checkpoints.networks import load_network, network_section, new_network
-from experiments.generation.generation import require_velocity
 from experiments.launch.checks import problem
 from experiments.launch.memory.check import as_trained
 from experiments.launch.memory.count import FULL, Load
-from experiments.launch.stages import require_one_time
+from experiments.launch.second_time import (
+    has_two_times,
+    require_one_time,
+    require_section_of_one_time,
+    require_velocity,
+)
 from experiments.runs.recipe import resolve
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
+from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.diffusion import forcing
 from lightning_modules.networks import ClosedForm, TwoTimeWan
@@ -133,12 +138,62 @@ def test_a_folder_with_one_is_refused_when_it_is_loaded():
         require_one_time(CausalCD, "student", "folder", True)
 
 
+SOLVERS = [
+    ("causal_pairs", "teacher", {}),
+    ("bidirectional_pairs", "teacher", {}),
+    ("sample", "student", {"sampler": "autoregressive_ode"}),
+    ("sample", "student", {"sampler": "bidirectional_ode"}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "role", "settings"), SOLVERS)
+def test_an_ode_of_its_mean_velocity_is_refused_before_any_run(tmp_path, recipe, role, settings):
+    """Of a run that is not made yet, and of a folder; the sampler of students takes both."""
+    wan = new_network(resolve("base", "tiny").recipe["network"])
+    wan.save_pretrained(tmp_path / "one" / "student")
+    wan.with_second_time().save_pretrained(tmp_path / "two" / "student")
+    two = {"folder": str(tmp_path / "two")}
+    for where, said in ((MEAN_FLOW, "stage2_tf_mean_flow-"), (two, str(tmp_path / "two"))):
+        run = resolve(recipe, "tiny", settings | {f"needs.{role}": where})
+        wrong = problem(run.recipe)
+        assert f"needs.{role}: {said}" in wrong and "has a second time and answers" in wrong
+        assert "the network of Stage 1" in wrong
+        assert ("sampler=few_steps" in wrong) == (role == "student")
+    one = {"folder": str(tmp_path / "one")}
+    for where in (one, {"recipe": "stage2_tf_scm"}):
+        assert not problem(resolve(recipe, "tiny", settings | {f"needs.{role}": where}).recipe)
+
+
+def test_the_sampler_of_students_takes_it():
+    assert not problem(resolve("sample", "tiny", {"needs.student": MEAN_FLOW}).recipe)
+
+
+def test_a_stage_refuses_a_folder_of_two_times_before_any_run(tmp_path):
+    wan = new_network(resolve("base", "tiny").recipe["network"])
+    wan.with_second_time().save_pretrained(tmp_path / "student")
+    how = {"needs.teacher": {"folder": str(tmp_path)}}
+    wrong = problem(resolve("stage2_tf_scm", "tiny", how).recipe)
+    assert f"needs.teacher: {tmp_path} has a second time, which TFsCM ignores" in wrong
+
+
+def test_a_new_network_of_two_times_is_refused_where_its_stage_ignores_the_second():
+    recipe = resolve("base", "tiny").recipe
+    section = recipe["network"] | {"class": "TwoTimeWan"}
+    wrong = problem(recipe | {"network": section})
+    assert "network.class: TwoTimeWan has a second time, which Bidirectional" in wrong
+    assert "leave the key out" in wrong
+    require_section_of_one_time(TFMeanFlow, section)
+    require_section_of_one_time(Bidirectional, recipe["network"])
+
+
 def test_an_ode_is_not_solved_with_its_mean_velocity(tmp_path):
     network(1).save_pretrained(tmp_path / "one" / "student")
     network(1).with_second_time().save_pretrained(tmp_path / "two" / "student")
-    require_velocity("teacher", tmp_path / "one")
-    with pytest.raises(ValueError, match=r"needs.teacher: .*two has a second time.*few_steps"):
-        require_velocity("teacher", tmp_path / "two")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (has_two_times(one), has_two_times(two)) == (False, True)
+    require_velocity("teacher", one, has_two_times(one))
+    with pytest.raises(ValueError, match=r"needs.teacher: .*two has a second time.*Stage 1"):
+        require_velocity("teacher", two, has_two_times(two))
 
 
 def test_settings_that_do_not_fit_are_refused():

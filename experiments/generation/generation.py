@@ -15,10 +15,8 @@ from experiments.checkpoints.networks import (
     ROLES,
     autoencoder_id,
     bf16,
-    class_of,
     load_network,
     network_defaults,
-    network_folder,
     network_section,
 )
 from experiments.runs.recipe import RUN_NAME
@@ -53,22 +51,6 @@ def frozen(where: Path, device: torch.device, precision: str) -> nn.Module:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocast for inference at this precision; solver states stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
-def require_velocity(role: str, where: str | Path) -> None:
-    """Refuse a network of two times where an ODE is solved, before it is loaded.
-
-    Called without its second time it answers with the mean velocity to data.
-
-    Raises:
-        ValueError: names the need and the cure.
-    """
-    if getattr(class_of(network_folder(where)), "two_times", False):
-        raise ValueError(
-            f"needs.{role}: {where} has a second time and answers with the mean velocity to data,"
-            " not with the velocity that an ODE needs; give the network of Stage 1, or sample this"
-            " one with sampler=few_steps"
-        )
 
 
 def samples_per_shard(shapes: Mapping[str, Sequence[int]], bytes_each: int = 4) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import nn
 
 from experiments.checkpoints.networks import ROLES
 from experiments.runs.config import nearest
-from experiments.runs.files import load_recipe
-from experiments.runs.recipe import RUN_NAME, Library, recipes
 from experiments.runs.signature import bind, parameters_of
 from lightning_modules import stage, stages
 from lightning_modules.networks.tally import Tally
@@ -61,44 +58,6 @@ def build_stage(
     kind = stage_class(recipe)
     given = {**networks, **data, "seed": recipe["seed"]}
     return kind(**{name: given[name] for name in given_to(kind)}, **stage_settings(recipe))
-
-
-def require_one_time(
-    kind: type[LightningModule], role: str, where: str | Path, two_times: bool
-) -> None:
-    """Refuse a network of two times where a stage would ask it for a velocity at one.
-
-    Called without its second time it answers with the mean velocity to data.
-
-    Args:
-        kind: the stage.
-        role: of the network.
-        where: the network comes from.
-        two_times: whether it has two.
-
-    Raises:
-        ValueError: names the need and the cure.
-    """
-    if two_times and not (role == "student" and kind.takes_two_times):
-        raise ValueError(
-            f"needs.{role}: {where} has a second time, which {kind.__name__} ignores: it would take"
-            " the mean velocity to data for the velocity; give it the network of Stage 1 or of"
-            " another Stage 2, or hand this one, as student, to distribution matching"
-        )
-
-
-def require_needs_of_one_time(recipe: Mapping[str, Any]) -> None:
-    """The same before any run starts, by the recipes of the runs that are needed.
-
-    Raises:
-        ValueError: as above.
-    """
-    kind = stage_class(recipe)
-    for role in set(ROLES) & set(recipe["needs"]):
-        run = recipe["needs"][role]
-        if RUN_NAME.fullmatch(run) and (name := run.rpartition("-")[0]) in recipes(verb="fit"):
-            need = stage_class(load_recipe(Library().recipes, name))
-            require_one_time(kind, role, run, getattr(need, "two_times", False))
 
 
 def asked_of_networks(

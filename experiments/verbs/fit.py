@@ -40,16 +40,10 @@ from experiments.generation.generation import (
     require_network,
     require_same_encoders,
 )
+from experiments.launch import second_time
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
-from experiments.launch.stages import (
-    build_stage,
-    example_stage,
-    require_needs_of_one_time,
-    require_one_time,
-    stage_class,
-    stage_settings,
-)
+from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
 from experiments.launch.strategies import (
     check_forward_mode,
     check_strategy,
@@ -98,7 +92,7 @@ def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit their constructors, before anything is built."""
     kind = stage_class(recipe)
     stage = example_stage(recipe)
-    require_needs_of_one_time(recipe)
+    second_time.require_needs_of_one_time(recipe, partial(second_time.require_one_time, kind))
     training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     if training.student_with and "student" not in recipe["needs"]:
         raise ValueError("fit.student_with: there is no needs.student; use the section network")
@@ -107,6 +101,7 @@ def check(recipe: dict[str, Any]) -> None:
     check_forward_mode(stage, launch)
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
+        second_time.require_section_of_one_time(kind, recipe["network"])
         meta_network(recipe["network"])  # a constructor refuses what does not go together
     if shape := recipe["stage"].get("clip_shape"):
         require_given(recipe, "stage.clip_shape", shape)
@@ -175,9 +170,8 @@ def _build(
         require_network(role, section, "stage.clip_shape", shape, data.shards)
     for role, where in needed.items():
         require_autoencoder(role, where, data.shards)
+        second_time.require_one_time(kind, role, where, second_time.has_two_times(where))
     networks = {role: load_network(where) for role, where in needed.items()}
-    for role, network in networks.items():
-        require_one_time(kind, role, needed[role], getattr(network, "two_times", False))
     if "network" in recipe:
         networks["student"] = fresh_network(recipe["network"], recipe["seed"])
     elif more:

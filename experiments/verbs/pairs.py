@@ -33,12 +33,16 @@ from experiments.generation.generation import (
     frozen,
     require_given,
     require_usable,
-    require_velocity,
     samples_per_shard,
     stack,
 )
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
+from experiments.launch.second_time import (
+    has_two_times,
+    require_needs_of_one_time,
+    require_velocity,
+)
 from experiments.launch.shard_workers import make_together
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
@@ -70,6 +74,7 @@ def check(recipe: dict[str, Any]) -> None:
     partition(settings["blocks"], settings["clip_shape"][0])
     check_precision(settings["precision"], "pairs")
     require_given(recipe, "pairs.clip_shape", settings["clip_shape"])
+    require_needs_of_one_time(recipe, require_velocity)
     launch_of(recipe)
 
 
@@ -86,7 +91,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     clips = open_shards(folder.need("data") / "shards")
     where, launch = folder.need("teacher"), launch_of(recipe)
     require_usable("teacher", where, "pairs.clip_shape", settings["clip_shape"], clips)
-    require_velocity("teacher", where)
+    require_velocity("teacher", where, has_two_times(where))
     if settings["past"] == "causal":
         require(clips, latents=tuple(settings["clip_shape"]))
     before_generation(

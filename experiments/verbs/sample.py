@@ -30,7 +30,6 @@ from experiments.generation.generation import (
     frozen,
     require_given,
     require_usable,
-    require_velocity,
     samples_per_shard,
     stack,
 )
@@ -38,6 +37,11 @@ from experiments.generation.outputs import Saver
 from experiments.generation.sampling import Sampling, sampler_of
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
+from experiments.launch.second_time import (
+    has_two_times,
+    require_needs_of_one_time,
+    require_velocity,
+)
 from experiments.launch.shard_workers import make_together
 from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
@@ -51,7 +55,10 @@ Batch = Sequence[dict[str, Any]]
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a recipe whose settings do not fit, before anything is loaded."""
-    require_given(recipe, "sample.clip_shape", _settings(recipe).clip_shape)
+    settings = _settings(recipe)
+    require_given(recipe, "sample.clip_shape", settings.clip_shape)
+    if settings.sampler != "few_steps":
+        require_needs_of_one_time(recipe, require_velocity)
     launch_of(recipe)
 
 
@@ -69,7 +76,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     where = folder.need("student")
     require_usable("student", where, "sample.clip_shape", settings.shape, prompts)
     if settings.sampler != "few_steps":
-        require_velocity("student", where)
+        require_velocity("student", where, has_two_times(where))
     before_generation(
         where,
         prompts,
