@@ -4,6 +4,8 @@ import pytest
 from synthetic_sweep import numbers_of
 
 from experiments.launch.checks import problem
+from experiments.runs.files import load_scale
+from experiments.runs.recipe import Library, recipes
 from sweeps.plan.graph import load_sweep
 from sweeps.report.claims import comparisons, judge
 from sweeps.report.intervals import PaperNumbers
@@ -104,6 +106,20 @@ def test_every_recipe_of_the_sweeps_passes_its_check(sweep):
     """One run of each, in the sweep's own graph, where a recipe meets what it needs."""
     chosen = {run.recipe["recipe"]: run for run in sweep.runs.values()}
     assert {name: said for name, run in chosen.items() if (said := problem(run.recipe))} == {}
+
+
+PLANNED = [*((name, "tiny") for name in ("ablation", *SWEEPS)), ("world_model", "room")]
+
+
+@pytest.mark.parametrize(("name", "scale"), PLANNED)
+def test_the_plan_knows_what_every_run_costs(name, scale):
+    runs = load_sweep(name, scale).runs.values()
+    assert {run.recipe["recipe"] for run in runs if run.expected_s is None} == set()
+
+
+@pytest.mark.parametrize("scale", ["tiny", "room", "wan1.3b", "wan14b"])
+def test_a_hint_of_cost_is_of_a_recipe_there_is(scale):
+    assert set(load_scale(Library().scales, scale)["launch"]["cost_s"]) <= set(recipes())
 
 
 def test_the_same_checkpoint_is_sampled_in_one_and_in_two_steps():
