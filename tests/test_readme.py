@@ -9,6 +9,7 @@ import shutil
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -16,8 +17,12 @@ from import_graph import PACKAGES
 
 from experiments import __main__ as experiments
 from experiments.launch.execute import verb_module
-from experiments.runs.recipe import VERBS, Library, parse_settings, resolve
+from experiments.launch.hardware import Launch
+from experiments.runs.files import load_recipe
+from experiments.runs.recipe import VERBS, Library, parse_settings, recipes, resolve
 from experiments.verbs.tools import TOOLS
+from lightning_modules import stages
+from lightning_modules.networks.wan.attention import Backend
 from sweeps import __main__ as sweeps
 from sweeps.plan.graph import load_sweep
 
@@ -224,6 +229,21 @@ def test_a_table_has_a_head_and_as_many_cells_in_each_row(page, lines):
 
 def test_readme_is_short():
     assert len(README.splitlines()) <= 150
+
+
+def test_readmes_stages_are_all_there_are_in_stages_2_and_3():
+    named = [name for name in recipes(verb="fit") if name.startswith(("stage2_", "stage3_"))]
+    classes = {load_recipe(Library().recipes, name)["stage"]["class"] for name in named}
+    files = {f"{stages()[name].rpartition('.')[2]}.py" for name in classes}
+    assert sorted(file for file in files if file not in README) == []
+
+
+def test_every_attention_kernel_is_named_where_it_is_chosen():
+    for name in set(get_args(Backend)) - {"auto"}:
+        assert f"``{name}``" in Launch.__doc__
+        for scale in ("tiny", "room"):
+            text = (Library().scales / f"{scale}.yaml").read_text(encoding="utf-8")
+            assert name in re.search(r"\n  attention: (.*)", text)[1], (scale, name)
 
 
 def test_readmes_map_names_every_folder():
