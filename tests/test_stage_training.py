@@ -17,12 +17,17 @@ from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.causal_cd import CausalCD
 from lightning_modules.causal_dmd import CausalDMD
+from lightning_modules.causvid_dmd import CausVidDMD
 from lightning_modules.diffusion.flow import add_noise, to_x0
 from lightning_modules.diffusion.forcing import teacher_forcing
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion_forcing import DiffusionForcing
 from lightning_modules.ode_regression import CausalODE, SelfForcingODE
+from lightning_modules.sf_dmd import SFDMD
 from lightning_modules.teacher_forcing import TeacherForcing
+from lightning_modules.tf_dcm import TFdCM
+from lightning_modules.tf_mean_flow import TFMeanFlow
+from lightning_modules.tf_scm import TFsCM
 
 pytestmark = pytest.mark.numeric
 
@@ -116,10 +121,13 @@ def gaussian_clips(count=8) -> dict:
     return batch(count) | {"latents": MEAN + DEVIATION * draw(5, count, *SHAPE)}
 
 
-def test_consistency_distillation_learns_the_flow_map():
+@pytest.mark.parametrize(
+    ("kind", "own"), [(CausalCD, CD), (TFdCM, DCM), (TFsCM, SCM), (TFMeanFlow, MEAN_FLOW)]
+)
+def test_consistency_distillation_learns_the_flow_map(kind, own):
     data = gaussian_clips()
     module = stage(
-        CausalCD, student=network(1, 0.05), teacher=Gaussian(), **CD | {"learning_rate": 1e-2}
+        kind, student=network(1, 0.05), teacher=Gaussian(), **own | {"learning_rate": 1e-2}
     )
     before = error_of_jump(module.evaluated, data)
     train(module, data, 120)
@@ -127,12 +135,15 @@ def test_consistency_distillation_learns_the_flow_map():
     assert after < 0.35 * before, (before, after)
 
 
-@pytest.mark.parametrize("kind", [AsymmetricDMD, CausalDMD])
-def test_distribution_matching_moves_clips_to_the_teachers(kind):
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [(AsymmetricDMD, DMD), (CausalDMD, DMD), (SFDMD, SF), (CausVidDMD, TWO_STEPS)],
+)
+def test_distribution_matching_moves_clips_to_the_teachers(kind, own):
     data = gaussian_clips()
     module = stage(
         kind, student=network(1, 0.05), teacher=Gaussian(), critic=network(3, 0.05),
-        **DMD | {"learning_rate": 1e-2},
+        **own | {"learning_rate": 1e-2},
     )  # fmt: skip
 
     @torch.no_grad()
