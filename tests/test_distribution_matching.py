@@ -1,4 +1,4 @@
-"""Both DMD stages against their equations, by loops: rollout, exit, scores, guidance, critic."""
+"""The DMD stages against their equations, by loops: rollout, exit, scores, guidance, critic."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from minimal import (
     assert_same_gradients,
     batch,
     beside_clean,
+    beside_noisy,
     blocks_of,
     grid,
     network,
@@ -19,6 +20,7 @@ from minimal import (
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
 from lightning_modules.causal_dmd import CausalDMD
+from lightning_modules.causvid_dmd import CausVidDMD
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past
 
@@ -35,7 +37,7 @@ DMD = {
     "t_min": 0.6,  # narrow, so that both ends are met
     "t_max": 0.85,
 }
-KINDS = [AsymmetricDMD, CausalDMD]
+KINDS = [AsymmetricDMD, CausalDMD, CausVidDMD]
 
 
 def made(kind, blocks="framewise", seed=1, **own):
@@ -93,6 +95,16 @@ def generate_beside_truth(module, row, random, text, sizes, exit_step, truth):
     return x0
 
 
+def answer_to_noised_truth(module, row, random, text, sizes, truth):
+    """One call for a clip whose blocks have noise levels of their own (CausVid)."""
+    drawn = random.integer("level", module.few_steps, (len(sizes),))[row].tolist()
+    levels = [grid(module.few_steps)[step] for step in drawn]
+    t = torch.tensor([level for level, n in zip(levels, sizes, strict=True) for _ in range(n)])
+    level, eps = t[:, None, None, None], random.normal("noise", SHAPE)[row]
+    x = (1 - level) * truth + level * eps
+    return x - level * beside_noisy(module.student, x, t, text, sizes)
+
+
 def clips(module, data, sizes) -> torch.Tensor:
     random = Randomness(f"{module.chapter}/{module.seed}", 0, data["key"])
     exit_step = random.shared_integer("exit", module.few_steps)
@@ -104,14 +116,17 @@ def clips(module, data, sizes) -> torch.Tensor:
                 first = random.shared_integer("first_exit", module.first_few_steps)
             exits = [first] + [exit_step] * (len(sizes) - 1)
             made.append(self_rollout(module, row, random, text, sizes, exits))
+            continue
+        truth = data["latents"][row]
+        if isinstance(module, CausVidDMD):
+            made.append(answer_to_noised_truth(module, row, random, text, sizes, truth))
         else:
-            truth = data["latents"][row]
             made.append(generate_beside_truth(module, row, random, text, sizes, exit_step, truth))
     return torch.stack(made)
 
 
 def score(module, net, row, x, t, text, data, sizes):
-    if isinstance(module, AsymmetricDMD):
+    if not isinstance(module, CausalDMD):
         return together(net, x, t, text)
     return beside_clean(net, x, t, text, data["latents"][row], sizes)
 
