@@ -1,19 +1,7 @@
-"""TF-MeanFlow: its times, its loss where the mean velocity is known, and the same loss by loops."""
+"""TF-MeanFlow: its times, and its loss where the mean velocity is known."""
 
 import pytest
 import torch
-from minimal import (
-    PARTITIONS,
-    SHAPE,
-    SIZES,
-    assert_same_gradients,
-    batch,
-    beside_clean,
-    blocks_of,
-    conditioned,
-    network,
-    stage,
-)
 from test_oracle import Velocity, oracle, real
 
 from lightning_modules.diffusion.randomness import Randomness
@@ -72,48 +60,3 @@ def test_times_are_ordered_and_shared_by_a_clip():
     between = (r < t)[:, 0] & (r > 0)[:, 0]
     larger = -0.8 + 1.6 / torch.pi**0.5  # of two normals, in the mean
     assert abs(torch.special.logit(t[between, 0]).mean() - larger) < 0.15
-
-
-@pytest.mark.parametrize("blocks", PARTITIONS, ids=str)
-def test_the_loss_is_that_of_a_loop_over_clips_and_blocks(blocks):
-    own = SETTINGS | {"guidance": 2.0, "tangent_step": 0.02}
-    student, data = network(1).with_second_time(), batch(4)
-    torch.nn.init.normal_(student.span_embedder.linear_2.weight, std=0.2)
-    module = stage(TFMeanFlow, blocks, student=student, teacher=network(2), tangent="upwind", **own)
-    loss = module.training_step(data, 0)
-    loss.backward()
-    random, sizes = module.randomness(data), SIZES[str(blocks)]
-    eps, times = random.normal("noise", SHAPE), module.draw_times(random)
-
-    def u(x, t, r, text, clean):
-        parts = []
-        for block in blocks_of(sizes):
-            until = torch.cat([torch.zeros(block.start), r[block]])[None]
-
-            def net(*args, until=until, **how):
-                return student(*args, until=until, **how)
-
-            zero = torch.zeros(len(x))
-            parts.append(conditioned(net, block, x, t, text, clean, zero, sizes))
-        return torch.cat(parts)
-
-    losses = []
-    for row, (x0, text) in enumerate(zip(data["latents"], data["text"], strict=True)):
-        t, r = (each[row] for each in times)
-        level = t[0]
-        x = (1 - level) * x0 + level * eps[row]
-        with torch.no_grad():
-            with_prompt, without = (
-                beside_clean(module.teacher, x, t, words, x0, sizes)
-                for words in (text, module.negative)
-            )
-            v = without + 2.0 * (with_prompt - without)
-            back = min(0.02, level.item())
-            behind = u(x - back * v, t - back, torch.minimum(r, t - back), text, x0)
-            rate = (u(x, t, r, text, x0) - behind) / back
-            target = v - (t - r)[0] * rate
-        m = (u(x, t, r, text, x0) - target).square().mean()
-        losses.append(m / (m.detach() + 1e-3))
-    expected = torch.stack(losses).mean()
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    assert_same_gradients(student, expected)
