@@ -16,6 +16,9 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import Past, Solve, rollout
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.ode_regression import CausalODE
+from lightning_modules.tf_dcm import TFdCM
+from lightning_modules.tf_mean_flow import TFMeanFlow
+from lightning_modules.tf_scm import TFsCM
 
 pytestmark = [
     pytest.mark.numeric,
@@ -48,15 +51,42 @@ class FlowMap(nn.Module):
     def new_cache(self, frames=None):
         return self.exact.new_cache(frames)
 
-    def forward(self, x, t, text, *, frames, visible=None, **cached) -> Tensor:
+    def with_second_time(self):
+        return self
+
+    def forward(self, x, t, text, *, frames, visible=None, until=None, **cached) -> Tensor:
         v = self.exact(x, t, text, frames=frames, visible=visible, **cached)
-        if len(frames) == 2 * F:
+        if until is not None:
+            v = self.mean_velocity(x[:, :F], x[:, F:], t[:, F:], until[:, F:], v)
+        elif len(frames) == 2 * F:
             clean, x_t, level = x[:, :F], x[:, F:], t[:, F:]
             end = self.law.flow_map(*(part.double() for part in (x_t.flatten(2), level)),
                                     clean.flatten(2).double()).float()  # fmt: skip
             slope = (x_t - end.view_as(x_t)) / level.clamp(min=1e-9)[..., None, None, None]
             v = torch.where(level[..., None, None, None] > 0, slope, v)
         return v + self.offset
+
+    def mean_velocity(self, clean, x_t, t, r, v) -> Tensor:
+        """``(x_t - x_r) / (t - r)``: the ODE by Runge-Kutta in t, and not by the law's own map."""
+        law = self.law.conditional(clean.flatten(2).double())
+        x, level, span = x_t.flatten(2).double(), t.double(), (t - r).double()
+        step = -span / 64
+        for number in range(64):
+            s, h = level + number * step, step[..., None]
+            first = law.velocity(x, s)
+            second = law.velocity(x + h / 2 * first, s + step / 2)
+            third = law.velocity(x + h / 2 * second, s + step / 2)
+            fourth = law.velocity(x + h * third, s + step)
+            x = x + h / 6 * (first + 2 * second + 2 * third + fourth)
+        mean = (x_t.flatten(2) - x) / span.clamp(min=1e-9)[..., None]
+        return torch.where(span[..., None, None, None] > 1e-6, mean.view_as(v), v.double()).float()
+
+
+class Silent(FlowMap):
+    """The teacher's velocity itself, whatever the second time."""
+
+    def forward(self, *args, until=None, **how) -> Tensor:
+        return self.exact(*args, **how)
 
 
 def module(kind, law, student, **own):
@@ -82,6 +112,42 @@ def test_consistency_loss_of_the_exact_flow_map_vanishes(law, solver):
         guidance=1.0, decay=0.99, terminal_pair=True,
     )  # fmt: skip
     assert naive.training_step(batch(law, 64), 0).item() > 30 * losses[-1]
+
+
+TIMES = {"time_mean": -0.8, "time_std": 1.6}
+SCM = TIMES | {"tangent_warmup_steps": 0, "tangent_floor": 0.1}
+MEAN_FLOW = TIMES | {"weight_floor": 1e-3, "r_equals_t": 0.25, "r_is_zero": 0.25}
+
+
+@LAWS
+@pytest.mark.parametrize(
+    ("kind", "own", "width", "values", "order"),
+    [
+        (TFdCM, {"time_shift": 3.0}, "intervals", (24, 48, 96), 4),
+        (TFsCM, SCM | {"tangent": "central"}, "tangent_step", (0.02, 0.01, 0.005), 4),
+        (TFsCM, SCM | {"tangent": "upwind"}, "tangent_step", (0.02, 0.01, 0.005), 2),
+        (TFMeanFlow, MEAN_FLOW | {"tangent": "upwind"}, "tangent_step", (0.02, 0.01, 0.005), 2),
+    ],
+    ids=["dcm", "scm-central", "scm-upwind", "mean_flow"],
+)
+def test_the_objectives_of_causal_rcm_vanish_at_the_exact_flow_map(
+    law, kind, own, width, values, order
+):
+    """A difference of width h is wrong by h or h^2, a step of the teacher by h^2: so the loss falls
+    by h^2 or h^4, and at the teacher, where it is no error of a difference, it does not.
+    """
+
+    def loss(student, value) -> float:
+        given = own | {width: value, "guidance": 1.0, "teacher": network(law)}
+        asked, seen = module(kind, law, student, **given), {}
+        asked.report = lambda name, number: seen.update({name: number.item()})
+        asked.training_step(batch(law, 64), 0)
+        return seen["train/loss"]
+
+    losses, naive = [loss(FlowMap(law), value) for value in values], loss(Silent(law), values[-1])
+    for coarse, fine in zip(losses, losses[1:], strict=False):
+        assert 0.75 < coarse / fine / 2**order < 1.25, losses
+    assert naive > 30 * losses[-1], (losses, naive)
 
 
 @pytest.fixture(scope="module", params=[SWITCHING, AR1], ids=["switching", "ar1"])
