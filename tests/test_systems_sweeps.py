@@ -117,9 +117,10 @@ def test_the_plan_knows_what_every_run_costs(name, scale):
     assert {run.recipe["recipe"] for run in runs if run.expected_s is None} == set()
 
 
-@pytest.mark.parametrize("scale", ["tiny", "room", "wan1.3b", "wan14b"])
-def test_a_hint_of_cost_is_of_a_recipe_there_is(scale):
-    assert set(load_scale(Library().scales, scale)["launch"]["cost_s"]) <= set(recipes())
+def test_a_hint_of_cost_is_of_a_recipe_there_is():
+    scales = [load_scale(Library().scales, file.stem) for file in Library().scales.glob("*.yaml")]
+    hints = [set(scale["launch"].get("cost_s", {})) for scale in scales]
+    assert any(hints) and set().union(*hints) <= set(recipes())
 
 
 def test_the_same_checkpoint_is_sampled_in_one_and_in_two_steps():
