@@ -22,6 +22,7 @@ from experiments.runs.errors import INTERRUPTED, answered, fail
 from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, home_path, runs_dir
 from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
+from experiments.runs.unchanged import changed_result
 from experiments.verbs.tools import TOOLS
 
 WHAT = {
@@ -190,6 +191,9 @@ def _execute(folders: Sequence[RunFolder]) -> int:
     _speak()
     for folder in folders:
         if folder.done:
+            if changed := changed_result(folder):
+                print(f"error: {folder.name} is done, but {changed}", file=sys.stderr)
+                return 1
             print(f"{folder.name} is done: {_shown(folder.path)}")
             continue
         print(f"{folder.name} -> {_shown(folder.path)}", flush=True)

@@ -165,7 +165,7 @@ def _run(sweep: Sweep, runs: Path, chosen: argparse.Namespace) -> int:
             outcome = execute()
     except Refused as refused:
         count = len(refused.problems)
-        print(f"error: nothing was started, {count} recipes are wrong:\n", file=sys.stderr)
+        print(f"error: nothing was started, {count} runs are refused:\n", file=sys.stderr)
         print(refused, file=sys.stderr)
         return 2
     except Interrupted as stop:

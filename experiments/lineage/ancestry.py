@@ -9,6 +9,7 @@ from datamodules.shards.manifest import read_manifest
 from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import RUN_NAME
+from experiments.runs.unchanged import changed_result
 
 _NOT_SETTINGS = ("recipe", "verb", "seed", "needs", "contents", "launch")
 _RECORDED = (
@@ -43,6 +44,7 @@ def _run(folder: RunFolder) -> dict[str, Any]:
     return {
         "folder": str(folder.path),
         "state": folder.state(),
+        "changed": changed_result(folder),
         "recipe": recipe["recipe"],
         "verb": recipe["verb"],
         "scale": recipe.get("launch", {}).get("scale", ""),

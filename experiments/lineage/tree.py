@@ -67,6 +67,7 @@ def _lines(run: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items())
     found = {
         "recipe": f"{run['recipe']} ({run['verb']}, scale {run['scale']}), {run['state']}",
+        "changed": run["changed"],
         "seed": run["seed"],
         "code": run.get("code"),
         "device": f"{run['devices']} x {run.get('device', '?')}" if "devices" in run else None,

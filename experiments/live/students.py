@@ -29,6 +29,7 @@ from experiments.live.training_data import Encoders, encoders_of
 from experiments.runs.contents import fingerprint
 from experiments.runs.folder import RunFolder, home_path, runs_dir
 from experiments.runs.recipe import Library
+from experiments.runs.unchanged import check_result
 from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.encoders import (
     WAN_NEGATIVE_PROMPT,
@@ -110,6 +111,7 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
         )
     if not run.done:
         raise ValueError(f"{run.path}: this run is {run.state()}, not done; run: {run.command}")
+    check_result(run)
     launch, device = launch_of(recipe), prepare(recipe)
     encoders = encoders_of(run, device, compile=launch.compile)
     sampling = sampling_config.sampling_of(recipe["stage"])

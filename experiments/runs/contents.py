@@ -46,6 +46,7 @@ SAMPLE = 64  # bytes that are read at three places of a tensor
 _OF_THE_RUN = re.compile(
     r"recipe\.yaml|record\.json|done\.json|failed\.txt|log.*\.txt|refused\.csv"
 )
+_PREVIEWS = "samples/"
 _UNFINISHED = ("tb", "checkpoints", "slurm")  # folders of a run that are no result
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,6 +58,31 @@ def fingerprint(where: str | Path) -> str | None:
         return _short([_of_file(path)])
     parts = [f"{name}\0{digest}" for name, digest in sorted(_of_folder(path, path))]
     return _short(parts) if parts else None
+
+
+def results(run: str | Path) -> dict[str, str]:
+    """16 hex digits of everything that counts in a run folder, by relative name; previews do not.
+
+    A shard set is one entry: its manifest and, for each of its shards, whether it is there.
+    """
+    home = Path(run)
+    found = {name: digest[:16] for name, digest in sorted(_of_folder(home, home))}
+    kept = {name: each for name, each in found.items() if not name.startswith(_PREVIEWS)}
+    return {name: digest + _absent_shards(home / name) for name, digest in kept.items()}
+
+
+def _absent_shards(folder: Path) -> str:
+    """`` without FILE`` if a shard set lacks a shard of its manifest, or has it with another size.
+
+    "" for anything else.
+    """
+    if not folder.is_dir():
+        return ""
+    for shard in json.loads((folder / "manifest.json").read_bytes()).get("shards", []):
+        tar = folder / shard["file"]
+        if not tar.is_file() or tar.stat().st_size != shard["bytes"]:
+            return f" without {tar.name}"
+    return ""
 
 
 def hub_revision(where: str | Path) -> str | None:

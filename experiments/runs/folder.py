@@ -9,7 +9,7 @@ record.json           wall time, memory, counters, versions
 lease                 locked by the process that executes the run (see experiments.runs.lock)
 slurm/                job.json and Slurm's own logs, if a job executes the run
 failed.txt            the traceback; kept until a retry
-done.json             written last, by rename: its presence means "done"
+done.json             written last, by rename: its presence means "done"; has digests of the results
 ====================  ============================================================================
 
 No heavy imports: planning reads hundreds of folders without torch.
@@ -31,7 +31,7 @@ from typing import Any
 
 from datamodules.atomic import write_text
 from datamodules.json_files import read_object
-from experiments.runs.contents import remember
+from experiments.runs.contents import remember, results
 from experiments.runs.lock import Busy as Busy
 from experiments.runs.lock import Lease, job_is_gone
 from experiments.runs.recipe import RUN_NAME, VERBS, Run, run_name
@@ -261,7 +261,8 @@ class RunFolder:
 
     def mark_done(self) -> None:
         self.clear_failure()
-        write_text(self.path / "done.json", json.dumps({"run": self.name, "ended": time.ctime()}))
+        done = {"run": self.name, "ended": time.ctime(), "results": results(self.path)}
+        write_text(self.path / "done.json", json.dumps(done, indent=1))
 
 
 def read_resolved(file: Path) -> dict[str, Any]:

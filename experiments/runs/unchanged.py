@@ -1,10 +1,12 @@
-"""A run goes on with what it began with: its needs are compared whenever it starts."""
+"""A run goes on with what it began with, and a finished one is used as it was when it ended."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from experiments.runs.contents import fingerprint, hub_revision
+from datamodules.json_files import read_object
+from experiments.runs.contents import fingerprint, hub_revision, results
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import RUN_NAME
 
@@ -17,13 +19,15 @@ def check_contents(folder: RunFolder) -> None:
 
     Raises:
         FileNotFoundError: a path is not there any more.
-        ValueError: something else lies there now.
+        ValueError: something else lies there now, or in a run that it needs.
     """
     named = folder.recipe.get("contents", {})
     recorded = folder.read_record().get("contents", {})
     seen: dict[str, str] = {}
     for role, where in folder.recipe["needs"].items():
         path = folder.path.parent / where if RUN_NAME.fullmatch(where) else Path(where)
+        if RUN_NAME.fullmatch(where):
+            check_result(RunFolder(path))
         found, known = _content(path, where), named.get(role) or recorded.get(role)
         if role in named and found is None:
             raise FileNotFoundError(
@@ -42,6 +46,38 @@ def check_contents(folder: RunFolder) -> None:
             seen[role] = found
     if seen.items() - recorded.items():
         folder.record({"contents": seen})
+
+
+def changed_result(folder: RunFolder) -> str:
+    """What of a finished run's results is gone or replaced since it ended, and the cure; "" if
+    nothing is, or its done.json does not tell (older ones).
+
+    Raises:
+        ValueError: done.json is damaged.
+    """
+    path = folder.path / "done.json"
+    if not folder.done or not path.stat().st_size:
+        return ""
+    cure = f"remove it, and make the run again: {folder.command}"
+    ended = read_object(path, cure).get("results") or {}
+    found = results(folder.path)
+    name = next((name for name in ended if found.get(name) != ended[name]), None)
+    if name is None:
+        return ""
+    now = found.get(name, "")
+    what = f"is{now[16:]}" if now[16:] else "has been replaced" if now else "is gone"
+    part = folder.path / Path(name).parts[0]
+    removed = shlex.join(["rm", "-rf", str(part), str(path)])
+    return (
+        f"{folder.path / name}: it {what} since {folder.name} ended. Put back what was there, or"
+        f" make it again: {removed}; {folder.command}"
+    )
+
+
+def check_result(folder: RunFolder) -> None:
+    """Raises ValueError if a result of a finished run is not what it was (`changed_result`)."""
+    if changed := changed_result(folder):
+        raise ValueError(changed)
 
 
 def _content(path: Path, where: str) -> str | None:

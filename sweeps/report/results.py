@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.runs.folder import RunFolder
+from experiments.runs.unchanged import check_result
+
 
 @dataclass(frozen=True)
 class Score:
@@ -111,6 +114,7 @@ def read_score_run(folder: Path | None, samples: Path | None = None) -> ScoreRun
     """A score run's results, or None while it is not done."""
     if folder is None or not (folder / "done.json").exists():
         return None
+    check_result(RunFolder(folder))
     scores = folder / "scores.jsonl"
     if not scores.exists():
         raise ValueError(

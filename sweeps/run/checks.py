@@ -14,7 +14,10 @@ ATTEMPTS = 2
 
 
 class Refused(ValueError):
-    """Some recipes do not pass their check; nothing was started. Holds one message per recipe."""
+    """Some recipes do not pass their check, or finished runs have changed; nothing was started.
+
+    Holds one message for each.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)

@@ -19,10 +19,11 @@ from typing import Protocol
 
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
+from experiments.runs.unchanged import changed_result
 from sweeps.executors import Event, Executor, Unreachable
 from sweeps.plan.costs import Costs, remaining, urgency
 from sweeps.plan.graph import Sweep
-from sweeps.run.checks import ATTEMPTS, POLL_S, check, job_of
+from sweeps.run.checks import ATTEMPTS, POLL_S, Refused, check, job_of
 
 LOOK_AGAIN_S = 1.0
 SAY_EVERY_S = 30.0
@@ -100,7 +101,10 @@ class Runner:
         return self._finish()
 
     def _look(self) -> None:
-        """Classify all runs by the state of their folders."""
+        """Classify all runs by the state of their folders; Refused if a done one has changed."""
+        folders = [RunFolder(self.runs_dir / name) for name in self.sweep.runs]
+        if changed := [text for folder in folders if (text := changed_result(folder))]:
+            raise Refused(changed)
         for name, run in self.sweep.runs.items():
             folder = RunFolder(self.runs_dir / name)
             if folder.done:

@@ -16,6 +16,7 @@ from rich.table import Table
 from experiments.launch.ranks.topology import wanted
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import Run
+from experiments.runs.unchanged import changed_result
 from sweeps.executors.devices import cores
 from sweeps.plan.costs import Costs, devices_of, duration, forecast, remaining
 from sweeps.plan.graph import Sweep
@@ -50,6 +51,9 @@ def print_plan(sweep: Sweep, runs_dir: Path) -> None:
         f"{len(sweep.cells)} cells, {len(sweep.runs)} runs ({unshared} if nothing were shared):"
         f" {len(sweep.runs) - len(left)} done, {len(left)} to run"
     )
+    for name in sweep.runs:
+        if changed := changed_result(RunFolder(runs_dir / name)):
+            console.print(f"[red]changed[/] {escape(changed)}", soft_wrap=True)
     if left:
         spread = max(map(devices_of, left))
         more = f" (the cost of {unknown} runs is unknown)" if unknown else ""

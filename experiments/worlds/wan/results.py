@@ -21,6 +21,7 @@ from experiments.metrics.registry import METRICS, Measurement
 from experiments.metrics.statistics import LEVEL
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import RUN_NAME
+from experiments.runs.unchanged import check_result
 from experiments.worlds.wan import (
     vbench_results,
     videos,  # noqa: F401  registers the metrics
@@ -72,6 +73,7 @@ def add_results(run: Path, motion: Path | None = None) -> list[dict[str, Any]]:
     ordered += [name for name in by_id if name not in METRICS]
     lines = [json.dumps(by_id[name], allow_nan=False) for name in ordered]
     write_text(path, "\n".join(lines) + "\n")
+    folder.mark_done()
     for entry in made:
         value = entry["skipped"] if entry["value"] is None else f"{entry['value']:.3f}"
         log.info("%-32s %s", entry["metric"], value)
@@ -87,6 +89,7 @@ def _scored(path: Path) -> RunFolder:
         raise ValueError(f"{path}: not a score run for VBench (its recipe needs no benchmark)")
     if not folder.done:
         raise ValueError(f"{path}: {folder.state()}, not done: {folder.command}")
+    check_result(folder)
     return folder
 
 
