@@ -5,6 +5,7 @@ temporary file, synced and renamed, so it is never partial, and read with `weigh
 nothing is unpickled.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -62,9 +63,9 @@ class AtomicCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"{path}: no such checkpoint; start without one")
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
-        except OSError:
-            raise
         except Exception as error:  # unpickling a file of another kind may raise anything
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: cut off
+                raise
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"{path}: damaged, not readable as a checkpoint ({first});"

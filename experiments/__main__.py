@@ -73,7 +73,7 @@ def parser(library: Library, arguments: Sequence[str] = ()) -> argparse.Argument
         )
         sub.add_argument("what", help="a recipe, a run folder, or a resolved recipe.yaml")
         sub.add_argument("settings", nargs="*", metavar="key=value", help="override a setting")
-        sub.add_argument("--scale", default="tiny", help="one of experiments/scale (tiny)")
+        sub.add_argument("--scale", help="one of experiments/scale (tiny)")
         sub.add_argument("--runs", help="where runs live (RUNS_DIR, else ./runs)")
         sub.add_argument("--with-needs", action="store_true", help="execute missing needs first")
     for name, tool in TOOLS.items():
@@ -106,15 +106,16 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     settings = parse_settings(chosen.settings)
     path = home_path(chosen.what)
     if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
-        resolver = Resolver(chosen.scale, library, runs)
+        resolver = Resolver(chosen.scale or "tiny", library, runs)
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
         closure = run.closure().values()  # run last; not executed: not rewritten
         folder = [_written(each, runs, chosen.with_needs or each is run) for each in closure][-1]
-    elif settings:
+    elif settings or chosen.scale:
         raise ValueError(
-            f"{path} is resolved and takes no settings; give the recipe's name instead"
+            f"{path} is resolved and takes no settings and no --scale; give the recipe's name"
+            " instead"
         )
     elif path.is_dir():
         folder = RunFolder(path)

@@ -43,4 +43,8 @@ def test_checkpoint_of_other_data(refuse, tmp_path):  # noqa: F811
     shutil.rmtree(clips / "shards")
     shutil.move(tmp_path / "clips" / "shards", clips)
     said = refuse(runs, "fit", STAGE1)
+    assert f"{clips}/shards: it has been replaced since clips" in said
+    assert "Put back what was there" in said
+    (clips / "done.json").write_text("{}")  # of older code
+    said = refuse(runs, "fit", STAGE1)
     assert f"{clips}: replaced since stage1" in said and "Put back what was there" in said

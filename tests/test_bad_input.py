@@ -116,7 +116,8 @@ def test_settings_of_other_verbs(trained, refuse, verb, recipe, words, message):
 
 def test_more_than_there_is(trained, refuse):
     student = f"needs.student={{folder: {finished(trained, 'base')}}}"
-    said = refuse(trained, "sample", "sample", student, "sampling.count=9")
+    whole = "sampler=bidirectional_ode"
+    said = refuse(trained, "sample", "sample", student, whole, "sampling.count=9")
     held_out = finished(trained, "heldout") / "shards"
     assert f"sample.count: prompts 8..16 wanted, {held_out} has 16" in said
     assert "lower it, or curate more" in said

@@ -54,8 +54,10 @@ def test_any_length_seed_steps_and_image(run, generate, tmp_path):
     words = ("--prompts", prompts, "--frames", 17, "--steps", 1, "--window", 4, "--sinks", 1)
     assert generate(run / "student", *words, "--seed", 3, "--image", image)[0] == 0
     files = sorted((tmp_path / "out").iterdir())
-    assert [file.name for file in files] == ["000-a-one-moving-left-seed3.mp4",
-                                             "001-a-two-moving-right-seed3.mp4"]  # fmt: skip
+    assert [file.name for file in files] == [
+        f"{name}-seed3-steps1-frames17-window4-sinks1-image-image.mp4"
+        for name in ("000-a-one-moving-left", "001-a-two-moving-right")
+    ]
     first, *others = frames_of(files[0])
     assert first.min() > 240 and len(others) == 16
     before = files[0].read_bytes()

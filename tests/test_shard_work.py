@@ -171,13 +171,37 @@ def test_progress_tells_how_long(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     maker = ShardMaker(work(3700, 100, slowly), run)
     assert maker.help() == 37
-    assert told[0] == (1, 3700, "prompts, 2:03:18 to go")
+    assert told[0] == (1, 3700, "prompts") and told[1] == (2, 3700, "prompts, 2:03:16 to go")
     assert told[1799] == (1800, 3700, "prompts, 1:03:20 to go")
     lines = [record.message for record in caplog.records]
     assert lines[0] == "6 of 3700 prompts, 2:03:08 to go" and len(lines) == 3700 // 6
     maker.complete()
     assert told[-1] == (3700, 3700, "prompts")
     assert "3171 prompts; refused: 529 seven" in caplog.text
+
+
+def test_a_batch_that_has_only_begun_to_come_does_not_say_how_long_the_rest_takes(
+    tmp_path, monkeypatch
+):
+    """Pairs come in batches of 100, each after 50 s: 1000 take 500 s, also seen from the first."""
+    now = [0.0]
+
+    def in_batches(numbers):
+        now[0] += 50.0
+        for each in make(numbers):
+            now[0] += 0.001
+            yield each
+
+    monkeypatch.setattr(shard_work.time, "monotonic", lambda: now[0])
+    told = []
+    run = folder(tmp_path)
+    run.on_progress = lambda *said: told.append(said)
+    assert ShardMaker(work(1000, 100, in_batches), run).help() == 10
+    assert told[0] == (1, 1000, "prompts")
+    assert [note for _, _, note in told[1:3]] == [
+        "prompts, 0:07:30 to go",
+        "prompts, 0:06:40 to go",
+    ]
 
 
 def test_refusals_before_and_after_are_told_together(tmp_path):

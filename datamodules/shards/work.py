@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 TELL_EVERY_S = 0.5  # between progress reports
 SAY_EVERY_S = 10.0  # between log lines
+PAUSE_S = 0.2  # between two items of different batches, at least
+STEADY_S = 1.0  # no batch takes longer to be written
 WAITED_S = 60.0  # without a shard left to begin, before the log says who has them
 
 Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
@@ -100,6 +102,32 @@ class Folder(Protocol):
         """Store facts about the result."""
 
 
+class Pace:
+    """Seconds for an item, of items that may come in batches: a batch that has only begun to come
+    is made already, so only what came before it says how long an item takes.
+
+    Args:
+        before: items that were there at the start.
+        started: the time then [s].
+    """
+
+    def __init__(self, before: int, started: float) -> None:
+        self._start = self._last = self._batch_end = (before, started)
+        self._batch_start = started
+
+    def arrived(self, done: int, now: float) -> None:
+        """Note an item, the ``done``-th, that is there now."""
+        if now - self._last[1] > PAUSE_S:
+            self._batch_end, self._batch_start = self._last, now
+        self._last = done, now
+
+    def seconds_each(self, done: int, now: float) -> float | None:
+        """Seconds for each item of the rest; None while it cannot be known."""
+        steady = now - self._batch_start > STEADY_S
+        (made, at), (before, started) = (done, now) if steady else self._batch_end, self._start
+        return (at - started) / (made - before) if made > before else None
+
+
 class ShardMaker:
     """One of the processes that make a set in `folder/shards`."""
 
@@ -117,6 +145,7 @@ class ShardMaker:
         self._look()
         self._before, self._started = self._done(), time.monotonic()
         self._told = self._said = self._started
+        self._pace = Pace(self._before, self._started)
         if self._before:
             log.info("going on after %d of %d", self._before, self._total)
 
@@ -235,6 +264,7 @@ class ShardMaker:
                     else:
                         shard.write(*made)
                     seen = len(shard.keys) + (len(remarks) if self._work.wanted is None else 0)
+                    self._pace.arrived(self._done() + seen, time.monotonic())
                     self._say(seen)
             if self._set.complete:  # not needed: others had made enough meanwhile
                 shard.abandon()
@@ -278,9 +308,9 @@ class ShardMaker:
             return
         self._told = now
         done, total = min(self._done() + more, self._total), self._total
-        made = done - self._before
-        seconds = (now - self._started) * (total - done) / max(made, 1)
-        note = self._work.kind + (f", {timedelta(seconds=round(seconds))} to go" if made else "")
+        each = self._pace.seconds_each(self._done() + more, now)
+        left = "" if each is None else f", {timedelta(seconds=round(each * (total - done)))} to go"
+        note = self._work.kind + left
         self._folder.progress(done, total, note)
         if now - self._said > SAY_EVERY_S:
             self._said = now

@@ -9,6 +9,7 @@ Tensors are copied bit for bit, in their dtype. Files are read as safetensors or
 ``weights_only=True``; a folder is written atomically.
 """
 
+import errno
 import logging
 import os
 import re
@@ -41,7 +42,7 @@ from experiments.checkpoints.wan_keys import (
     unwrapped,
 )
 from lightning_modules.networks import Wan
-from lightning_modules.networks.pipeline_folder import read_config, weight_files
+from lightning_modules.networks.pipeline_folder import read_config, weight_files, writing
 
 log = logging.getLogger(__name__)
 KEPT = ("ema", "raw", "critic")
@@ -125,7 +126,8 @@ def export_network(where: Path, folder: Path, original: bool = False) -> None:
         sampling_config.write(growing, settings)
         if original:
             (growing / "original").mkdir()
-            save_file(to_published(weights), growing / "original" / "wan.safetensors")
+            with writing(growing / "original"):
+                save_file(to_published(weights), growing / "original" / "wan.safetensors")
     log.info("%s -> %s: WanTransformer3DModel.from_pretrained(%r)", where, folder, str(folder))
 
 
@@ -146,9 +148,9 @@ def _read(file: Path) -> Any:
             f"{file}: holds more than tensors, or is no checkpoint; such a file could run code and"
             " is not read. If you trust it, save its tensors alone, as safetensors"
         ) from error
-    except OSError:
-        raise
     except Exception as error:  # unpickling a file of another kind may raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: cut off
+            raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file}: damaged, cut off, or no checkpoint ({first}); download it again"
@@ -236,7 +238,8 @@ def _save(weights: Weights, config: Mapping[str, Any], folder: Path) -> None:
     with torch.device("meta"):
         network = Wan(**config)
     network.load_state_dict(weights, assign=True)
-    network.save_pretrained(folder)
+    with writing(folder):
+        network.save_pretrained(folder)
 
 
 def _require_free(folder: Path) -> None:

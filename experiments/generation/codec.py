@@ -85,7 +85,12 @@ def autoencoder_of(
         FileNotFoundError: its Wan folder is missing.
         ValueError: an unknown class, or a content hash other than the manifest's.
     """
-    stored = manifest["autoencoder"]
+    stored = manifest.get("autoencoder")
+    if stored is None:
+        raise ValueError(
+            "needs: the manifest.json of these clips names no autoencoder: they are of a"
+            " closed-form world, without pictures; give clips of another, or score_law_*"
+        )
     if stored["class"] == "WanVAE":
         autoencoder: Autoencoder = WanVAE(stored["folder"], device, dtype, compile)
         cure = f"give {stored['folder']} the VAE it had, or curate the set again"

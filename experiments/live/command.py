@@ -51,9 +51,7 @@ def declare_students(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sinks", type=int, default=0, help="first latent frames that stay in the window (0)"
     )
-    parser.add_argument(
-        "--scale", default="wan1.3b", help="of a student that no run has trained (wan1.3b)"
-    )
+    parser.add_argument("--scale", help="of a student that no run has trained (wan1.3b)")
     parser.add_argument(
         "--wan",
         type=home_path,

@@ -134,10 +134,17 @@ def _files(chosen: argparse.Namespace, student: Student, prompts: list[str]) -> 
         if len(prompts) > 1:
             raise ValueError(f"--out: {out} is one file, but there are {len(prompts)} prompts")
         return [out]
-    return [
-        out / f"{number:03d}-{_slug(prompt)}-seed{chosen.seed}.mp4"
-        for number, prompt in enumerate(prompts)
-    ]
+    how = "".join(f"-{part}" for part in _chosen(chosen))
+    return [out / f"{number:03d}-{_slug(prompt)}{how}.mp4" for number, prompt in enumerate(prompts)]
+
+
+def _chosen(chosen: argparse.Namespace) -> list[str]:
+    """What the command line chose for all videos, as their names say it."""
+    numbers = {name: getattr(chosen, name) for name in ("steps", "frames", "window", "sinks")}
+    parts = [f"{name}{value}" for name, value in ({"seed": chosen.seed} | numbers).items()
+             if value or name == "seed"]  # fmt: skip
+    parts += [f"keys-{_slug(chosen.keys)}"] if chosen.keys else []
+    return parts + ([f"image-{chosen.image.stem}"] if chosen.image else [])
 
 
 def _images(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -66,7 +67,12 @@ async def serve(app: web.Application, host: str, port: int, ready: Callable[[int
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except socket.gaierror as error:
+            raise ValueError(
+                f"--host: {host}: {error.strerror}; give an address of this machine"
+            ) from error
         ready(runner.addresses[0][1])
         await stop.wait()
     finally:

@@ -40,6 +40,9 @@ from lightning_modules.networks.encoders import (
 
 log = logging.getLogger(__name__)
 WAN_FPS = 16
+WAN_TEXT_DIM = 4096
+PUBLISHED = "wan1.3b"
+"""The scale of students that no run has trained."""
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+)")
 
@@ -112,6 +115,7 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
     if not run.done:
         raise ValueError(f"{run.path}: this run is {run.state()}, not done; run: {run.command}")
     check_result(run)
+    _note_ignored(run.name, chosen, "its run says them", "scale", "wan", "blocks")
     launch, device = launch_of(recipe), prepare(recipe)
     encoders = encoders_of(run, device, compile=launch.compile)
     sampling = sampling_config.sampling_of(recipe["stage"])
@@ -122,8 +126,10 @@ def _of_run(run: RunFolder, chosen: argparse.Namespace) -> Student:
 def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
     """Of a network alone: sampled as its causal.json says, else as the scale does."""
     network = network_folder(where)
-    tree = scale_tree(chosen.scale, {}, Library())
+    tree = scale_tree(chosen.scale or PUBLISHED, {}, Library())
     known = sampling_config.read(network).get("sampling")
+    if known:
+        _note_ignored(str(where), chosen, f"{network / sampling_config.NAME} says them", "blocks")
     sampling = known or _of_scale(tree, chosen.blocks)
     if known is None:
         log.info(
@@ -133,7 +139,13 @@ def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
         )  # fmt: skip
     launch = acceleration_of(tree)
     device = prepare({"seed": 0})
-    home = chosen.wan or _with_encoders(network) or tree.get("wan")
+    home = chosen.wan or _with_encoders(network)
+    if home is None and (width := _text_width(network_section(where))) != WAN_TEXT_DIM:
+        raise ValueError(
+            f"{where}: made for text of width {width}, but Wan's encoder gives {WAN_TEXT_DIM}:"
+            " it is of another world; give the run that trained it, whose data has its encoders"
+        )
+    home = home or tree.get("wan")
     if home is None:
         raise ValueError(f"{where}: give --wan, the Wan2.1 folder with its VAE and text encoder")
     before_encoding(home, launch, device, vae=wan_vae_dtype(device))
@@ -145,6 +157,16 @@ def _of_weights(where: Path | str, chosen: argparse.Namespace) -> Student:
     encoders = Encoders(text, vae, WAN_FPS, WAN_NEGATIVE_PROMPT)
     name = Path(where).name
     return _student(where, name, sampling, encoders, tree["precision"], launch, device, chosen)
+
+
+def _text_width(section: Mapping[str, Any]) -> int:
+    return (network_defaults(section) | section)["text_dim"]
+
+
+def _note_ignored(name: str, chosen: argparse.Namespace, why: str, *options: str) -> None:
+    """Say which of these options were given in vain."""
+    if given := [f"--{option}" for option in options if getattr(chosen, option) is not None]:
+        log.warning("%s is without effect on %s: %s", " and ".join(given), name, why)
 
 
 def _with_encoders(network: Path) -> Path | None:
@@ -199,7 +221,7 @@ def _student(
             " them; give the run that trained it, whose data's manifest.json has cameras"
         )
     require_network(f"student {where}", section, "clip_shape", sampling["clip_shape"])
-    width = (network_defaults(section) | section).get("text_dim")
+    width = _text_width(section)
     if width != encoders.text.dim:
         raise ValueError(
             f"{where}: made for text of width {width}, the text encoder gives {encoders.text.dim};"

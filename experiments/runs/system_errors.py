@@ -36,8 +36,8 @@ def _forbidden(path: Path) -> str:
     near = _existing(path)
     return (
         f"no permission (owner and mode of {near}: {_owner(near)}, {near.stat().st_mode & 0o777:o};"
-        f" you are user {os.getuid()}); ask its owner, or use a place of your own"
-        " (--runs, RUNS_DIR)"
+        f" you are user {os.getuid()}); ask its owner, or name a place of your own (runs lie where"
+        " RUNS_DIR says)"
     )
 
 
@@ -83,7 +83,9 @@ _WORDS: dict[int | None, Callable[[Path], str]] = {
     errno.EFBIG: _always("larger than a file may be here (ulimit -f; FAT: 4 GB); raise the limit"),
     errno.EACCES: _forbidden,
     errno.EPERM: _forbidden,
-    errno.EROFS: _always("a read-only file system; use another place (--runs, RUNS_DIR)"),
+    errno.EROFS: _always(
+        "a read-only file system; name another place (runs lie where RUNS_DIR says)"
+    ),
     errno.ENOTDIR: _in_the_way,
     errno.EEXIST: _in_the_way,
     errno.EISDIR: _always("a folder where a file belongs; give a file, or move the folder away"),
@@ -98,6 +100,8 @@ _WORDS: dict[int | None, Callable[[Path], str]] = {
     errno.ETIMEDOUT: _NET,
     errno.ECONNREFUSED: _NET,
     errno.ECONNRESET: _NET,
-    errno.EADDRINUSE: _always("the port is taken; set MASTER_PORT to a free one"),
+    errno.EADDRINUSE: _always(
+        "the port is taken; give a free one (MASTER_PORT of a fit, --port of the page)"
+    ),
 }
 """What each error number means for a path, and the cure."""

@@ -41,6 +41,7 @@ from experiments.generation.generation import (
     require_same_encoders,
 )
 from experiments.launch import second_time
+from experiments.launch.causality import require_scores
 from experiments.launch.hardware import Launch, launch_of, micro_batches_of, prepare
 from experiments.launch.memory.check import before_fit
 from experiments.launch.stages import build_stage, example_stage, stage_class, stage_settings
@@ -93,6 +94,7 @@ def check(recipe: dict[str, Any]) -> None:
     kind = stage_class(recipe)
     stage = example_stage(recipe)
     second_time.require_needs_of_one_time(recipe, partial(second_time.require_one_time, kind))
+    require_scores(recipe)
     training = Training(**bind(Training, recipe.get("fit", {}), section="fit"))
     if training.student_with and "student" not in recipe["needs"]:
         raise ValueError("fit.student_with: there is no needs.student; use the section network")

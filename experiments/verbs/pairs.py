@@ -36,6 +36,7 @@ from experiments.generation.generation import (
     samples_per_shard,
     stack,
 )
+from experiments.launch.causality import require_causality
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
 from experiments.launch.second_time import (
@@ -75,6 +76,9 @@ def check(recipe: dict[str, Any]) -> None:
     check_precision(settings["precision"], "pairs")
     require_given(recipe, "pairs.clip_shape", settings["clip_shape"])
     require_needs_of_one_time(recipe, require_velocity)
+    if teacher := recipe["needs"].get("teacher"):
+        past = settings["past"]
+        require_causality("teacher", teacher, past == "causal", f"pairs.past={past}")
     launch_of(recipe)
 
 

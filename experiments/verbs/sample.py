@@ -35,6 +35,7 @@ from experiments.generation.generation import (
 )
 from experiments.generation.outputs import Saver
 from experiments.generation.sampling import Sampling, sampler_of
+from experiments.launch.causality import require_causality
 from experiments.launch.hardware import accelerated, launch_of, prepare
 from experiments.launch.memory.check import before_generation
 from experiments.launch.second_time import (
@@ -59,6 +60,9 @@ def check(recipe: dict[str, Any]) -> None:
     require_given(recipe, "sample.clip_shape", settings.clip_shape)
     if settings.sampler != "few_steps":
         require_needs_of_one_time(recipe, require_velocity)
+    if student := recipe["needs"].get("student"):
+        causal, by = settings.sampler != "bidirectional_ode", f"sample.sampler={settings.sampler}"
+        require_causality("student", student, causal, by)
     launch_of(recipe)
 
 

@@ -7,7 +7,10 @@ unpickled and no code of a folder is run.
 """
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +276,17 @@ def _names(file: Path) -> set[str]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Where safetensors are written. Raises OSError, with the folder, for what safetensors reports
+    of the system: a full disk would be told from a damaged file by nothing else.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(system[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error

@@ -24,6 +24,7 @@ from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, Past, few_step_times, rollout
 from lightning_modules.diffusion.visibility import block_of, partition
 from lightning_modules.networks.cameras import Posed, projective
+from lightning_modules.networks.pipeline_folder import writing
 from lightning_modules.ranges import (
     Betas,
     Blocks,
@@ -259,4 +260,5 @@ class Stage(LightningModule):
 
     def hand_off(self, folder: Path) -> None:
         """Write the network for the next stage: ``folder/student``, in diffusers format."""
-        self.evaluated.save_pretrained(folder / "student")
+        with writing(folder / "student"):
+            self.evaluated.save_pretrained(folder / "student")

@@ -108,7 +108,20 @@ def load_sweep(
     FileNotFoundError and ValueError with file, cell and cure.
     """
     resolver_of = partial(Resolver, library=library, runs=runs)
-    return _load(Path(sweep).expanduser(), scale, seeds, settings or {}, (), resolver_of)
+    path = Path(sweep).expanduser()
+    loaded = _load(path, scale, seeds, settings or {}, (), resolver_of)
+    if not loaded.cells:
+        groups = _read(_file(path)).get("cells", [])
+        there = sorted({name for group in groups for name in group.get("scales", [])})
+        raise ValueError(
+            f"{_file(path)}: no cells at the scale {scale or 'none'}; give --scale"
+            f" {' or '.join(there)} (make SCALE=...)"
+        )
+    return loaded
+
+
+def _file(path: Path) -> Path:
+    return path if path.suffix in (".yaml", ".yml") else FOLDER / f"{path}.yaml"
 
 
 def _load(
@@ -119,8 +132,7 @@ def _load(
     above: tuple[Path, ...],
     resolver_of: Callable[[str], Resolver],
 ) -> Sweep:
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{path}.yaml"
+    path = _file(path)
     if path in above:
         raise ValueError(f"{path}: sweeps contain each other in a circle")
     tree = _read(path)

@@ -74,15 +74,24 @@ class Topology:
 def wanted(recipe: Mapping[str, Any]) -> tuple[int, int]:
     """Nodes, and devices per node, that a recipe's run uses, by ranks or shard workers."""
     if recipe["verb"] in SHARDED:
-        launch = recipe.get("launch", {})
-        return launch.get("nodes", 1), launch.get("devices", 1)
+        return _spread_over(recipe)
     return _ranks(recipe)
+
+
+def _spread_over(recipe: Mapping[str, Any]) -> tuple[int, int]:
+    """``launch.nodes`` and ``launch.devices``; ValueError for one that is no number of machines."""
+    launch = recipe.get("launch", {})
+    nodes, devices = (launch.get(key, 1) for key in ("nodes", "devices"))
+    for key, value in (("nodes", nodes), ("devices", devices)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"launch.{key}: {value!r} must be a whole number at least 1")
+    return nodes, devices
 
 
 def _ranks(recipe: Mapping[str, Any]) -> tuple[int, int]:
     """Nodes and ranks per node of a run's process group; only training has one."""
-    launch = recipe.get("launch", {})
-    return (launch.get("nodes", 1), launch.get("devices", 1)) if _spread(recipe) else (1, 1)
+    spread = _spread_over(recipe)
+    return spread if _spread(recipe) else (1, 1)
 
 
 def _spread(recipe: Mapping[str, Any]) -> bool:

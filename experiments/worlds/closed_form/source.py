@@ -18,6 +18,7 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.networks.closed_form.gaussian_world import GaussianWorld
 from lightning_modules.networks.closed_form.network import ClosedForm
+from lightning_modules.networks.pipeline_folder import writing
 from lightning_modules.ranges import PositiveInt
 
 CHUNK = 1024  # samples per draw and per shard; sample i depends on (seed, i) alone
@@ -62,7 +63,8 @@ def plan(
             info = {"caption": f"component {component}", "attributes": attributes}
             yield f"clip-{seed}-{number:06d}", arrays, info
 
-    ClosedForm.of(world, world.size).save_pretrained(folder.path / "law")
+    with writing(folder.path / "law"):
+        ClosedForm.of(world, world.size).save_pretrained(folder.path / "law")
     about |= {"law": asdict(world)}
     return Work(kind, about, range(count), samples, CHUNK, lambda: np.zeros_like(one_hot[0]))
 

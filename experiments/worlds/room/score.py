@@ -73,7 +73,7 @@ def score_walks(
         ValueError: too few clips, or clips without cameras, pictures or a start.
     """
     judged = open_shards(samples / "shards")
-    law = Room(**open_shards(room / "shards").manifest["room"])
+    law = _law(room / "shards")
     read = _read(judged, first, clips)
     videos = corrupted(_videos(judged, read), corrupt)
     view = View(
@@ -91,6 +91,17 @@ def score_walks(
     records.write(folder.path, found, judged.keys[first : first + clips], {}, about)
     values = {m.id: round(f.value, 4) for m, f in found if f.value is not None}
     log.info("%d walks of %s (%s): %s", clips, samples.name, corrupt, values)
+
+
+def _law(shards: Path) -> Room:
+    """The room that a set of clips was rendered in. Raises ValueError if it was in none."""
+    manifest = open_shards(shards).manifest
+    if "room" not in manifest:
+        raise ValueError(
+            f"{shards / 'manifest.json'}: names no room, but the walks are judged by one; give"
+            " clips of the room as needs.room, or score by the recipe of the other world"
+        )
+    return Room(**manifest["room"])
 
 
 def corrupted(videos: np.ndarray, how: str) -> np.ndarray:
