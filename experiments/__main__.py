@@ -17,11 +17,12 @@ from datamodules.signals import end_at_second_stop, interrupt_on_stop
 from experiments.launch.checks import problem
 from experiments.launch.execute import execute
 from experiments.launch.run_log import log_to_console
+from experiments.runs.config import nearest
 from experiments.runs.environment import settle
 from experiments.runs.errors import INTERRUPTED, answered, fail
 from experiments.runs.files import load_recipe
 from experiments.runs.folder import Busy, RunFolder, home_path, runs_dir
-from experiments.runs.recipe import Library, Resolver, Run, parse_settings, recipes
+from experiments.runs.recipe import RUN_NAME, Library, Resolver, Run, parse_settings, recipes
 from experiments.runs.unchanged import changed_result
 from experiments.verbs.tools import TOOLS
 
@@ -106,6 +107,10 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
     settings = parse_settings(chosen.settings)
     path = home_path(chosen.what)
     if path.suffix not in (".yaml", ".yml") and not (path / "recipe.yaml").is_file():
+        if len(path.parts) > 1 or RUN_NAME.fullmatch(path.name):
+            beside = [each.parent.name for each in path.parent.glob("*/recipe.yaml")]
+            hint = nearest(path.name, beside)
+            raise FileNotFoundError(f"{path}: there is no such run folder{hint}; see --runs")
         resolver = Resolver(chosen.scale or "tiny", library, runs)
         run = resolver.resolve(chosen.what, settings)
         for key in resolver.ineffective(chosen.what, settings):

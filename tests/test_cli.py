@@ -267,3 +267,20 @@ def test_each_benchmark_starts_in_a_folder_of_its_own(tmp_path):
     assert len(set(folders)) == 2
     for folder in folders:
         assert folder.startswith("elsewhere/benchmark-") and (tmp_path / folder).is_dir()
+
+
+@pytest.mark.parametrize("where", ["runs/base-0123abce", "base-0123abce", "there/base"])
+def test_a_run_folder_that_is_not_there_is_not_taken_for_a_recipe(tmp_path, capsys, where):
+    (tmp_path / "base-0123abcd").mkdir()
+    (tmp_path / "base-0123abcd" / "recipe.yaml").touch()
+    where = str(tmp_path / where.rpartition("/")[2]) if where.startswith("runs") else where
+    assert verbs.main(["fit", where, "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{where}: there is no such run folder" in said
+    assert ("did you mean 'base-0123abcd'" in said) == where.startswith(str(tmp_path))
+
+
+def test_a_run_takes_no_scale(tmp_path, capsys):
+    folder = RunFolder.create(resolve("base", "tiny", {}, LIBRARY), tmp_path)
+    assert verbs.main(["fit", str(folder.path), "--scale", "tiny"]) == 2
+    assert "takes no settings and no --scale" in capsys.readouterr().err

@@ -46,6 +46,12 @@ def test_a_run_needs_no_setting(run, generate, tmp_path):
         assert words in said
 
 
+def test_options_that_a_run_answers_itself_are_said_to_be_without_effect(run, generate):
+    status, said = generate(run, "--prompt", CAPTIONS[0], "--blocks", "3", "--scale", "tiny")
+    assert status == 0 and "--scale and --blocks is without effect on" in said, said
+    assert "without effect" not in generate(run, "--prompt", CAPTIONS[0])[1]
+
+
 def test_any_length_seed_steps_and_image(run, generate, tmp_path):
     image = tmp_path / "image.png"
     Image.new("RGB", (40, 32), "white").save(image)

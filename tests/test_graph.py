@@ -133,6 +133,14 @@ def test_unknown_sweep_names_those_that_exist():
     assert {"ablation", "smoke", "decay", "theory"} <= set(sweeps())
 
 
+def test_a_sweep_without_a_cell_at_the_scale_names_those_that_have_some(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "cells:\n- {scales: [gaussian, room], runs: {data: {recipe: clips}}}\n"
+    )
+    with pytest.raises(ValueError, match=r"one.yaml: no cells at the scale tiny; give --scale gau"):
+        load_sweep(tmp_path / "one.yaml", "tiny")
+
+
 def test_a_sweep_of_sweeps_has_the_cells_of_all_with_labels_that_tell_them_apart(tmp_path):
     part = f"{{sweep: {DIAMOND}, scale: tiny, labels: {{world: WORLD}}}}"
     parts = ", ".join(part.replace("WORLD", world) for world in ("one", "two"))
@@ -166,6 +174,23 @@ def test_time_follows_from_the_devices_that_are_set(tmp_path):
         assert costs.estimate(run) == 86_400 / devices
     costs.learn(run, 100.0)
     assert costs.device_s(run) == 800
+
+
+def test_a_fit_of_fewer_steps_costs_less_by_the_run_that_is_nearest(tmp_path):
+    for number, (steps, seconds) in enumerate(((1000, 110.0), (1000, 90.0), (100, 20.0))):
+        folder = tmp_path / f"stage2_causal_cd-0000000{number}"
+        folder.mkdir()
+        record = {"recipe": "stage2_causal_cd", "scale": "tiny", "device_s": seconds}
+        record |= {"progress": {"done": steps, "total": steps, "note": ""}}
+        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "done.json").touch()
+    costs = Costs(tmp_path)
+    for steps, seconds in ((1000, 100.0), (2000, 200.0), (500, 50.0), (200, 40.0), (0, 90.0)):
+        run = resolve("stage2_causal_cd", "tiny", {"stages.causal_cd.steps": steps})
+        assert costs.device_s(run) == pytest.approx(seconds), steps
+    costs.learn(resolve("stage2_causal_cd", "tiny", {"stages.causal_cd.steps": 10}), 5.0)
+    run = resolve("stage2_causal_cd", "tiny", {"stages.causal_cd.steps": 20})
+    assert costs.device_s(run) == 10
 
 
 def test_costs_come_from_records_then_hints_and_order_the_work(tmp_path):

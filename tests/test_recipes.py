@@ -215,3 +215,14 @@ def test_a_recipe_on_top_of_another_says_only_what_differs(tmp_path):
 def test_a_recipe_that_extends_wrongly_is_refused(tmp_path, text, message):
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         resolved(tmp_path, text)
+
+
+def test_a_key_that_another_scale_has_names_that_scale():
+    with pytest.raises(ValueError, match=r"scales that have 'gaussian_world': gaussian, switching"):
+        resolve("closed_form_clips", "tiny")
+
+
+def test_a_path_as_the_name_of_a_need_says_how_paths_are_given():
+    said = r"needs.student: '/nowhere' is no recipe's name; .*'needs.student=\{folder: /nowhere\}'"
+    with pytest.raises(ValueError, match=said):
+        resolve("stage2_causal_cd", "tiny", {"needs.student": "/nowhere"})

@@ -34,6 +34,16 @@ def test_what_does_not_train_takes_one_process(other):
     assert topology_of(fit(2, 8) | other, {}).world == 1
 
 
+@pytest.mark.parametrize("verb", ["fit", "sample", "score"])
+@pytest.mark.parametrize("value", ["nope", 1.5, None, 0, -1, True, ""])
+@pytest.mark.parametrize("key", ["nodes", "devices"])
+def test_what_is_no_number_of_machines_is_refused_by_its_key(verb, key, value):
+    recipe = fit(**{key: value}) | {"verb": verb}
+    for ask in (wanted, lambda each: ranks_here(each, {})):
+        with pytest.raises(ValueError, match=f"launch.{key}: {value!r} must be a whole number"):
+            ask(recipe)
+
+
 def test_a_strategy_with_state_gets_a_process_of_its_own():
     (only,) = ranks_here(fit(strategy="deepspeed"), {})
     assert only.world == 1 and only.port

@@ -180,9 +180,9 @@ def _about(bench: Bench, arguments: Any, ask: Ask) -> dict[str, Any]:
 
 def _measure(tasks: list[Task], report: Report, ask: Ask, end: float, most: float | None) -> None:
     """The rows that are not there, as long as time is left."""
-    for task in tasks:
-        if report.has(task.name):
-            continue
+    wanted = [task for task in tasks if not report.has(task.name)]
+    for number, task in enumerate(wanted, 1):
+        log.info("row %d of %d: %s", number, len(wanted), task.name)
         left = end - time.monotonic()
         if left < WORTH_S:
             report.skip(task.name, f"no time was left (--minutes): {max(left, 0):.0f} s")

@@ -148,7 +148,9 @@ def _cell(path: Path, labels: Sequence[str], runs_dir: Path) -> Subject:
     for label in labels:
         column, _, value = label.partition("=")
         if column not in lines[0]:
-            raise ValueError(f"{path}: {label}: no such column{nearest(column, lines[0])}")
+            there = ", ".join(lines[0])
+            hint = f"{nearest(column, lines[0])} (there are: {there})"
+            raise ValueError(f"{path}: {label}: no such column{hint}")
         values = dict.fromkeys(line[column] for line in lines)
         if value not in values:
             there = ", ".join(values)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from datamodules.cameras import parse_keys
 from datamodules.curation.text_lists import read_lines
@@ -69,12 +71,20 @@ def generate_videos(chosen: argparse.Namespace) -> None:
         frames = chosen.frames or student.pixels(walked)
         clock = Clock(perf_counter())
         session = Session(student, prompt, chosen.seed, chosen.steps, *first, events)
-        write_mp4(file, pictures(session, frames, clock), student.fps)
+        write_mp4(file, _shown(pictures(session, frames, clock), frames, file.name), student.fps)
         log.info(
             "%s: %r, %d frames (%.3g s at %g frames/s), %d steps: %s; peak memory %s",
             file, prompt, frames, frames / student.fps, student.fps, session.steps, clock.told(),
             peak_memory(student.device),
         )  # fmt: skip
+
+
+def _shown(made: Iterable[np.ndarray], count: int, name: str) -> Iterable[np.ndarray]:
+    """The frames, with a bar that shows how many there are and how long the rest takes."""
+    console = Console(stderr=True)
+    return track(
+        made, name, count, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def pictures(session: Session, count: int, clock: Clock) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -247,3 +248,32 @@ def paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             found += paths(value, f"{prefix}{key}.")
     return found
+
+
+def need_of(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
+    """One resolved edge -> (recipe, settings for it), or (None, path or hub id)."""
+    if isinstance(spec, str):
+        spec = {"recipe": spec}
+    if not isinstance(spec, dict) or ("recipe" in spec) == ("folder" in spec):
+        raise ValueError(
+            f"{file}: needs.{role} must name a recipe or a folder,"
+            f" such as {{recipe: base}} or {{folder: /data/shards}}; it is {spec!r}"
+        )
+    kind = "recipe" if "recipe" in spec else "folder"
+    if not isinstance(spec[kind], str):
+        raise ValueError(
+            f"{file}: needs.{role}: {spec[kind]!r} is not the text that names a {kind}; put it in"
+            f" quotes where it is written, such as {{{kind}: '1.10'}}"
+        )
+    if kind == "recipe" and "/" in spec["recipe"]:
+        raise ValueError(
+            f"{file}: needs.{role}: {spec['recipe']!r} is no recipe's name; a path is given as"
+            f" 'needs.{role}={{folder: {spec['recipe']}}}'"
+        )
+    if kind == "recipe":
+        return spec["recipe"], {key: value for key, value in spec.items() if key != "recipe"}
+    if len(spec) > 1:
+        others = ", ".join(key for key in spec if key != "folder")
+        raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
+    folder = os.path.expanduser(spec["folder"])
+    return None, folder if "/" in folder else f"./{folder}"

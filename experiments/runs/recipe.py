@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from experiments.runs.config import (
     flatten,
     interpolate,
     nearest,
+    need_of,
     override,
 )
 from experiments.runs.files import load_recipe, load_scale
@@ -145,7 +145,10 @@ class Resolver:
             raise ValueError(f"{error}{asked_by}") from None
         if scale is not before:
             scale = self._one(scale)
-        resolved = interpolate(scale, own, file)
+        try:
+            resolved = interpolate(scale, own, file)
+        except ValueError as error:
+            raise ValueError(f"{error}{self._scales_with(str(error))}") from None
         seed = resolved["seed"]
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError(f"{file}: seed: {seed!r} is not a number such as 0, 1, 2")
@@ -167,7 +170,7 @@ class Resolver:
         for role, spec in resolved.pop("needs").items():
             if spec is None:
                 continue
-            behind, rest = _need(role, spec, file)
+            behind, rest = need_of(role, spec, file)
             if behind is None:
                 names[role] = rest
                 if content := self._content(rest):
@@ -187,6 +190,16 @@ class Resolver:
             before = self._remembered.get(str(Path(path).absolute()))
             self._contents[path] = contents.fingerprint(path) or before
         return self._contents[path]
+
+    def _scales_with(self, error: str) -> str:
+        """Which scales have the key that an error misses, if this one has none of its section."""
+        if (missing := re.search(r"key '([^'.]+)[^']*' not found", error)) is None:
+            return ""
+        files, section = sorted(self.library.scales.glob("*.yaml")), missing[1]
+        found = [f.stem for f in files if section in load_scale(self.library.scales, f.stem)]
+        if section in self._tree or not found:
+            return ""
+        return f" (scales that have {section!r}: {', '.join(found)}; this is {self.scale}: --scale)"
 
     def _check_slurm(self) -> None:
         """Keys of ``launch.slurm`` must be "default" or existing recipes."""
@@ -268,27 +281,3 @@ def _is_duration(seconds: Any) -> bool:
     """Whether it is a number of seconds, or None."""
     known = seconds is None or (isinstance(seconds, (int, float)) and type(seconds) is not bool)
     return known and 0 <= (seconds or 0) < math.inf
-
-
-def _need(role: str, spec: Any, file: Path) -> tuple[str | None, Any]:
-    """One resolved edge -> (recipe, settings for it), or (None, path or hub id)."""
-    if isinstance(spec, str):
-        spec = {"recipe": spec}
-    if not isinstance(spec, dict) or ("recipe" in spec) == ("folder" in spec):
-        raise ValueError(
-            f"{file}: needs.{role} must name a recipe or a folder,"
-            f" such as {{recipe: base}} or {{folder: /data/shards}}; it is {spec!r}"
-        )
-    kind = "recipe" if "recipe" in spec else "folder"
-    if not isinstance(spec[kind], str):
-        raise ValueError(
-            f"{file}: needs.{role}: {spec[kind]!r} is not the text that names a {kind}; put it in"
-            f" quotes where it is written, such as {{{kind}: '1.10'}}"
-        )
-    if kind == "recipe":
-        return spec["recipe"], {key: value for key, value in spec.items() if key != "recipe"}
-    if len(spec) > 1:
-        others = ", ".join(key for key in spec if key != "folder")
-        raise ValueError(f"{file}: needs.{role}: a folder takes no settings ({others})")
-    folder = os.path.expanduser(spec["folder"])
-    return None, folder if "/" in folder else f"./{folder}"

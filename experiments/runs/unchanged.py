@@ -34,6 +34,8 @@ def check_contents(folder: RunFolder) -> None:
                 f"{path}: not there any more, and {folder.name} needs it as {role}. If it was"
                 " moved, start from the recipe's name with the new path: the run keeps its name"
             )
+        if found is None and where.startswith(("/", ".", "~")) and not path.expanduser().exists():
+            raise FileNotFoundError(f"needs.{role}: {where}: there is no such file or folder")
         if found and known and found != known:
             cure = f"remove {folder.path} to begin again"
             if role in named:
@@ -58,8 +60,7 @@ def changed_result(folder: RunFolder) -> str:
     path = folder.path / "done.json"
     if not folder.done or not path.stat().st_size:
         return ""
-    cure = f"remove it, and make the run again: {folder.command}"
-    ended = read_object(path, cure).get("results") or {}
+    ended = read_object(path, "remove it, and execute the run again").get("results") or {}
     found = results(folder.path)
     name = next((name for name in ended if found.get(name) != ended[name]), None)
     if name is None:

@@ -1,5 +1,7 @@
 """Costs of runs: measured by earlier runs of the same recipe, else the scale's hint, else unknown.
 
+What was measured is in proportion to the steps of a fit, or to what another verb counts.
+
 Measured and hinted are device-seconds. Wall time follows from the launch that is set, as if a run
 on twice the devices took half of it.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from math import prod
+from math import log, prod
 from pathlib import Path
 from statistics import median
 
@@ -21,19 +23,28 @@ class Costs:
     """Reads the records of all finished runs in a folder once."""
 
     def __init__(self, runs_dir: Path) -> None:
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
         for done in runs_dir.glob("*/done.json"):
             try:
                 record = json.loads((done.parent / "record.json").read_text(encoding="utf-8"))
                 seconds = float(record["device_s"])
-                found[record["scale"], record["recipe"]].append(seconds)
-            except (OSError, ValueError, KeyError, TypeError):
+                count = int(record.get("progress", {}).get("total", 0))
+                found[record["scale"], record["recipe"]].append((count, seconds))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # an unreadable record only loses an estimate
-        self._measured = {key: median(values) for key, values in found.items()}
+        self._measured = dict(found)
 
     def device_s(self, run: Run) -> float | None:
         """Expected seconds over all devices of a run, None if unknown."""
-        return self._measured.get((run.scale, run.recipe["recipe"]), run.expected_s)
+        measured = self._measured.get((run.scale, run.recipe["recipe"]))
+        if not measured:
+            return run.expected_s
+        count = _count(run)
+        counted = [(each, seconds) for each, seconds in measured if each] if count else []
+        if not counted:
+            return median(seconds for _, seconds in measured)
+        nearest = min((each for each, _ in counted), key=lambda each: abs(log(each / count)))
+        return median(s for each, s in counted if each == nearest) * count / nearest
 
     def estimate(self, run: Run) -> float | None:
         """Expected seconds of wall time on the devices of ``launch``, None if unknown."""
@@ -42,7 +53,14 @@ class Costs:
 
     def learn(self, run: Run, wall_s: float) -> None:
         """Add the measured cost of a run."""
-        self._measured[run.scale, run.recipe["recipe"]] = wall_s * devices_of(run)
+        self._measured[run.scale, run.recipe["recipe"]] = [(_count(run), wall_s * devices_of(run))]
+
+
+def _count(run: Run) -> int:
+    """Steps of a fit, or what else its verb counts; 0 if it says nothing."""
+    section = run.recipe.get(run.verb) or {}
+    count = section.get("steps" if run.verb == "fit" else "count")
+    return count if type(count) is int and count > 0 else 0
 
 
 def devices_of(run: Run) -> int:

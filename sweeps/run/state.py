@@ -103,7 +103,7 @@ def state_of(
     elif state != "done" and entry is not None and entry.state == "UNKNOWN":
         note = entry.reason
     left = None if expected_s is None else max(expected_s - spent, 0.0)
-    if state == "running" and done:
+    if done:
         left = spent * (total - done) / done
     left = 0.0 if state == "done" else left
     return State(

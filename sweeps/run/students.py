@@ -40,7 +40,9 @@ def chosen_cells(sweep: Sweep, labels: Sequence[str]) -> list[Cell]:
         axis, _, value = label.partition("=")
         axes = dict.fromkeys(name for cell in sweep.cells for name in cell.labels)
         if axis not in axes:
-            raise ValueError(f"--cell {label}: no such axis{nearest(axis, axes)}")
+            raise ValueError(
+                f"--cell {label}: no such axis{nearest(axis, axes)} (there are: {', '.join(axes)})"
+            )
         there = dict.fromkeys(str(cell.labels[axis]) for cell in cells if axis in cell.labels)
         if value not in there:
             raise ValueError(f"--cell {label}: no cell left has it (there are: {', '.join(there)})")
