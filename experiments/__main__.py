@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datamodules.signals import end_at_second_stop, interrupt_on_stop
 from experiments.launch.checks import problem
@@ -50,10 +51,10 @@ def main(arguments: Sequence[str] | None = None, library: Library | None = None)
     chosen.settings += late  # argparse drops positional settings that follow an option
     folder = _folder(chosen, library)
     folders = folder.closure() if chosen.with_needs and not folder.done else [folder]
-    refused = "" if chosen.with_needs or folder.done else _missing(folder)
-    refused = refused or _refused([each for each in folders if not each.done])
-    if refused:
-        print(refused, file=sys.stderr)
+    if folder.done or chosen.with_needs:
+        _check({each.name: each.recipe for each in folders if not each.done})
+    elif missing := _missing(folder):
+        print(missing, file=sys.stderr)
         return 2
     return _execute(folders)
 
@@ -116,6 +117,8 @@ def _folder(chosen: argparse.Namespace, library: Library) -> RunFolder:
         for key in resolver.ineffective(chosen.what, settings):
             print(f"note: {chosen.what} fixes {key} itself; {key}=... changes only its needs")
         closure = run.closure().values()  # run last; not executed: not rewritten
+        started = closure if chosen.with_needs else [run]
+        _check({each.name: each.recipe for each in started if not RunFolder(runs / each.name).done})
         folder = [_written(each, runs, chosen.with_needs or each is run) for each in closure][-1]
     elif settings or chosen.scale:
         raise ValueError(
@@ -157,19 +160,20 @@ def _missing(folder: RunFolder) -> str:
     return "\n".join([*lines, "or run all of them by adding --with-needs to your command"])
 
 
-def _refused(folders: Sequence[RunFolder]) -> str:
-    """What is wrong with the recipes of several runs, before the first one starts.
+def _check(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the recipes of runs, by name, before a folder is made or the first of them starts.
 
-    A single run is checked when it starts.
+    Raises:
+        ValueError: what is wrong with each.
     """
-    if len(folders) < 2:
-        return ""
-    found = {folder.name: problem(folder.recipe) for folder in folders}
-    wrong = {name: text for name, text in found.items() if text}
-    if not wrong:
-        return ""
-    lines = [f"error: nothing was started, {len(wrong)} of {len(folders)} recipes cannot run:"]
-    return "\n".join([*lines, *(f"  {name}: {text}" for name, text in wrong.items())])
+    wrong = {name: text for name, recipe in found.items() if (text := problem(recipe))}
+    if len(found) == 1 and wrong:
+        raise ValueError(*wrong.values())
+    if wrong:
+        lines = [f"nothing was started, {len(wrong)} of {len(found)} recipes cannot run:"]
+        raise ValueError(
+            "\n".join([*lines, *(f"  {name}: {text}" for name, text in wrong.items())])
+        )
 
 
 def _shown(path: Path) -> Path:

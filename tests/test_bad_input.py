@@ -84,8 +84,10 @@ def refuse(capsys):
     ],
 )
 def test_settings(runs, refuse, word, message):
+    before = set(runs.iterdir())
     said = refuse(runs, "fit", STAGE1, word)
     assert message in said, said
+    assert set(runs.iterdir()) == before, "no folder of a run that never was"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,6 +23,7 @@ from safetensors.torch import safe_open, save_file
 from datamodules.atomic import naming, replacing, write_text
 from experiments.runs import errors
 from experiments.runs.errors import answered, report, told
+from lightning_modules.networks.pipeline_folder import writing
 
 
 def raised(action) -> BaseException:
@@ -208,3 +211,19 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_with_room(small_disk, tmp_path
     sys.path.remove(str(fixtures))
     assert states == {"full", "done"}
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_no_damaged_file(tmp_path, monkeypatch):
+    """safetensors has errors of its own for what the system says; a limit stands for the disk."""
+    before, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError) as full, writing(tmp_path):
+            save_file({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert full.value.errno == errno.EFBIG
+    said = told(full.value)
+    assert said.startswith(f"{tmp_path}: larger than a file may be") and "damaged" not in said

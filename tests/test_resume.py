@@ -106,6 +106,8 @@ def test_interrupted_says_what_was_saved_and_how_to_go_on(tmp_path, number):
     assert verb.wait() == 130, verb.said
     made = only(runs, stage)
     assert re.search(rf"{made.name} interrupted: saved \d+ s ago in {last}", verb.said)
+    assert verb.said.count(f"{made.name} interrupted:") == 1, "said once"
+    assert "interrupted: saved" in (made / "log.txt").read_text()
     assert "Resume with the same command" in verb.said and f"fit {made}" in verb.said
     assert "Traceback" not in verb.said
     assert not (made / "failed.txt").exists() and not (made / "student").exists()

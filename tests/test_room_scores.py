@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from datamodules.cameras import placed
+from datamodules.shards.reader import ShardWriter
+from experiments.generation.codec import autoencoder_of
 from experiments.metrics.registry import METRICS, NotApplicable
 from experiments.worlds.room import score, source
 from experiments.worlds.room.context import Commanded, View, apart
@@ -169,3 +171,16 @@ def test_samples_that_began_anywhere_are_refused():
 
     with pytest.raises(ValueError, match="nothing told the student where.*sample.given=1"):
         score._read(Samples(range(4)), 0, 4)
+
+
+def test_walks_are_not_judged_by_clips_of_another_world(tmp_path):
+    with ShardWriter(tmp_path / "shards", "videos", about={}) as writer:
+        video = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+        writer.write("a", {"video": video}, {"caption": "a digit"})
+    with pytest.raises(ValueError, match=r"manifest.json: names no room.* needs.room"):
+        score._law(tmp_path / "shards")
+
+
+def test_clips_of_a_world_without_pictures_are_not_decoded():
+    with pytest.raises(ValueError, match="names no autoencoder.*closed-form world"):
+        autoencoder_of({"kind": "clips"})

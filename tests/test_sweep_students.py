@@ -45,7 +45,8 @@ def test_its_folder_once_it_is_done(room, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [("int=causal_cd", "did you mean 'init'? (there are: setting, init, seed)"), ("init", "no cell left has it"),
+    [("int=causal_cd", "did you mean 'init'? (there are: setting, init, seed)"),
+     ("init", "no cell left has it"),
      ("init=causal", "no cell left has it (there are: ar_diffusion, causal_ode, causal_cd")],
 )  # fmt: skip
 def test_a_cell_that_is_not_there(label, said, capsys):

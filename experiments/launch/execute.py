@@ -33,7 +33,7 @@ from types import ModuleType
 from datamodules.signals import STOP
 from experiments.launch.ranks.launcher import execute_ranks, lost_peer
 from experiments.launch.ranks.topology import SHARDED, Topology, ranks_here, topology_of
-from experiments.launch.run_log import logged
+from experiments.launch.run_log import LOG_ONLY, logged
 from experiments.launch.run_record import recorded
 from experiments.runs.errors import report, told
 from experiments.runs.folder import Busy, RunFolder
@@ -151,7 +151,7 @@ def _failing(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
-        log.info("%s", saved(folder))
+        log.info("%s", saved(folder), extra=LOG_ONLY)  # whoever hears the interrupt says it
         raise KeyboardInterrupt(saved(folder)) from stop
     except BaseException as error:
         log.error("%s failed", folder.name, exc_info=error)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from experiments.runs.errors import told
 
+LOG_ONLY = {"log_only": True}
+"""``extra`` of a message that the console does not show."""
+
 
 class _File(logging.FileHandler):
     """A log that cannot be written (a full disk) is said once, and stops nothing."""
@@ -36,10 +39,17 @@ class _File(logging.FileHandler):
 
 
 def log_to_console() -> None:
-    """Show messages, but no tracebacks: these are in the run's log."""
+    """Show messages, but no tracebacks: these are in the run's log, with what torch says of itself
+    when it ends.
+    """
     console = logging.StreamHandler()
-    console.addFilter(lambda record: not record.exc_info)
+    console.addFilter(_is_for_the_user)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[console])
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    of_torch = record.name.startswith("torch.") and record.levelno < logging.WARNING
+    return not (record.exc_info or of_torch or getattr(record, "log_only", False))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ process per device, each of these is a worker. A leader that is lost is replaced
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +54,6 @@ def join(folder: RunFolder, parent: int | None = None) -> None:
     """
     if parent is not None:
         die_with_parent(parent)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # its parent has said why
     if folder.done:
         log.info("%s is done", folder.name)
         return

@@ -34,8 +34,6 @@ def check_contents(folder: RunFolder) -> None:
                 f"{path}: not there any more, and {folder.name} needs it as {role}. If it was"
                 " moved, start from the recipe's name with the new path: the run keeps its name"
             )
-        if found is None and where.startswith(("/", ".", "~")) and not path.expanduser().exists():
-            raise FileNotFoundError(f"needs.{role}: {where}: there is no such file or folder")
         if found and known and found != known:
             cure = f"remove {folder.path} to begin again"
             if role in named:

@@ -6,6 +6,8 @@ Only argparse is imported before one of them starts.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,6 +103,8 @@ def _declare_join(parser: argparse.ArgumentParser) -> None:
 
 
 def _join(chosen: argparse.Namespace) -> None:
+    if chosen.of is not None:  # ended by the process that it helps, which says why
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from experiments.launch.shard_workers import join
     from experiments.runs.folder import RunFolder
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.report.claims import NOT_ANSWERABLE, Group, Verdict
 from sweeps.report.frame import Frame
+from sweeps.report.intervals import NOT_RUN
 from sweeps.report.layout import Column, label_text
 from sweeps.report.table import Entry, Row, Table
 from sweeps.report.text_tables import TextTable
@@ -62,6 +63,8 @@ def summary(groups: Sequence[Group], frame: Frame) -> str:
     found = [verdict.verdict for verdict in verdicts]
     counted = [f"{found.count(name)} {PLURAL[name]}" for name in MARK if name in found]
     held = f"{before.count('holds')} of {len(before)} preconditions hold. " if before else ""
+    if before and set(before) == {NOT_RUN}:
+        held = f"None of the {len(before)} preconditions can be told yet. "
     constructed = sum(group.constructed for group in groups)
     checks = f" {constructed} of them are true by construction: they check the code."
     done, planned = frame.counts
