@@ -115,7 +115,7 @@ def test_a_command_is_one(words, library):
         run = re.fullmatch(r"runs/(\w+)-[0-9a-f]{8}", chosen.what)
         settings = parse_settings([*chosen.settings, *late])
         recipe = run[1] if run else chosen.what
-        assert resolve(recipe, chosen.scale, settings, library).verb == chosen.verb
+        assert resolve(recipe, chosen.scale or "tiny", settings, library).verb == chosen.verb
     else:
         assert find_spec(module)
 
@@ -145,7 +145,7 @@ def test_wans_commands_read_what_the_readers_scale_says_and_nothing_else(library
         if words[2:3] == ["experiments"] and "mine" in words and words[3] not in TOOLS:
             chosen, late = experiments.parser(library).parse_known_args(words[3:])
             settings = parse_settings([*chosen.settings, *late])
-            run = resolve(chosen.what, chosen.scale, settings, library)
+            run = resolve(chosen.what, chosen.scale or "tiny", settings, library)
             found.append(run)
             assert run.name in sweep.runs or any(key.startswith("needs.") for key in settings)
     assert {run.verb for run in found} == set(VERBS)
@@ -173,7 +173,7 @@ def test_a_run_on_devices_would_begin(words, library):
     chosen, late = experiments.parser(Library()).parse_known_args(words)
     if not chosen.what.startswith("runs/"):
         settings = parse_settings([*chosen.settings, *late])
-        run = resolve(chosen.what, chosen.scale, settings, library)
+        run = resolve(chosen.what, chosen.scale or "tiny", settings, library)
         verb_module(run.verb).check(run.recipe)
 
 
