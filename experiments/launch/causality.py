@@ -35,12 +35,13 @@ def require_causality(role: str, where: str | Path, causal: bool, by: str) -> No
     Raises:
         ValueError: names the need and the cure.
     """
-    if is_causal(where) is not (not causal):
+    trained = is_causal(where)
+    if trained is None or trained is causal:
         return
     kinds = ("causal", "the network of Stage 1, 2 or 3"), ("bidirectional", "a base or real score")
-    (wanted, cure), (found, _) = kinds if causal else kinds[::-1]
+    (wanted, cure), (other, _) = kinds if causal else kinds[::-1]
     raise ValueError(
-        f"needs.{role}: {where} was trained with {found} attention, and {by} asks it for {wanted};"
+        f"needs.{role}: {where} was trained with {other} attention, and {by} asks it for {wanted};"
         f" give {cure}"
     )
 

@@ -79,8 +79,8 @@ def _absent_shards(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     for shard in json.loads((folder / "manifest.json").read_bytes()).get("shards", []):
-        tar = folder / shard["file"]
-        if not tar.is_file() or tar.stat().st_size != shard["bytes"]:
+        tar = folder / str(shard.get("file"))
+        if not tar.is_file() or tar.stat().st_size != shard.get("bytes"):
             return f" without {tar.name}"
     return ""
 
