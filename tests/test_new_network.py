@@ -96,7 +96,7 @@ def test_it_is_trained_and_sampled_by_recipe(runs, caplog):
     assert type(trained).__name__ == "Toy"
     assert not torch.equal(trained.write.weight, fresh.write.weight)
     assert fresh.write.weight.any(), "it has no zero_head()"
-    words = ["sampler=few_steps", "needs.student={recipe: base}"]
+    words = ["sampler=bidirectional_ode", "needs.student={recipe: base}"]
     assert call(runs, "sample", "sample", NETWORK, *more, *words) == 0
     assert len(open_shards(finished(runs, "sample") / "shards")) == 8
     said = caplog.text

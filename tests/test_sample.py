@@ -1,5 +1,7 @@
 """The verb sample: longer clips, image to video, and settings refused before anything is loaded."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from datamodules.shards.work import ShardMaker
 from experiments.generation.sampling import Sampling
 from experiments.runs.folder import RunFolder
 from experiments.runs.recipe import resolve
+from experiments.verbs import sample
 from experiments.verbs.sample import check, generated_clips
 from lightning_modules.diffusion.noisy_past import NoisyPast
 from lightning_modules.diffusion.randomness import Randomness
@@ -204,6 +207,22 @@ def test_settings_that_fit_are_not():
         {"sample.commit": "none"},
         {"sample.commit": "none", "sample.first_few_steps": 1, "sample.given": 1},
         {"sample.commit": "none", "few_steps": 1, "sample.given": 8},  # the last block is nobody's
-        {"sampling.commit": "none", "sampler": "bidirectional_ode", "sampling.intervals": 1},
-    ):
+        {"sampling.commit": "none", "sampler": "bidirectional_ode", "sampling.intervals": 1,
+         "needs.student": {"recipe": "base"}},
+    ):  # fmt: skip
         check(resolve("sample", "tiny", settings).recipe)
+
+
+def test_other_blocks_than_those_of_training_are_said(tmp_path, caplog):
+    (tmp_path / "config.json").write_text("{}")
+    settings = Sampling(**SETTINGS)
+    trained = {"sampler": "few_steps", "blocks": [2, 2]}
+    for content, said in (
+        (trained, True),
+        (trained | {"blocks": [1] * SHAPE[0]}, False),
+        ({}, False),
+    ):
+        caplog.clear()
+        (tmp_path / "causal.json").write_text(json.dumps({"sampling": content}))
+        sample._warn_of_other_blocks(tmp_path, settings)
+        assert ("was trained with [2, 2]" in caplog.text) == said

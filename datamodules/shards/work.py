@@ -30,6 +30,7 @@ import numpy as np
 from datamodules.atomic import write_text
 from datamodules.curation.refusal import Refusal, counted
 from datamodules.shards.claims import Claims
+from datamodules.shards.pace import Pace
 from datamodules.shards.shard_file import Note, tar_path
 from datamodules.shards.shard_set import ShardSet
 
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 TELL_EVERY_S = 0.5  # between progress reports
 SAY_EVERY_S = 10.0  # between log lines
-PAUSE_S = 0.2  # between two items of different batches, at least
-STEADY_S = 1.0  # no batch takes longer to be written
 WAITED_S = 60.0  # without a shard left to begin, before the log says who has them
 
 Sample = tuple[str, dict[str, np.ndarray], dict[str, Any]]  # key, arrays, info
@@ -100,32 +99,6 @@ class Folder(Protocol):
 
     def record(self, update: Mapping[str, Any]) -> None:
         """Store facts about the result."""
-
-
-class Pace:
-    """Seconds for an item, of items that may come in batches: a batch that has only begun to come
-    is made already, so only what came before it says how long an item takes.
-
-    Args:
-        before: items that were there at the start.
-        started: the time then [s].
-    """
-
-    def __init__(self, before: int, started: float) -> None:
-        self._start = self._last = self._batch_end = (before, started)
-        self._batch_start = started
-
-    def arrived(self, done: int, now: float) -> None:
-        """Note an item, the ``done``-th, that is there now."""
-        if now - self._last[1] > PAUSE_S:
-            self._batch_end, self._batch_start = self._last, now
-        self._last = done, now
-
-    def seconds_each(self, done: int, now: float) -> float | None:
-        """Seconds for each item of the rest; None while it cannot be known."""
-        steady = now - self._batch_start > STEADY_S
-        (made, at), (before, started) = (done, now) if steady else self._batch_end, self._start
-        return (at - started) / (made - before) if made > before else None
 
 
 class ShardMaker:

@@ -38,8 +38,8 @@ def settings_of(where: Path, network: Path) -> dict[str, Any]:
         where: a run folder, or another.
         network: the folder in it with the weights.
     """
-    if (where / "recipe.yaml").is_file():
-        run = RunFolder(where)
+    run = RunFolder(where)
+    if (where / "recipe.yaml").is_file() and "stage" in run.recipe:
         return {"source": {"run": run.name}, "sampling": sampling_of(run.recipe["stage"])}
     return read(network)
 

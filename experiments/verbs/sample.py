@@ -6,10 +6,12 @@ clip in ``needs.prompts``. Clips longer than the training clips need a ``window`
 (``lightning_modules/diffusion/fast_past.py``).
 """
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import starmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from datamodules.shards.reader import ShardReader, open_shards
 from datamodules.shards.work import Sample, Work
+from experiments.checkpoints import sampling_config
+from experiments.checkpoints.networks import network_folder
 from experiments.generation.background import Background, ahead
 from experiments.generation.codec import follow_autoencoder
 from experiments.generation.conditioning import Conditioning, encoded_images, first_frames_of_clips
@@ -48,7 +52,10 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.signature import bind
 from lightning_modules.diffusion.forcing import VelocityNetwork
 from lightning_modules.diffusion.randomness import DrawnAhead
+from lightning_modules.diffusion.visibility import partition
 from lightning_modules.networks.cameras import Posed
+
+log = logging.getLogger(__name__)
 
 Batch = Sequence[dict[str, Any]]
 """Samples of the prompts that are generated together."""
@@ -81,6 +88,7 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
     require_usable("student", where, "sample.clip_shape", settings.shape, prompts)
     if settings.sampler != "few_steps":
         require_velocity("student", where, has_two_times(where))
+    _warn_of_other_blocks(where, settings)
     before_generation(
         where,
         prompts,
@@ -104,6 +112,17 @@ def plan(recipe: dict[str, Any], folder: RunFolder) -> Work:
         recipe["seed"],
         device,
     )
+
+
+def _warn_of_other_blocks(where: Path, settings: Sampling) -> None:
+    """Say when a student is sampled in other blocks than its run or its causal.json has."""
+    known = sampling_config.settings_of(where, network_folder(where)).get("sampling", {})
+    trained, now = known.get("blocks"), list(partition(settings.blocks, settings.clip_shape[0]))
+    if settings.sampler != "bidirectional_ode" and trained not in (None, now):
+        log.warning(
+            "sample.blocks: sampled in blocks of %s frames, but %s was trained with %s; if that"
+            " is not meant, set blocks", now, where, trained,
+        )  # fmt: skip
 
 
 def _settings(recipe: dict[str, Any]) -> Sampling:

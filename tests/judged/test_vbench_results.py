@@ -14,6 +14,7 @@ from experiments.worlds.wan import vbench
 from experiments.worlds.wan.benchmarks import DIMENSIONS, composites, normalised
 from experiments.worlds.wan.vbench_results import Video, read_manifest
 from sweeps.report import command
+from sweeps.report.results import read_score_run
 
 
 def test_the_manifest_is_the_one_that_is_laid_out(tmp_path):
@@ -72,6 +73,10 @@ def test_twice_gives_the_same_bytes(run):
     first = (run / "scores.jsonl").read_bytes()
     assert add(run) == 0
     assert (run / "scores.jsonl").read_bytes() == first
+    assert read_score_run(run), "its scores were replaced on purpose"
+    (run / "scores.jsonl").write_bytes(first[: first.index(b"\n") + 1])
+    with pytest.raises(ValueError, match=r"scores.jsonl: it has been replaced since"):
+        read_score_run(run)
     assert not list(run.glob(".*.tmp"))
 
 

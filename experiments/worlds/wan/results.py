@@ -73,7 +73,7 @@ def add_results(run: Path, motion: Path | None = None) -> list[dict[str, Any]]:
     ordered += [name for name in by_id if name not in METRICS]
     lines = [json.dumps(by_id[name], allow_nan=False) for name in ordered]
     write_text(path, "\n".join(lines) + "\n")
-    folder.mark_done()
+    folder.renew_result(path.name)
     for entry in made:
         value = entry["skipped"] if entry["value"] is None else f"{entry['value']:.3f}"
         log.info("%-32s %s", entry["metric"], value)
