@@ -34,7 +34,11 @@ cells:
     runs:
       updates:
         <<: *scored
-        needs: {student: {recipe: stage2_tf_scm, stage: {tangent: exact, learning_rate: 2.0e-3}, fit: {steps: 100}}}
+        needs:
+          student:
+            recipe: stage2_tf_scm
+            stage: {tangent: exact, learning_rate: 2.0e-3}
+            fit: {steps: 100}
 """
 
 
