@@ -15,10 +15,9 @@ from lightning import LightningModule
 
 from experiments.checkpoints import sampling_config
 from experiments.checkpoints.networks import network_folder
-from experiments.launch.stages import asked_of_networks, stage_class
-from experiments.runs.files import load_recipe
+from experiments.launch.stages import asked_of_networks, stage_class, stage_of_run
 from experiments.runs.folder import RunFolder
-from experiments.runs.recipe import RUN_NAME, Library, recipes
+from experiments.runs.recipe import RUN_NAME
 from lightning_modules.bidirectional import Bidirectional
 from lightning_modules.training.stage import Stage
 
@@ -78,10 +77,8 @@ def is_causal(where: str | Path) -> bool | None:
     Of a run that may not be there yet the stage of its recipe says it, by name.
     """
     if RUN_NAME.fullmatch(str(where)):
-        name = str(where).rpartition("-")[0]
-        if name not in recipes(verb="fit"):
-            return None
-        return _trains_causal(stage_class(load_recipe(Library().recipes, name)))
+        kind = stage_of_run(str(where))
+        return None if kind is None else _trains_causal(kind)
     home = Path(where)
     if not home.is_dir():
         return None

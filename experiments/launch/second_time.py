@@ -12,9 +12,8 @@ from typing import Any
 from lightning import LightningModule
 
 from experiments.checkpoints.networks import ROLES, class_of, network_class, network_folder
-from experiments.launch.stages import stage_class
-from experiments.runs.files import load_recipe
-from experiments.runs.recipe import RUN_NAME, Library, recipes
+from experiments.launch.stages import stage_of_run
+from experiments.runs.recipe import RUN_NAME
 
 Require = Callable[[str, str | Path, bool], None]
 """What a user of networks asks: role, where the network comes from, whether it has two times."""
@@ -104,7 +103,4 @@ def _promises_two_times(where: str) -> bool:
     """
     if not RUN_NAME.fullmatch(where):
         return Path(where).is_dir() and has_two_times(where)
-    name = where.rpartition("-")[0]
-    if name not in recipes(verb="fit"):
-        return False
-    return getattr(stage_class(load_recipe(Library().recipes, name)), "two_times", False)
+    return getattr(stage_of_run(where), "two_times", False)

@@ -11,6 +11,8 @@ from torch import nn
 
 from experiments.checkpoints.networks import ROLES
 from experiments.runs.config import nearest
+from experiments.runs.files import load_recipe
+from experiments.runs.recipe import Library, recipes
 from experiments.runs.signature import bind, parameters_of
 from lightning_modules import stage, stages
 from lightning_modules.networks.tally import Tally
@@ -33,6 +35,14 @@ def stage_class(recipe: Mapping[str, Any]) -> type[LightningModule]:
             f"stage.class: {error}{nearest(str(name), stages())} (there are:"
             f" {', '.join(stages())}; one of your own: package.module.Class)"
         ) from None
+
+
+def stage_of_run(name: str) -> type[LightningModule] | None:
+    """The stage of a run that may not be there yet, by its recipe; None if it trains none."""
+    recipe = name.rpartition("-")[0]
+    if recipe not in recipes(verb="fit"):
+        return None
+    return stage_class(load_recipe(Library().recipes, recipe))
 
 
 def given_to(kind: type[LightningModule]) -> set[str]:
