@@ -46,18 +46,9 @@ class SFDMD(AsymmetricDMD):
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit whose turn it is."""
-        exit_step = random.in_turn("exit", len(self.times[0]), self.updates())
-        noise = random.normal("noise", self.clip_shape)
-        return rollout(
-            self.noisy_past(self.posed(self.student, batch), batch["text"], random),
-            noise,
-            self.sizes,
-            FewSteps(
-                self.times,
-                renoise=lambda step: random.normal(f"renoise/{step}", self.clip_shape),
-                exits=[min(exit_step, len(times) - 1) for times in self.times],
-            ),
-        )
+        exit_step = random.in_turn("exit", len(self.times[0]), self.earlier_updates())
+        exits = [min(exit_step, len(times) - 1) for times in self.times]
+        return self.rolled_out(self.posed(self.student, batch), batch["text"], random, exits)
 
     @torch.no_grad()
     def sample(
@@ -65,22 +56,21 @@ class SFDMD(AsymmetricDMD):
     ) -> Tensor:
         """As it is trained: by its schedule, with its context."""
         random = Randomness(self.seed, 0, keys, self.device)
-        return rollout(
-            self.noisy_past(self.posed(self.evaluated, cameras), text, random),
-            random.normal("noise", self.clip_shape),
-            self.sizes,
-            FewSteps(self.times, lambda step: random.normal(f"renoise/{step}", self.clip_shape)),
-        )
+        return self.rolled_out(self.posed(self.evaluated, cameras), text, random)
 
-    def noisy_past(self, net: nn.Module, text: Tensor, random: Randomness) -> NoisyPast:
-        """The network's own context."""
+    def rolled_out(
+        self, net: nn.Module, text: Tensor, random: Randomness, exits: list[int] | None = None
+    ) -> Tensor:
+        """A network's clips on its own context."""
         eps = random.normal("context", self.clip_shape)
         times = [levels.to(eps.device) for levels in self.times]
-        return NoisyPast(
-            net, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
+        return rollout(
+            NoisyPast(
+                net, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
+            ),
+            random.normal("noise", self.clip_shape),
+            self.sizes,
+            FewSteps(
+                self.times, lambda step: random.normal(f"renoise/{step}", self.clip_shape), exits
+            ),
         )
-
-    def updates(self) -> int:
-        """Earlier updates of the network that this step updates."""
-        rounds, within = divmod(self.global_step, 1 + self.critic_steps)
-        return rounds if self.student_updated else self.critic_steps * rounds + within - 1

@@ -8,29 +8,26 @@ from torch import Tensor, nn
 from lightning_modules.diffusion.flow import add_noise, per_frame
 from lightning_modules.diffusion.losses import per_frame_regression
 from lightning_modules.diffusion.randomness import Randomness
-from lightning_modules.diffusion.tangents import TANGENTS, Tangent
-from lightning_modules.ranges import Finite, NoiseLevel, Positive, UnitInterval
-from lightning_modules.training.consistency import Consistency
+from lightning_modules.networks.wan.two_time import with_second_time
+from lightning_modules.ranges import Positive, UnitInterval
+from lightning_modules.training.consistency import ContinuousConsistency
 
 
-class TFMeanFlow(Consistency):
+class TFMeanFlow(ContinuousConsistency):
     """``min E m / sg(m + c)``, ``m = ||u(x_t, t, r | x0^{<i}) - sg(v_T - (t - r) du/dt)||^2``.
 
     ``m`` is the mean over a clip's numbers (arXiv 2606.25473, Eq. 3-4; MeanFlow, 2505.13447).
 
     ``u`` is the mean velocity between t and r <= t of the teacher's guided ODE; ``du/dt`` is taken
     along that ODE while r stands still. The student gets a second time, of which it is silent until
-    trained. At r = 0 it is a consistency model: so it is sampled and handed on.
+    trained. At r = 0 it is a consistency model: so it is sampled and handed on. Of two draws per
+    clip t is the larger one.
 
     Args:
         student: a network that offers ``with_second_time``.
-        tangent: how ``du/dt`` is taken (``diffusion/tangents.py``).
-        tangent_step: of the differences, in units of t.
         weight_floor: ``c``, in units of the squared velocity.
         r_equals_t: share of clips with r = t, whose regression is that of the velocity.
         r_is_zero: share of clips with r = 0, the jumps to data that the sampler makes.
-        time_mean, time_std: of logit(t) and logit(r), normal; of two draws per clip t is the
-            larger one.
 
     Raises:
         ValueError: a student without second time; shares of more than all clips.
@@ -42,30 +39,18 @@ class TFMeanFlow(Consistency):
         self,
         *,
         student: nn.Module,
-        tangent: Tangent,
-        tangent_step: NoiseLevel,
         weight_floor: Positive,
         r_equals_t: UnitInterval,
         r_is_zero: UnitInterval,
-        time_mean: Finite,
-        time_std: Positive,
         **consistency: Any,
     ) -> None:
-        if not hasattr(student, "with_second_time"):
-            raise ValueError(
-                f"needs.student: a {type(student).__name__} offers no second time, which"
-                " TFMeanFlow trains; give it a Wan"
-            )
         if r_equals_t + r_is_zero > 1:
             raise ValueError(
                 f"stage.r_is_zero: {r_is_zero}, but with stage.r_equals_t: {r_equals_t} that is"
                 " more than all clips; lower one"
             )
-        super().__init__(student=student.with_second_time(), **consistency)
-        self.tangent, self.tangent_step = TANGENTS[tangent], tangent_step
+        super().__init__(student=with_second_time(student), **consistency)
         self.weight_floor, self.r_equals_t, self.r_is_zero = weight_floor, r_equals_t, r_is_zero
-        self.time_mean, self.time_std = time_mean, time_std
-        self.forward_mode = "stage.tangent" if tangent == "exact" else ""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips."""
@@ -80,7 +65,7 @@ class TFMeanFlow(Consistency):
         prediction = u(x_t, t)
         with torch.no_grad():
             v_teacher, now = self.teacher_velocity(x_t, t, batch), prediction.detach()
-            change = self.tangent(u, x_t, t, v_teacher, now, self.tangent_step)
+            change = self.change(u, x_t, t, v_teacher, now)
             target = v_teacher - per_frame(t - r) * change
         error = per_frame_regression(prediction, target)
         per_clip = error.mean(dim=1)
@@ -90,8 +75,7 @@ class TFMeanFlow(Consistency):
 
     def draw_times(self, random: Randomness) -> tuple[Tensor, Tensor]:
         """``t`` and ``r``, ``[B, F]``, the same for all frames of a clip."""
-        logits = self.time_mean + self.time_std * random.normal("time", (2,))
-        r, t = logits.sigmoid().sort(dim=1).values.split(1, dim=1)
+        r, t = self.draw_levels(random, 2).sort(dim=1).values.split(1, dim=1)
         share = random.uniform("span", (1,))
         r = torch.where(share < self.r_equals_t, t, r)
         r = torch.where(share >= 1 - self.r_is_zero, torch.zeros_like(r), r)

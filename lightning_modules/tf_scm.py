@@ -7,48 +7,36 @@ from torch import Tensor
 
 from lightning_modules.diffusion.flow import add_noise, per_frame
 from lightning_modules.diffusion.losses import per_frame_regression, regression
-from lightning_modules.diffusion.tangents import TANGENTS, Tangent
-from lightning_modules.ranges import Finite, NoiseLevel, NonNegative, NonNegativeInt, Positive
-from lightning_modules.training.consistency import Consistency
+from lightning_modules.ranges import NonNegative, NonNegativeInt
+from lightning_modules.training.consistency import ContinuousConsistency
 
 
-class TFsCM(Consistency):
+class TFsCM(ContinuousConsistency):
     """``min E ||v_theta - sg(v_theta + h / (rms(h) + c))||^2`` (arXiv 2606.25473, Eq. 15-19).
 
     ``h = d/dt G_theta(x_t, t) = v_T - v_theta - t dv_theta/dt`` along the teacher's guided ODE; it
     is zero everywhere exactly for the flow map. Only the first ``v_theta`` has gradient.
 
     Args:
-        tangent: how ``dv_theta/dt`` is taken (``diffusion/tangents.py``); published ``exact``.
-        tangent_step: of the differences, in units of t.
         tangent_warmup_steps: in which the term ``t dv_theta/dt`` rises from 0; published 1000.
         tangent_floor: ``c``, in units of the velocity; published 0.1 over the norm of all numbers
             of a clip, which is 7e-5 of their root mean square for Wan.
-        time_mean, time_std: of logit(t), normal, one per clip; published -0.8 and 1.6.
     """
 
     def __init__(
         self,
         *,
-        tangent: Tangent,
-        tangent_step: NoiseLevel,
         tangent_warmup_steps: NonNegativeInt,
         tangent_floor: NonNegative,
-        time_mean: Finite,
-        time_std: Positive,
         **consistency: Any,
     ) -> None:
         super().__init__(**consistency)
-        self.tangent, self.tangent_step = TANGENTS[tangent], tangent_step
         self.tangent_warmup_steps, self.tangent_floor = tangent_warmup_steps, tangent_floor
-        self.time_mean, self.time_std = time_mean, time_std
-        self.forward_mode = "stage.tangent" if tangent == "exact" else ""
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips."""
         random, x0, text = self.randomness(batch), batch["latents"], batch["text"]
-        logit = self.time_mean + self.time_std * random.normal("time", (1,))
-        t = logit.sigmoid().expand(-1, self.clip_shape[0])
+        t = self.draw_levels(random, 1).expand(-1, self.clip_shape[0])
         x_t = add_noise(x0, random.normal("noise", self.clip_shape), t)
 
         def v(x: Tensor, t: Tensor) -> Tensor:
@@ -57,7 +45,7 @@ class TFsCM(Consistency):
         prediction = v(x_t, t)
         with torch.no_grad():
             v_teacher, now = self.teacher_velocity(x_t, t, batch), prediction.detach()
-            change = per_frame(t) * self.tangent(v, x_t, t, v_teacher, now, self.tangent_step)
+            change = per_frame(t) * self.change(v, x_t, t, v_teacher, now)
             h = v_teacher - now - self.warmed_up() * change
             size = h.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt()
             target = now + h / (size + self.tangent_floor)

@@ -5,7 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_modules.diffusion import forcing
-from lightning_modules.ranges import NonNegative
+from lightning_modules.diffusion.flow import Velocity
+from lightning_modules.diffusion.randomness import Randomness
+from lightning_modules.diffusion.tangents import TANGENTS, Tangent
+from lightning_modules.ranges import Finite, NoiseLevel, NonNegative, Positive
 from lightning_modules.training.stage import Stage
 
 
@@ -43,3 +46,35 @@ class Consistency(Stage):
             self.negative,
             self.guidance,
         )
+
+
+class ContinuousConsistency(Consistency):
+    """Consistency at any time: it asks how the student changes along the teacher's guided ODE.
+
+    Args:
+        tangent: how ``dv/dt`` is taken (``diffusion/tangents.py``); published ``exact``.
+        tangent_step: of the differences, in units of t.
+        time_mean, time_std: of logit(t), normal; published -0.8 and 1.6.
+    """
+
+    def __init__(
+        self,
+        *,
+        tangent: Tangent,
+        tangent_step: NoiseLevel,
+        time_mean: Finite,
+        time_std: Positive,
+        **consistency: Any,
+    ) -> None:
+        super().__init__(**consistency)
+        self.tangent, self.tangent_step = TANGENTS[tangent], tangent_step
+        self.forward_mode = "stage.tangent" if tangent == "exact" else ""
+        self.time_mean, self.time_std = time_mean, time_std
+
+    def draw_levels(self, random: Randomness, count: int) -> Tensor:
+        """Noise levels ``[B, count]`` of a batch's clips."""
+        return (self.time_mean + self.time_std * random.normal("time", (count,))).sigmoid()
+
+    def change(self, v: Velocity, x: Tensor, t: Tensor, v_teacher: Tensor, now: Tensor) -> Tensor:
+        """``dv/dt`` where ``dx/dt = v_teacher``; ``now`` is ``v(x, t)``."""
+        return self.tangent(v, x, t, v_teacher, now, self.tangent_step)

@@ -141,6 +141,11 @@ class DistributionMatching(Stage):
         self.student.requires_grad_(active["student"])
         self.critic.requires_grad_(active["critic"])
 
+    def earlier_updates(self) -> int:
+        """Of the network that this step updates."""
+        rounds, within = divmod(self.global_step, 1 + self.critic_steps)
+        return rounds if self.student_updated else self.critic_steps * rounds + within - 1
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Both trainable: DeepSpeed would save the inactive network as a frozen one."""
         super().on_save_checkpoint(checkpoint)

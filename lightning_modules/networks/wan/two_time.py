@@ -51,6 +51,20 @@ class TwoTimeWan(Wan):
         return super()._embed_levels(t, None) + self._embed_level(self.span_embedder, span)
 
 
+def with_second_time(student: nn.Module) -> Any:
+    """A network with a second time, of which it is silent until trained; the weights are shared.
+
+    Raises:
+        ValueError: it offers none.
+    """
+    if not hasattr(student, "with_second_time"):
+        raise ValueError(
+            f"needs.student: a {type(student).__name__} offers no second time, which TFMeanFlow"
+            " trains; give it a Wan"
+        )
+    return student.with_second_time()
+
+
 def _silent_copy(embedder: nn.Module) -> nn.Module:
     """A copy of a time embedder whose last layer is zero.
 
