@@ -40,6 +40,7 @@ theory: $(READY)  ## the paper's theory in worlds whose law is known (three seed
 	@$(SWEEPS) run theory_switching --scale switching --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) run theory_gaussian --scale gaussian --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) run theory_updates --scale switching --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
+	@$(SWEEPS) run theory_updates --scale gaussian --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER) --cluster $(CLUSTER) $(if $(RETRY),--retry)
 	@$(SWEEPS) theory --seeds $(call quoted,$(SEEDS)) --runs $(FOLDER)
 
 world: $(READY)  ## a room one can walk through: the world model of few-step students (SEEDS), then its table; first says what it will cost
