@@ -99,7 +99,7 @@ def expected(tmp_path_factory):
 
 
 GROUPS = (
-    ("a notebook", "ascii", "threads", "no home", "torchrun"),
+    ("a notebook", "ascii", "threads", "no home", "torchrun", "warnings are errors"),
     (
         "no locale",
         "an odd terminal",
@@ -107,7 +107,6 @@ GROUPS = (
         "a shell of srun",
         "others",
     ),
-    ("warnings are errors",),
 )
 """What does not touch the same things goes together: each is a whole sweep."""
 

@@ -20,8 +20,8 @@ from tiny_student import CAPTIONS, walker, write_run
 
 from experiments.live.protocol import HEADER, LONGEST
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", 40))
-EVERY_S = SECONDS / 40  # between looks at the memory
+SECONDS = float(os.environ.get("SOAK_SECONDS", 30))
+EVERY_S = SECONDS / 30  # between looks at the memory
 NONSENSE = (
     "", "null", "[]", "{", '{"type": 3}', '{"type": "open"}', '{"type": "start"}', "x" * 4000,
     '{"type": "start", "prompt": "a one", "seed": -1}',
