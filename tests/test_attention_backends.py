@@ -10,6 +10,7 @@ from tiny_rollouts import make_net
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention
 from lightning_modules.networks.wan.attention import attend, attention_mask
+from lightning_modules.networks.wan.flash_kernel import flash_kernel
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,9 +45,9 @@ def flash(monkeypatch):
     module.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(attention, "flash_missing", lambda: None)
-    attention._flash.cache_clear()
+    flash_kernel.cache_clear()
     yield calls
-    attention._flash.cache_clear()
+    flash_kernel.cache_clear()
 
 
 def heads(queries: int, keys: int, device=CPU, dtype=torch.float32) -> list[torch.Tensor]:

@@ -44,10 +44,11 @@ def test_half_precision_alone_is_merged_on_cuda(forced):  # noqa: F811
 def test_unusable_kernels_are_refused(monkeypatch):
     monkeypatch.setattr(attention, "flash_missing", lambda: "flash-attn is not installed")
     for backend, device, reason in [
-        ("sage", CPU, "'sage' is none of auto, dense, merged, flex, flash"),
+        ("sage", CPU, "'sage' is none of auto, measured, dense, merged, flex, flash"),
         ("flex", CPU, "no gradient on a CPU"),
         ("flash", CPU, "runs on CUDA only"),
         ("flash", CUDA, "flash-attn is not installed"),
+        ("measured", CPU, "a run on a CPU repeats itself bit for bit"),
     ]:
         with pytest.raises(ValueError, match=rf"launch\.attention: .*{reason}"):
             use(backend, device)

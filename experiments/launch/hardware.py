@@ -47,8 +47,8 @@ class Launch:
             self-attention's output, which takes most to compute, unless its kernel is ``flex`` or
             ``flash``; ``full`` recomputes it too.
         check_memory: refuse a run that cannot fit (``memory/check.py``); false only warns.
-        attention: the self-attention kernel: ``auto``, ``dense``, ``merged``, ``flex``,
-            ``flash`` (``lightning_modules/networks/wan/attention.py``).
+        attention: the self-attention kernel: ``auto``, ``measured`` (on CUDA), ``dense``,
+            ``merged``, ``flex``, ``flash`` (``lightning_modules/networks/wan/attention.py``).
         compile: train and generate with compiled layers; CUDA only. Training is not compiled
             under ``zero_stage`` 3, whose hooks gather a layer's weights.
         cuda_graphs: generate by replaying CUDA graphs

@@ -11,18 +11,17 @@ it into the form a kernel takes, and the kernel is chosen here:
 
 `auto` is dense on a CPU. On CUDA it is merged in half precision, which was fastest on an H100
 (docs/wan.md; the bench's rows `attention/*` measure it); in float32, which those kernels do not
-take, dense for masks of up to `SMALL` bytes, else flex. Results do not depend on the choice, and no
-choice needs memory quadratic in a large number of tokens: a dense mask that is too large is refused
-(`masks.DENSE_LIMIT`).
+take, dense for masks of up to `SMALL` bytes, else flex. `measured` is `auto` where no frame is
+hidden; elsewhere it times, once for each mask, those that could be used (`attention_probe.py`).
+Results do not depend on the choice but for rounding, and no choice needs memory quadratic in a
+large number of tokens: a dense mask that is too large is refused (`masks.DENSE_LIMIT`).
 
 Where numbers carry a forward derivative (dual numbers, `diffusion/tangents.py`), none of these
 kernels has one, and `tangent_attention.py` takes their place, whatever was chosen.
 """
 
-import importlib.util
 import logging
-from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -31,10 +30,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lightning_modules.networks.wan import merged_attention, tangent_attention
+from lightning_modules.networks.wan.attention_probe import fastest
+from lightning_modules.networks.wan.flash_kernel import flash_kernel, flash_missing
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 from lightning_modules.networks.wan.masks import (
+    DENSE_LIMIT,
     FrameMask,
     Prefixes,
+    Rows,
     block_mask,
     dense_bytes,
     dense_mask,
@@ -44,7 +47,7 @@ from lightning_modules.networks.wan.masks import (
 from lightning_modules.networks.wan.rectangles import Rectangle, Rectangles, rectangles
 
 log = logging.getLogger(__name__)
-Backend = Literal["auto", "dense", "merged", "flex", "flash"]
+Backend = Literal["auto", "measured", "dense", "merged", "flex", "flash"]
 HALF = (torch.bfloat16, torch.float16)
 SMALL = 2**25
 """Bytes of a dense mask up to which compiling FlexAttention is not worth its while."""
@@ -66,8 +69,9 @@ def use(backend: Backend, device: torch.device) -> None:
     if backend not in get_args(Backend):
         known = ", ".join(get_args(Backend))
         raise ValueError(f"launch.attention: {backend!r} is none of {known}")
-    if backend in ("flex", "flash") and device.type != "cuda":
+    if backend in ("flex", "flash", "measured") and device.type != "cuda":
         reason = {
+            "measured": "a run on a CPU repeats itself bit for bit, whatever it was timed at",
             "flex": "FlexAttention has no gradient on a CPU and is compiled for CUDA only",
             "flash": "flash-attn runs on CUDA only",
         }[backend]
@@ -79,25 +83,12 @@ def use(backend: Backend, device: torch.device) -> None:
         )
     _forced = backend
     _log_once.cache_clear()
+    _fastest.cache_clear()
 
 
 def chosen() -> Backend:
     """The kernel that `use` was told."""
     return _forced
-
-
-@cache
-def flash_missing() -> str | None:
-    """Why flash-attn cannot be used, logged once; None if it can, and it is imported."""
-    if importlib.util.find_spec("flash_attn") is None:
-        return "flash-attn is not installed"
-    try:
-        importlib.import_module("flash_attn")
-    except ImportError as error:
-        reason = f"flash-attn does not load ({error}): probably it was built for another torch"
-        log.warning("attention: %s", reason)
-        return reason
-    return None
 
 
 def choose(device: torch.device, half: bool, small: bool, prefixed: bool) -> str:
@@ -111,7 +102,7 @@ def choose(device: torch.device, half: bool, small: bool, prefixed: bool) -> str
             "launch.attention: flash-attn takes no mask, and this pass hides frames between others"
             " (teacher forcing does); use auto, merged or flex"
         )
-    if _forced != "auto":
+    if _forced not in ("auto", "measured"):
         return _forced
     if device.type != "cuda":
         return "dense"
@@ -127,6 +118,7 @@ def attention_mask(
     device: torch.device,
     dtype: torch.dtype,
     first: int = 0,
+    heads: tuple[int, int] = (12, 128),
 ) -> Mask:
     """The mask of a call for `attend`: a frame matrix expanded to tokens, in the kernel's form.
 
@@ -137,6 +129,7 @@ def attention_mask(
         device: where the mask will be used.
         dtype: of a dense mask.
         first: query frame; those before it have no rows.
+        heads: how many, and channels of one, as kernels are timed; Wan2.1-1.3B's.
 
     Returns:
         The mask [(N - first) * tokens, (cached + N) * tokens]; None if nothing is hidden.
@@ -153,15 +146,53 @@ def attention_mask(
         return FrameMask(rows, tokens, cached)
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
-    kernel = choose(device, dtype in HALF, small, pieces is not None)
-    _log_once(f"{kernel} where frames are hidden", device.type)
+    if _forced == "measured" and not _capturing(device):
+        gradient = torch.is_grad_enabled()
+        kernel = _fastest(rows, tokens, cached, device, dtype, heads, gradient)
+    else:
+        kernel = choose(device, dtype in HALF, small, pieces is not None)
+        _log_once(f"{kernel} where frames are hidden", device.type)
     if kernel == "flash":
         return pieces
+    return _form(kernel, rows, tokens, cached, device, dtype)
+
+
+def _form(
+    kernel: str, rows: Rows, tokens: int, cached: int, device: torch.device, dtype: torch.dtype
+) -> Mask:
+    """The mask as a kernel takes it."""
     if kernel == "merged":
         return rectangles(rows, tokens, cached)
     if kernel == "flex":
         return block_mask(rows, tokens, cached, device)
     return dense_mask(rows, tokens, cached, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _fastest(
+    rows: Rows,
+    tokens: int,
+    cached: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int],
+    gradient: bool,
+) -> str:
+    """The kernel that is fastest for these frames, of those that are there."""
+    there = ["merged"] if dtype in HALF or device.type != "cuda" else []
+    there += ["flex"] if device.type == "cuda" else []
+    there += ["dense"] if dense_bytes(rows, tokens, cached, dtype) <= DENSE_LIMIT else []
+    kernels = {
+        name: partial(attend, mask=_form(name, rows, tokens, cached, device, dtype))
+        for name in there
+    }
+    queries, keys = len(rows) * tokens, (cached + len(rows[0])) * tokens
+    return fastest(kernels, queries, keys, heads, device, dtype, gradient)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded, which nothing may interrupt."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
@@ -215,7 +246,7 @@ def _full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     kernel = _unmasked(q)
     _log_once(f"{kernel} where none is hidden", q.device.type)
     if kernel == "flash":
-        return _flash()(q, k, v)
+        return flash_kernel()(q, k, v)
     return merged_attention.attend(q, k, v) if kernel == "merged" else _dense(q, k, v)
 
 
@@ -224,7 +255,7 @@ def _unmasked(q: Tensor) -> str:
     _check_dtype(q)
     if _forced in ("flash", "merged"):
         return _forced
-    automatic = _forced == "auto" and q.dtype in HALF and q.device.type == "cuda"
+    automatic = _forced in ("auto", "measured") and q.dtype in HALF and q.device.type == "cuda"
     # With gradient there are many queries: nothing to gain over torch's own choice.
     return "merged" if automatic and not torch.is_grad_enabled() else "dense"
 
@@ -253,13 +284,6 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: object) -> Tensor:
     kernel = flex_kernel(q.device.type)
     parts = (part.transpose(1, 2) for part in (q, k, v))
     return kernel(*parts, block_mask=mask).transpose(1, 2)
-
-
-@cache
-def _flash() -> Callable[..., Tensor]:
-    from flash_attn import flash_attn_func
-
-    return flash_attn_func
 
 
 @cache

@@ -215,8 +215,9 @@ class Wan(ModelMixin, ConfigMixin):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         how = visible, height * width, len(cache or ()), x.device, dtype
-        others = [attention_mask(*how)] * (len(self.blocks) - 1)
-        return rope, [*others, attention_mask(*how, first)]
+        heads = self.config.num_attention_heads, self.config.attention_head_dim
+        others = [attention_mask(*how, heads=heads)] * (len(self.blocks) - 1)
+        return rope, [*others, attention_mask(*how, first, heads)]
 
     def zero_head(self) -> None:
         """Make the output zero, as Wan's own code initialises it."""

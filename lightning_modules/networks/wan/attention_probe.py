@@ -1,0 +1,97 @@
+"""Which attention kernel is fastest on this device: each is timed once on random numbers."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+WARM_UP, REPEATS = 2, 3
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q, k, v to the output [B, T, H * E]."""
+
+
+def fastest(
+    kernels: Mapping[str, Attend],
+    queries: int,
+    keys: int,
+    heads: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    gradient: bool,
+) -> str:
+    """The name of the kernel with the shortest time; all times are logged.
+
+    One that fails (compiler, memory, hardware) is logged with its reason and left out. The draws
+    are from a generator of their own.
+
+    Args:
+        kernels: by name.
+        queries: tokens with a query, of one clip.
+        keys: tokens with a key.
+        heads: how many, and channels of one.
+        device: where they are timed.
+        dtype: of q, k and v.
+        gradient: whether the backward pass counts.
+
+    Raises:
+        RuntimeError: none of them works here; says why.
+    """
+    times, failed = {}, {}
+    for name, attend in kernels.items():
+        try:
+            with torch.inference_mode(False), torch.set_grad_enabled(gradient):
+                times[name] = _seconds(attend, queries, keys, heads, device, dtype, gradient)
+        except Exception as error:  # whatever a compiler or a driver raises
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            log.warning("attention: %s cannot be used here: %s", name, failed[name])
+    if not times:
+        raise RuntimeError(
+            "launch.attention: no kernel could be timed: "
+            + "; ".join(f"{name}: {why}" for name, why in failed.items())
+        )
+    best = min(times, key=times.__getitem__)
+    log.info(
+        "attention: %s where frames are hidden, measured%s for %d queries of %d keys (%s): %s",
+        best, " with its backward pass" if gradient else "", queries, keys, device.type,
+        ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in times.items()),
+    )  # fmt: skip
+    return best
+
+
+def _seconds(
+    attend: Attend,
+    queries: int,
+    keys: int,
+    heads: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    gradient: bool,
+) -> float:
+    """The shortest of some calls, without those that compile and fill caches."""
+    make = torch.Generator(device).manual_seed(0)
+    parts = [
+        torch.randn((1, tokens, *heads), generator=make, device=device, dtype=dtype)
+        for tokens in (queries, keys, keys)
+    ]
+    for part in parts:
+        part.requires_grad_(gradient)
+
+    def call() -> float:
+        _wait(device)
+        start = time.perf_counter()
+        out = attend(*parts)
+        if gradient:
+            torch.autograd.grad(out, parts, out.detach())
+        _wait(device)
+        return time.perf_counter() - start
+
+    return min([call() for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,116 @@
+"""`launch.attention: measured`: the fastest kernel under a mask, timed once and said in the log."""
+
+import logging
+import time
+
+import pytest
+import torch
+from tiny_rollouts import make_net
+
+from lightning_modules.diffusion import visibility
+from lightning_modules.networks.wan import attention
+from lightning_modules.networks.wan.attention_probe import REPEATS, WARM_UP, fastest
+
+CPU = torch.device("cpu")
+VISIBLE = visibility.teacher_forcing_mask((1, 2))
+
+
+def attend(seconds: float, calls: list | None = None):
+    """A kernel that takes as long as it is told."""
+
+    def kernel(q, k, v):
+        time.sleep(seconds)
+        if calls is not None:
+            calls.append((q.shape, k.shape, q.dtype, q.requires_grad))
+        return (q + k.mean() + v.mean()).flatten(2)
+
+    return kernel
+
+
+def raising(q, k, v):
+    raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """As on CUDA; a CPU is refused it (`test_attention_choice.py`)."""
+    monkeypatch.setattr(attention, "_forced", "measured")
+    attention._fastest.cache_clear()
+    yield
+    attention._fastest.cache_clear()
+
+
+def test_the_fastest_is_chosen_and_all_times_are_said(caplog):
+    caplog.set_level(logging.INFO)
+    calls = []
+    kernels = {"slow": attend(0.05), "quick": attend(0.0, calls), "broken": raising}
+    chosen = fastest(kernels, 6, 9, (2, 8), CPU, torch.float32, gradient=True)
+    assert chosen == "quick"
+    assert calls == [((1, 6, 2, 8), (1, 9, 2, 8), torch.float32, True)] * (WARM_UP + REPEATS)
+    assert "broken cannot be used here: OutOfMemoryError: CUDA out of memory" in caplog.text
+    assert "quick where frames are hidden, measured with its backward pass" in caplog.text
+    assert "6 queries of 9 keys (cpu): slow 5" in caplog.text and "Tried" not in caplog.text
+
+
+def test_what_compiles_first_is_not_punished():
+    begun = []
+
+    def compiling(q, k, v):
+        time.sleep(0.0 if len(begun) else 0.3)
+        begun.append(1)
+        return q.flatten(2)
+
+    kernels = {"plain": attend(0.03), "compiled": compiling}
+    assert fastest(kernels, 4, 4, (1, 8), CPU, torch.float32, gradient=False) == "compiled"
+
+
+def test_where_none_works_the_reasons_are_given():
+    with pytest.raises(RuntimeError, match=r"launch\.attention: no kernel .* a: OutOfMemoryError"):
+        fastest({"a": raising}, 4, 4, (1, 8), CPU, torch.float32, gradient=False)
+
+
+def test_it_draws_from_no_generator_of_others():
+    before = torch.get_rng_state()
+    fastest({"a": attend(0.0)}, 4, 4, (1, 8), CPU, torch.float32, gradient=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_is_the_same_and_each_mask_is_timed_once(measured, caplog):
+    """With its own heads, and with the backward pass where there is one."""
+    caplog.set_level(logging.INFO)
+    net = make_net()
+    x, t, text = torch.randn(2, 6, 4, 4, 4), torch.rand(2, 6), torch.randn(2, 5, 8)
+    call = {"frames": torch.arange(3).repeat(2), "visible": VISIBLE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_forced", "dense")
+        expected = net(x, t, text, **call)
+    for _ in range(2):
+        torch.testing.assert_close(net(x, t, text, **call), expected, rtol=1e-5, atol=1e-5)
+    said = [record.message for record in caplog.records if "measured" in record.message]
+    assert len(said) == 1 and "merged" in said[0] and "dense" in said[0] and "flex" not in said[0]
+    with torch.no_grad():
+        net(x, t, text, **call)
+    said = [record.message for record in caplog.records if "measured" in record.message]
+    assert len(said) == 2 and "backward" in said[0] and "backward" not in said[1]
+
+
+def test_the_choice_is_asked_again_after_use(measured):
+    attention._fastest((((True, False), (True, True))), 3, 0, CPU, torch.float32, (2, 8), False)
+    assert attention._fastest.cache_info().currsize == 1
+    attention.use("auto", CPU)
+    assert attention._fastest.cache_info().currsize == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_cuda_kernels_are_timed_and_agree(measured, caplog, dtype):
+    caplog.set_level(logging.INFO)
+    device, tokens = torch.device("cuda"), 390
+    parts = [torch.randn(1, 6 * tokens, 2, 64, device=device, dtype=dtype) for _ in range(3)]
+    mask = attention.attention_mask(VISIBLE, tokens, 0, device, dtype, heads=(2, 64))
+    (said,) = [record.message for record in caplog.records if "measured" in record.message]
+    assert "flex" in said and ("merged" in said) == (dtype == torch.bfloat16)
+    dense = attention.dense_mask(attention.hidden_rows(VISIBLE, 0), tokens, 0, device, dtype)
+    expected = attention.attend(*parts, dense)
+    torch.testing.assert_close(attention.attend(*parts, mask), expected, rtol=2e-2, atol=2e-2)
