@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from experiments.runs.config import (
     need_of,
     override,
 )
+from experiments.runs.expected_cost import count_of, hinted
 from experiments.runs.files import load_recipe, load_scale
 from experiments.runs.yaml_reader import NAMES, parse_yaml
 
@@ -65,8 +65,9 @@ class Run:
     paths and hub ids (which always hold a "/"). Its ``contents``, if it has any, are the
     fingerprints of paths, by role. ``needs`` holds the runs among the needs by role.
     ``expected_s`` is the scale's hint of the run's cost in device-seconds
-    (``launch: {cost_s: {<recipe>: 60}}``), used to plan only. ``slurm`` is what a Slurm job for it
-    asks for: ``launch: {slurm: {default: {...}, <recipe>: {...}}}``, the second over the first.
+    (``launch: {cost_s: {<recipe>: 60}}``), in proportion to its steps, used to plan only.
+    ``slurm`` is what a Slurm job for it asks for: ``launch: {slurm: {default: {...}, <recipe>:
+    {...}}}``, the second over the first.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Resolver:
         self._check_slurm()
         self._recipes: dict[str, dict[str, Any]] = {}
         self._memo: dict[tuple[str, int, str], Run] = {}
+        self._counts: dict[str, int] = {}
         self._contents: dict[str, str | None] = {}  # by path: each is looked at once
         self._remembered = contents.remembered(runs) if runs else {}
 
@@ -159,9 +161,9 @@ class Resolver:
         check_sections(launch, ("cost_s", "slurm"), file, "launch")
         costs, jobs = launch.pop("cost_s", {}), launch.pop("slurm", {})
         check_sections(jobs, ("default", name), file, "launch", "slurm")
-        expected, slurm = costs.get(name), jobs.get("default", {}) | jobs.get(name, {})
-        if not _is_duration(expected):
-            raise ValueError(f"{file}: launch.cost_s.{name}: {expected!r} is no number of seconds")
+        expected, slurm = hinted(costs, name, file), jobs.get("default", {}) | jobs.get(name, {})
+        if expected and (usual := self._usual_count(name, file)):
+            expected *= count_of(resolved) / usual
         launch["scale"] = self.scale
         # Overrides of the scale reach every need: `scale` contains them already.
         needs: dict[str, Run] = {}
@@ -184,6 +186,15 @@ class Resolver:
         run = Run(run_name(resolved), resolved, needs, self.scale, expected, slurm)
         self._memo[key] = run
         return run
+
+    def _usual_count(self, name: str, file: Path) -> int:
+        """`count_of` the recipe without settings, whose cost the scale hints; 0 if unknown."""
+        if name not in self._counts:
+            try:
+                self._counts[name] = count_of(interpolate(self._tree, self._recipes[name], file))
+            except ValueError:  # it cannot be without settings
+                self._counts[name] = 0
+        return self._counts[name]
 
     def _content(self, path: str) -> str | None:
         if path not in self._contents:
@@ -275,9 +286,3 @@ def _check_declared(own: dict, scale: dict, file: Path) -> None:
             )
     if "seed" not in own:
         raise ValueError(f"{file}: the key 'seed' is missing; write seed: ${{seed}}, or a number")
-
-
-def _is_duration(seconds: Any) -> bool:
-    """Whether it is a number of seconds, or None."""
-    known = seconds is None or (isinstance(seconds, (int, float)) and type(seconds) is not bool)
-    return known and 0 <= (seconds or 0) < math.inf

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from experiments.launch.ranks.topology import wanted
+from experiments.runs.expected_cost import count_of
 from experiments.runs.recipe import Run
 
 
@@ -39,7 +40,7 @@ class Costs:
         measured = self._measured.get((run.scale, run.recipe["recipe"]))
         if not measured:
             return run.expected_s
-        count = _count(run)
+        count = count_of(run.recipe)
         counted = [(each, seconds) for each, seconds in measured if each] if count else []
         if not counted:
             return median(seconds for _, seconds in measured)
@@ -53,14 +54,9 @@ class Costs:
 
     def learn(self, run: Run, wall_s: float) -> None:
         """Add the measured cost of a run."""
-        self._measured[run.scale, run.recipe["recipe"]] = [(_count(run), wall_s * devices_of(run))]
-
-
-def _count(run: Run) -> int:
-    """Steps of a fit, or what else its verb counts; 0 if it says nothing."""
-    section = run.recipe.get(run.verb) or {}
-    count = section.get("steps" if run.verb == "fit" else "count")
-    return count if type(count) is int and count > 0 else 0
+        self._measured[run.scale, run.recipe["recipe"]] = [
+            (count_of(run.recipe), wall_s * devices_of(run))
+        ]
 
 
 def devices_of(run: Run) -> int:
