@@ -14,8 +14,8 @@ from lightning_modules.training.distribution_matching import DistributionMatchin
 class CausalDMD(DistributionMatching):
     """DMD whose student, real and fake score are all causal, on clean context ``x0^{<i}`` (Eq. 7).
 
-    The real score is the AR teacher; the fake score is initialised from it. All frames are
-    generated in parallel from noise, and the few-step sampler exits at a random step.
+    The real score is the AR teacher; the fake score starts from the network of Stage 1. All frames
+    are generated in parallel from noise, and the few-step sampler exits at a random step.
     """
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:

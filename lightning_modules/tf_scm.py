@@ -12,15 +12,16 @@ from lightning_modules.training.consistency import ContinuousConsistency
 
 
 class TFsCM(ContinuousConsistency):
-    """``min E ||v_theta - sg(v_theta + h / (rms(h) + c))||^2`` (arXiv 2606.25473, Eq. 15-19).
+    """``min E ||v_theta - sg(v_theta + h / (rms(h) + c))||^2`` (arXiv 2606.25473, Eq. 15-19,
+    with the norm of its code where Eq. 18 prints its square).
 
     ``h = d/dt G_theta(x_t, t) = v_T - v_theta - t dv_theta/dt`` along the teacher's guided ODE; it
     is zero everywhere exactly for the flow map. Only the first ``v_theta`` has gradient.
 
     Args:
         tangent_warmup_steps: in which the term ``t dv_theta/dt`` rises from 0; published 1000.
-        tangent_floor: ``c``, in units of the velocity; published 0.1 over the norm of all numbers
-            of a clip, which is 7e-5 of their root mean square for Wan.
+        tangent_floor: ``c``, in units of the velocity; published 0.1 beside the L2 norm of a clip,
+            which for Wan is 7e-5 beside the root mean square.
     """
 
     def __init__(

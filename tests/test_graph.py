@@ -1,6 +1,7 @@
 """Sweeps as graphs: what is shared, what is not, in which order, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,24 @@ def test_a_sweep_without_a_cell_at_the_scale_names_those_that_have_some(tmp_path
     )
     with pytest.raises(ValueError, match=r"one.yaml: no cells at the scale tiny; give --scale gau"):
         load_sweep(tmp_path / "one.yaml", "tiny")
+
+
+def test_a_cell_of_a_scale_is_one_of_those_that_extend_it_too(tmp_path):
+    """Such as a user's own: docs/wan.md extends wan1.3b."""
+    (tmp_path / "one.yaml").write_text("cells:\n- {scales: [mid], runs: {data: {recipe: base}}}\n")
+    scales = {"mid": "extends: tiny", "mine": "extends: mid\nsteps: 5", "odd": "extends: tiny"}
+    shutil.copytree(LIBRARY.scales, tmp_path / "scale")
+    for name, text in scales.items():
+        (tmp_path / "scale" / f"{name}.yaml").write_text(text)
+    library = Library(LIBRARY.recipes, tmp_path / "scale")
+    for scale in ("mid", "mine"):
+        assert len(load_sweep(tmp_path / "one.yaml", scale, [0], library).cells) == 1
+    for scale in ("tiny", "odd"):
+        with pytest.raises(ValueError, match=f"no cells at the scale {scale}"):
+            load_sweep(tmp_path / "one.yaml", scale, [0], library)
+    (tmp_path / "scale" / "mid.yaml").write_text("extends: mine")
+    with pytest.raises(ValueError, match="circle"):
+        load_sweep(tmp_path / "one.yaml", "mine", [0], library)
 
 
 def test_a_sweep_of_sweeps_has_the_cells_of_all_with_labels_that_tell_them_apart(tmp_path):

@@ -1,9 +1,10 @@
 """What a metric is, and the list of all of them: id -> kind, scope, direction, unit, needs.
 
 The first word of an id is its suite: `world` evaluates clips of the tiny world with a probe, `law`
-compares clips and students with a law known in closed form, the others prepare or read the results
-of external benchmarks on real videos. A metric declares what it needs, a view what it offers; `all`
-means every metric whose needs the view offers.
+compares clips and students with a law known in closed form, `room` walks with their renderer,
+`speed` times a student, `videos` measures mp4 files, and `vbench` and `vision_reward` prepare or
+read the results of external benchmarks on real videos. A metric declares what it needs, a view what
+it offers; `all` means every metric whose needs the view offers.
 
 A metric is `exact` (a measured quantity under its own name) or a `proxy` (an analogue of a
 benchmark; it never bears the benchmark's name). Its scope is `sample` (one number per clip,

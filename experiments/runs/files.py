@@ -53,6 +53,19 @@ def load_scale(folder: Path, name: str) -> Tree:
     return _on_top(folder, name, extend)
 
 
+def scale_and_bases(folder: Path, name: str) -> list[str]:
+    """A scale, the one that it extends, and so on.
+
+    Raises FileNotFoundError as `load` does, ValueError for a cycle.
+    """
+    found = [name]
+    while (under := load(folder, found[-1]).get("extends")) is not None:
+        if under in found:
+            load_scale(folder, name)  # refuses the cycle
+        found.append(under)
+    return found
+
+
 def load_recipe(folder: Path, name: str) -> Tree:
     """The whole tree of a recipe, as if everything stood in one file.
 

@@ -1,8 +1,9 @@
 """``score``: evaluate samples or a trained student by the metrics of one suite.
 
 The recipe's needs select the suite: a ``probe`` evaluates clips of the tiny world (`world.*`), a
-``law`` known in closed form gives exact references for clips and students (`law.*`), a
-``benchmark`` lays videos out for external programs (`vbench.*`).
+``law`` known in closed form gives exact references for clips and students (`law.*`), a ``room``
+compares walks with their renderer (`room.*`), a ``benchmark`` lays videos out for external programs
+(`vbench.*`), and a ``timed`` student is measured for its speed (`speed.*`).
 
 Results: scores.jsonl, per_clip.npz, curves.json (see `metrics/records.py`).
 """
@@ -25,7 +26,7 @@ def check(recipe: dict[str, Any]) -> None:
 def run(recipe: dict[str, Any], folder: RunFolder) -> None:
     """Score as ``recipe["score"]`` says; the results lie in ``folder``."""
     check(recipe)
-    settle(recipe)  # no GPU is used
+    settle(recipe)  # a GPU is used where speed is timed, which prepares it
     _suite(recipe).run(recipe, folder)
 
 

@@ -11,7 +11,7 @@ format::
           stage3: {recipe: score_stage3, init: "${init}", few_steps: "${few_steps}"}
           stage2: {recipe: score_stage2, init: "${init}", few_steps: "${few_steps}"}
       - axes: {init: [ceiling]}
-        scales: [tiny]                   # left out: at every scale
+        scales: [tiny]                   # and those that extend it; left out: every scale
         runs:
           stage3: {recipe: score_real}
     table: ablation                      # how its results are shown: a folder of tables/, or the
@@ -32,7 +32,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.runs.config import check_sections, flatten, nearest
+from experiments.runs.files import scale_and_bases
 from experiments.runs.interpolation import Intricate, follow
 from experiments.runs.recipe import Library, Resolver, Run, canonical
 from experiments.runs.yaml_reader import read_yaml
@@ -70,6 +71,8 @@ class Sweep:
     cells: list[Cell]
     title: str = ""
     table: str | dict[str, Any] = field(default_factory=dict)
+    bases: Set[str] = frozenset()
+    """The scales that its own extends."""
 
     @cached_property
     def runs(self) -> dict[str, Run]:
@@ -143,21 +146,28 @@ def _load(
         cells = _joined(parts, seeds, given, (*above, path), resolver_of)
         scales = {part["scale"] for part in parts}
         shared = scale if scales == {scale} else ""
-        return Sweep(path.stem, shared, list(seeds), cells, title, table)
+        bases = _at(resolver_of(scale), scale) if shared else set()
+        return Sweep(path.stem, shared, list(seeds), cells, title, table, bases)
     resolver = resolver_of(scale)
     for number, group in enumerate(tree["cells"]):
         known = sorted(file.stem for file in resolver.library.scales.glob("*.yaml"))
         if unknown := [name for name in group.get("scales", []) if name not in known]:
             hint = f"{nearest(str(unknown[0]), known)} (there are: {', '.join(known)})"
             raise ValueError(f"{path}: cells[{number}].scales: no scale {unknown[0]!r}{hint}")
+    here = _at(resolver, scale)
     cells = [
         Cell(labels, _runs(resolver, path, group["runs"], labels, given))
         for seed in seeds
         for group in tree["cells"]
-        if scale in group.get("scales", [scale])
+        if not here.isdisjoint(group.get("scales", here))
         for labels in _product(group.get("axes") or {}, seed)
     ]
-    return Sweep(path.stem, scale, list(seeds), cells, title, table)
+    return Sweep(path.stem, scale, list(seeds), cells, title, table, here)
+
+
+def _at(resolver: Resolver, scale: str) -> set[str]:
+    """The scale and those that it extends: cells of one of them are its cells, too."""
+    return set(scale_and_bases(resolver.library.scales, scale))
 
 
 def _joined(

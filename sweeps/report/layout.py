@@ -169,7 +169,8 @@ def load_layout(sweep: Sweep) -> Layout:
     for key in said:
         if key not in known:
             raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
-    if sweep.scale not in said.get("preconditions", {}).get("scales", [sweep.scale]):
+    wanted = said.get("preconditions", {}).get("scales")
+    if wanted and not {sweep.scale, *sweep.bases} & set(wanted):
         del said["preconditions"]
     return _with_judge(said, judge_of(sweep))
 
