@@ -79,7 +79,7 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
     end = _end(chosen)  # importing counts
 
     from experiments.bench import catalogue
-    from experiments.bench.report import Report
+    from experiments.bench.report import Report, require_same
     from experiments.bench.worker import Arguments, Bench
 
     arguments = Arguments(
@@ -99,7 +99,10 @@ def run(chosen: argparse.Namespace, library: Library | None = None) -> None:
         tasks = catalogue.chosen(tasks, wanted)
     file = chosen.out or Path(f"bench-{chosen.scale}-{chosen.part}.json")
     ask = _here(bench) if chosen.one_process else _apart(arguments, file.with_suffix(".log"))
-    about = _about(bench, arguments, ask)
+    about = _asked(bench, arguments)
+    if file.exists() and not chosen.again:
+        require_same(file, about)  # before the device's peak is measured
+    about |= _device(ask)
     names = [task.name for task in tasks]
     report = Report(file, about, names, chosen.again)
     _measure(tasks, report, ask, end, chosen.row_seconds)
@@ -146,18 +149,23 @@ def _here(bench: Bench) -> Ask:
     return ask
 
 
-def _about(bench: Bench, arguments: Any, ask: Ask) -> dict[str, Any]:
-    """Scale, device and protocol. Raises ValueError if the device does not answer."""
+def _device(ask: Ask) -> dict[str, Any]:
+    """The device, versions and peak. Raises ValueError if the device does not answer."""
     answer = ask({}, START_S)
     if answer.error:
         raise ValueError(f"the device cannot be described: {answer.error}")
-    subject, device = bench.subject, answer.rows[0]
-    peak = device["peak"]
+    device, peak = answer.rows[0], answer.rows[0]["peak"]
     log.info(
         "%s, peak: %.3g TFLOP/s (%s), %.3g GB/s",
         device["device"]["name"], peak["matmul_flops"] / 1e12, peak["dtype"],
         peak["copy_bytes"] / 1e9,
     )  # fmt: skip
+    return device
+
+
+def _asked(bench: Bench, arguments: Any) -> dict[str, Any]:
+    """Scale, code and protocol."""
+    subject = bench.subject
     return {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "revision": revision(),
@@ -174,7 +182,6 @@ def _about(bench: Bench, arguments: Any, ask: Ask) -> dict[str, Any]:
             "clock": "perf_counter between synchronisations",
             "batch": "1 clip, unless a row says otherwise",
         },
-        **device,
     }
 
 

@@ -71,25 +71,11 @@ class Report:
 
     def _continue(self, names: Sequence[str]) -> None:
         """Take over what was measured, and the peak that it was measured against."""
-        try:
-            old = json.loads(self.file.read_text(encoding="utf-8"))
-            rows = [(row["task"], row) for row in old["rows"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.file}: no file that this bench wrote ({error}); give --out another name,"
-                " or replace it with --again"
-            ) from None
-        for key in SAME:
-            was, now = _at(old, key), _at(json.loads(json.dumps(self.about)), key)
-            if was != now:
-                raise ValueError(
-                    f"{self.file}: its rows are of another {key} ({was}; now {now}); give --out"
-                    " another name, or measure all of it anew with --again"
-                )
+        old = require_same(self.file, self.about)
         added = {key: value for key, value in old.items() if key not in ("rows", "stage2")}
         self.about = added | self.about | {"peak": old["peak"]}
-        for task, row in rows:
-            self._found.setdefault(task, []).append(row)
+        for row in old["rows"]:
+            self._found.setdefault(row["task"], []).append(row)
         if kept := sum(self.has(name) for name in names):
             log.info("%s has %d of %d rows already", self.file, kept, len(names))
 
@@ -99,6 +85,30 @@ class Report:
         stage2 = predict.stage2(measured, self.about["clip_shape"])
         whole = self.about | {"rows": rows, "stage2": stage2}
         write_text(self.file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def require_same(file: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds, whose rows must be of ``about``, as far as that is known already.
+
+    Raises:
+        ValueError: the file is of another device, scale, code or protocol, or not of a bench.
+    """
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+        _ = [row["task"] for row in old["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: no file that this bench wrote ({error}); give --out another name,"
+            " or replace it with --again"
+        ) from None
+    for key in SAME:
+        was, now = _at(old, key), _at(json.loads(json.dumps(about)), key)
+        if was != now and key.partition(".")[0] in about:
+            raise ValueError(
+                f"{file}: its rows are of another {key} ({was}; now {now}); give --out"
+                " another name, or measure all of it anew with --again"
+            )
+    return old
 
 
 def line(row: Mapping[str, Any]) -> str:
