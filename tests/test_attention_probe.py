@@ -94,8 +94,14 @@ def test_a_network_is_the_same_and_each_mask_is_timed_once(measured, caplog):
     assert len(said) == 2 and "backward" in said[0] and "backward" not in said[1]
 
 
+def test_beside_a_cache_nothing_is_timed(measured):
+    """A rollout's fused commit hides frames at every length of the past."""
+    mask = attention.attention_mask(VISIBLE, 3, 2, CPU, torch.float32)
+    assert isinstance(mask, torch.Tensor) and attention._fastest.cache_info().currsize == 0
+
+
 def test_the_choice_is_asked_again_after_use(measured):
-    attention._fastest((((True, False), (True, True))), 3, 0, CPU, torch.float32, (2, 8), False)
+    attention._fastest((((True, False), (True, True))), 3, CPU, torch.float32, (2, 8), False)
     assert attention._fastest.cache_info().currsize == 1
     attention.use("auto", CPU)
     assert attention._fastest.cache_info().currsize == 0

@@ -11,8 +11,9 @@ it into the form a kernel takes, and the kernel is chosen here:
 
 `auto` is dense on a CPU. On CUDA it is merged in half precision, which was fastest on an H100
 (docs/wan.md; the bench's rows `attention/*` measure it); in float32, which those kernels do not
-take, dense for masks of up to `SMALL` bytes, else flex. `measured` is `auto` where no frame is
-hidden; elsewhere it times, once for each mask, those that could be used (`attention_probe.py`).
+take, dense for masks of up to `SMALL` bytes, else flex. `measured` times, once
+for each mask without a KV cache, those that could be used (`attention_probe.py`), and is `auto`
+where no frame is hidden, and beside a cache, where every length would be another mask.
 Results do not depend on the choice but for rounding, and no choice needs memory quadratic in a
 large number of tokens: a dense mask that is too large is refused (`masks.DENSE_LIMIT`).
 
@@ -146,9 +147,9 @@ def attention_mask(
         return FrameMask(rows, tokens, cached)
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
-    if _forced == "measured" and not _capturing(device):
+    if _forced == "measured" and not cached and not _capturing(device):
         gradient = torch.is_grad_enabled()
-        kernel = _fastest(rows, tokens, cached, device, dtype, heads, gradient)
+        kernel = _fastest(rows, tokens, device, dtype, heads, gradient)
     else:
         kernel = choose(device, dtype in HALF, small, pieces is not None)
         _log_once(f"{kernel} where frames are hidden", device.type)
@@ -172,7 +173,6 @@ def _form(
 def _fastest(
     rows: Rows,
     tokens: int,
-    cached: int,
     device: torch.device,
     dtype: torch.dtype,
     heads: tuple[int, int],
@@ -181,12 +181,11 @@ def _fastest(
     """The kernel that is fastest for these frames, of those that are there."""
     there = ["merged"] if dtype in HALF or device.type != "cuda" else []
     there += ["flex"] if device.type == "cuda" else []
-    there += ["dense"] if dense_bytes(rows, tokens, cached, dtype) <= DENSE_LIMIT else []
+    there += ["dense"] if dense_bytes(rows, tokens, 0, dtype) <= DENSE_LIMIT else []
     kernels = {
-        name: partial(attend, mask=_form(name, rows, tokens, cached, device, dtype))
-        for name in there
+        name: partial(attend, mask=_form(name, rows, tokens, 0, device, dtype)) for name in there
     }
-    queries, keys = len(rows) * tokens, (cached + len(rows[0])) * tokens
+    queries, keys = len(rows) * tokens, len(rows[0]) * tokens
     return fastest(kernels, queries, keys, heads, device, dtype, gradient)
 
 
