@@ -5,6 +5,8 @@ import time
 
 import pytest
 import torch
+from posed_networks import posed_wan
+from tiny_networks import tiny_wan
 from tiny_rollouts import make_net
 
 from lightning_modules.diffusion import visibility
@@ -16,7 +18,7 @@ VISIBLE = visibility.teacher_forcing_mask((1, 2))
 
 
 def attend(seconds: float, calls: list | None = None):
-    """A kernel that takes as long as it is told."""
+    """What makes a kernel that takes as long as it is told."""
 
     def kernel(q, k, v):
         time.sleep(seconds)
@@ -24,11 +26,21 @@ def attend(seconds: float, calls: list | None = None):
             calls.append((q.shape, k.shape, q.dtype, q.requires_grad))
         return (q + k.mean() + v.mean()).flatten(2)
 
-    return kernel
+    return lambda: kernel
 
 
-def raising(q, k, v):
+def raising():
+    """Without memory for its mask."""
     raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
+
+
+def failing():
+    """A kernel that fails without a word, as compilers do."""
+
+    def kernel(q, k, v):
+        raise AssertionError
+
+    return kernel
 
 
 @pytest.fixture
@@ -43,11 +55,17 @@ def measured(monkeypatch):
 def test_the_fastest_is_chosen_and_all_times_are_said(caplog):
     caplog.set_level(logging.INFO)
     calls = []
-    kernels = {"slow": attend(0.05), "quick": attend(0.0, calls), "broken": raising}
+    kernels = {
+        "slow": attend(0.05),
+        "quick": attend(0.0, calls),
+        "broken": raising,
+        "mute": failing,
+    }
     chosen = fastest(kernels, 6, 9, (2, 8), CPU, torch.float32, gradient=True)
     assert chosen == "quick"
     assert calls == [((1, 6, 2, 8), (1, 9, 2, 8), torch.float32, True)] * (WARM_UP + REPEATS)
     assert "broken cannot be used here: OutOfMemoryError: CUDA out of memory" in caplog.text
+    assert "mute cannot be used here: AssertionError\n" in caplog.text
     assert "quick where frames are hidden, measured with its backward pass" in caplog.text
     assert "6 queries of 9 keys (cpu): slow 5" in caplog.text and "Tried" not in caplog.text
 
@@ -60,7 +78,7 @@ def test_what_compiles_first_is_not_punished():
         begun.append(1)
         return q.flatten(2)
 
-    kernels = {"plain": attend(0.03), "compiled": compiling}
+    kernels = {"plain": attend(0.03), "compiled": lambda: compiling}
     assert fastest(kernels, 4, 4, (1, 8), CPU, torch.float32, gradient=False) == "compiled"
 
 
@@ -92,6 +110,25 @@ def test_a_network_is_the_same_and_each_mask_is_timed_once(measured, caplog):
         net(x, t, text, **call)
     said = [record.message for record in caplog.records if "measured" in record.message]
     assert len(said) == 2 and "backward" in said[0] and "backward" not in said[1]
+
+
+def test_a_mask_that_was_only_timed_is_not_kept(measured, monkeypatch):
+    def fastest(kernels, *_):
+        return "merged" if [made() for made in kernels.values()] else ""
+
+    monkeypatch.setattr(attention, "fastest", fastest)
+    before, visible = attention.dense_mask.cache_info().currsize, torch.ones(5, 5).tril() > 0
+    attention.attention_mask(visible, 7, 0, CPU, torch.float32)
+    assert attention.dense_mask.cache_info().currsize == before
+
+
+def test_the_heads_of_cameras_count(measured, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "fastest", lambda *how: asked.append(how[3]) or "dense")
+    for net in (tiny_wan(), posed_wan()):
+        x = torch.zeros(1, 6, net.config.in_channels, 4, 4)
+        net.rope_and_masks(x, tuple(range(6)), torch.ones(6, 6).tril() > 0, None)
+    assert net.prope and asked[-1][0] == 2 * asked[0][0] == 2 * net.config.num_attention_heads
 
 
 def test_beside_a_cache_nothing_is_timed(measured):

@@ -26,7 +26,7 @@ from lightning_modules.diffusion.rollout import (
 )
 from lightning_modules.diffusion.rollout import few_steps as few_step_block
 from lightning_modules.diffusion.visibility import without_end
-from lightning_modules.networks.wan import transformer
+from lightning_modules.networks.wan import block, transformer
 from lightning_modules.networks.wan.compiled import compiled as compiled_function
 from lightning_modules.networks.wan.cuda_graphs import Graph, Replay
 from lightning_modules.networks.wan.rotary import _rotated, apply_rope, rope_table
@@ -178,9 +178,24 @@ def test_both_forms_of_a_rotation_agree():
     assert apply_rope(x.bfloat16(), rope).dtype == torch.bfloat16
 
 
+@pytest.fixture
+def backends(monkeypatch):
+    """With which parts are compiled, and nothing that another test has compiled."""
+    found, plain = [], torch.compile
+
+    def compile(*what, backend="inductor", **how):
+        found.append(backend)
+        return plain(*what, backend=backend, **how)
+
+    block._compiled_parts.cache_clear()
+    monkeypatch.setattr(torch, "compile", compile)
+    yield found
+    block._compiled_parts.cache_clear()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("half", "backend"), [(False, "aot_eager"), (True, "inductor")])
-def test_compiled_blocks_train_the_same(half, backend, monkeypatch):
+def test_compiled_blocks_train_the_same(half, backend, backends, monkeypatch):
     """Teacher forcing's gradients, recomputed layer by layer, as at Wan's scale."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     random, text, noise = setting(frames=2)
@@ -197,6 +212,7 @@ def test_compiled_blocks_train_the_same(half, backend, monkeypatch):
             v.square().mean().backward()
         assert kernels.calls.total() == 3 * len(net.blocks), "self-attention is kept"
         found.append([v.detach(), *(each.grad for each in net.parameters())])
+    assert backends == [backend] * len(block._parts())
     scale = 0.1 if half else 1e-3
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= scale * one.norm() + 1e-6
@@ -213,7 +229,7 @@ def test_forty_lengths_are_compiled_with_and_without_predicted_frames(monkeypatc
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_compiled_blocks_compute_the_same():
+def test_compiled_blocks_compute_the_same(backends):
     net, sizes = make_net(), (1, 1)  # one shape: compiling is what takes the time
     random, text, noise = setting(frames=2)
     how = {"frames": 2}

@@ -42,6 +42,13 @@ def test_layers_and_what_is_kept():
     assert fixture("left").expected_s == 2
 
 
+def test_a_hint_is_of_the_steps_of_the_scale_that_states_it(tmp_path):
+    shutil.copytree(LIBRARY.scales, tmp_path / "scale")
+    (tmp_path / "scale" / "mine.yaml").write_text("extends: tiny\nsteps: 6")
+    library = Library(LIBRARY.recipes, tmp_path / "scale")
+    assert resolve("left", "mine", library=library).expected_s == 4
+
+
 def test_scale_settings_reach_the_needs_and_own_settings_do_not():
     plain, wide = fixture("join"), fixture("join", "steps=9")
     assert [run.recipe["fit"]["steps"] for run in wide.closure().values()] == [9, 9, 9]

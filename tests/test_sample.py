@@ -140,7 +140,10 @@ def test_frames_are_given_by_clips_alone(prompts, tmp_path):
             "sample.commit: none, .*one step",
         ),
         ({"sampler": "bidirectional_ode", "sample.window": 4}, "samples all frames jointly"),
-        ({"launch.attention": "sage"}, "launch.attention: 'sage' must be one of auto, dense"),
+        (
+            {"launch.attention": "sage"},
+            "launch.attention: 'sage' must be one of auto, measured, dense",
+        ),
         ({"sample.windows": 4}, "did you mean 'sample.window'"),
     ],
 )

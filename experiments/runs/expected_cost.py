@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.runs.files import load, scale_and_bases
+
 
 def hinted(costs: Mapping[str, Any], recipe: str, file: Path) -> float | None:
     """Device-seconds of a recipe at its scale; None if there is no hint.
@@ -19,6 +21,13 @@ def hinted(costs: Mapping[str, Any], recipe: str, file: Path) -> float | None:
     if not known or not 0 <= (seconds or 0) < math.inf:
         raise ValueError(f"{file}: launch.cost_s.{recipe}: {seconds!r} is no number of seconds")
     return seconds
+
+
+def hinting(scales: Path, scale: str, recipe: str) -> str:
+    """The scale that states the hint: itself, or the nearest of those that it extends."""
+    lineage = scale_and_bases(scales, scale)
+    own = (load(scales, each).get("launch", {}).get("cost_s", {}) for each in lineage)
+    return next((s for s, costs in zip(lineage, own, strict=True) if recipe in costs), scale)
 
 
 def count_of(resolved: Mapping[str, Any]) -> int:

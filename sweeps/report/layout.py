@@ -170,7 +170,7 @@ def load_layout(sweep: Sweep) -> Layout:
         if key not in known:
             raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
     wanted = said.get("preconditions", {}).get("scales")
-    if wanted and not {sweep.scale, *sweep.bases} & set(wanted):
+    if wanted is not None and not {sweep.scale, *sweep.bases} & set(wanted):
         del said["preconditions"]
     return _with_judge(said, judge_of(sweep))
 

@@ -22,6 +22,7 @@ kernels has one, and `tangent_attention.py` takes their place, whatever was chos
 """
 
 import logging
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from typing import Literal, get_args
 
@@ -182,9 +183,12 @@ def _fastest(
     there = ["merged"] if dtype in HALF or device.type != "cuda" else []
     there += ["flex"] if device.type == "cuda" else []
     there += ["dense"] if dense_bytes(rows, tokens, 0, dtype) <= DENSE_LIMIT else []
-    kernels = {
-        name: partial(attend, mask=_form(name, rows, tokens, 0, device, dtype)) for name in there
-    }
+
+    def made(name: str) -> Callable[..., Tensor]:
+        form = dense_mask.__wrapped__ if name == "dense" else partial(_form, name)  # not kept
+        return partial(attend, mask=form(rows, tokens, 0, device, dtype))
+
+    kernels = {name: partial(made, name) for name in there}
     queries, keys = len(rows) * tokens, len(rows[0]) * tokens
     return fastest(kernels, queries, keys, heads, device, dtype, gradient)
 

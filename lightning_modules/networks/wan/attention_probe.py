@@ -12,10 +12,12 @@ WARM_UP, REPEATS = 2, 3
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k, v to the output [B, T, H * E]."""
+Made = Callable[[], Attend]
+"""Makes a kernel with its mask, which lives no longer than its turn."""
 
 
 def fastest(
-    kernels: Mapping[str, Attend],
+    kernels: Mapping[str, Made],
     queries: int,
     keys: int,
     heads: tuple[int, int],
@@ -41,12 +43,12 @@ def fastest(
         RuntimeError: none of them works here; says why.
     """
     times, failed = {}, {}
-    for name, attend in kernels.items():
+    for name, made in kernels.items():
         try:
             with torch.inference_mode(False), torch.set_grad_enabled(gradient):
-                times[name] = _seconds(attend, queries, keys, heads, device, dtype, gradient)
+                times[name] = _seconds(made(), queries, keys, heads, device, dtype, gradient)
         except Exception as error:  # whatever a compiler or a driver raises
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            failed[name] = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             log.warning("attention: %s cannot be used here: %s", name, failed[name])
     if not times:
         raise RuntimeError(

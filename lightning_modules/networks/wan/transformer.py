@@ -215,7 +215,7 @@ class Wan(ModelMixin, ConfigMixin):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         how = visible, height * width, len(cache or ()), x.device, dtype
-        heads = self.config.num_attention_heads, self.config.attention_head_dim
+        heads = self.config.num_attention_heads * (1 + self.prope), self.config.attention_head_dim
         others = [attention_mask(*how, heads=heads)] * (len(self.blocks) - 1)
         return rope, [*others, attention_mask(*how, first, heads)]
 
