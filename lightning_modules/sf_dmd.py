@@ -1,13 +1,14 @@
 """Stage 3 in the regime of Causal-rCM: self-forcing DMD (SF-DMD, arXiv 2606.25473)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.asymmetric_dmd import AsymmetricDMD
-from lightning_modules.diffusion.noisy_past import NoisyPast, require_noisy_block, require_two_steps
+from lightning_modules.diffusion.noisy_past import NoisyPast, require_noisy_context
 from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.diffusion.rollout import FewSteps, block_times, few_step_times, rollout
 from lightning_modules.ranges import NoiseLevel, NonNegativeInt
@@ -36,13 +37,9 @@ class SFDMD(AsymmetricDMD):
     ) -> None:
         super().__init__(**stage)
         self.noisy_from = len(self.sizes) if noisy_from is None else noisy_from
-        self.times = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
-        if levels:
-            self.times = block_times(self.sizes, levels, "stage.levels")
-        require_noisy_block(len(self.sizes), noisy_from, "stage.noisy_from")
-        steps = list(map(len, self.times))
-        said = f"stage.noisy_from: {noisy_from}"
-        require_two_steps(steps, noisy_from, said, "noisy_from to null")
+        grids = few_step_times(self.sizes, self.few_steps, self.first_few_steps, self.shift)
+        self.times = block_times(self.sizes, levels, "stage.levels") if levels else grids
+        require_noisy_context(list(map(len, self.times)), noisy_from, "stage.noisy_from")
 
     def generate(self, batch: dict[str, Any], random: Randomness) -> Tensor:
         """Self-rollout, truncated at the exit whose turn it is."""
@@ -62,15 +59,8 @@ class SFDMD(AsymmetricDMD):
         self, net: nn.Module, text: Tensor, random: Randomness, exits: list[int] | None = None
     ) -> Tensor:
         """A network's clips on its own context."""
-        eps = random.normal("context", self.clip_shape)
-        times = [levels.to(eps.device) for levels in self.times]
-        return rollout(
-            NoisyPast(
-                net, text, sizes=self.sizes, times=times, eps=eps, noisy_from=self.noisy_from
-            ),
-            random.normal("noise", self.clip_shape),
-            self.sizes,
-            FewSteps(
-                self.times, lambda step: random.normal(f"renoise/{step}", self.clip_shape), exits
-            ),
-        )
+        draw = partial(random.normal, shape=self.clip_shape)
+        how = {"sizes": self.sizes, "times": self.times, "eps": draw("context")}
+        past = NoisyPast(net, text, **how, noisy_from=self.noisy_from)
+        sampler = FewSteps(self.times, lambda step: draw(f"renoise/{step}"), exits)
+        return rollout(past, draw("noise"), self.sizes, sampler)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lightning_modules.diffusion.flow import add_noise, per_frame
 from lightning_modules.diffusion.losses import per_frame_regression
-from lightning_modules.diffusion.randomness import Randomness
 from lightning_modules.networks.wan.two_time import with_second_time
 from lightning_modules.ranges import Positive, UnitInterval
 from lightning_modules.training.consistency import ContinuousConsistency
@@ -16,18 +15,15 @@ from lightning_modules.training.consistency import ContinuousConsistency
 class TFMeanFlow(ContinuousConsistency):
     """``min E m / sg(m + c)``, ``m = ||u(x_t, t, r | x0^{<i}) - sg(v_T - (t - r) du/dt)||^2``.
 
-    ``m`` is the mean over a clip's numbers (arXiv 2606.25473, Eq. 3-4; MeanFlow, 2505.13447).
-
-    ``u`` is the mean velocity between t and r <= t of the teacher's guided ODE; ``du/dt`` is taken
-    along that ODE while r stands still. The student gets a second time, of which it is silent until
-    trained. At r = 0 it is a consistency model: so it is sampled and handed on. Of two draws per
-    clip t is the larger one.
+    ``m`` is the mean over a clip's numbers (arXiv 2606.25473, Eq. 3-4; MeanFlow, 2505.13447), ``u``
+    the mean velocity between t and r <= t of the teacher's guided ODE; ``du/dt`` is taken along it
+    while r stands still. The student gets a second time, of which it is silent until trained. At
+    r = 0 it is a consistency model: so it is sampled and handed on.
 
     Args:
         student: a network that offers ``with_second_time``.
         weight_floor: ``c``, in units of the squared velocity.
-        r_equals_t: share of clips with r = t, whose regression is that of the velocity.
-        r_is_zero: share of clips with r = 0, the jumps to data that the sampler makes.
+        r_equals_t, r_is_zero: shares of clips (`ContinuousConsistency.draw_spans`).
 
     Raises:
         ValueError: a student without second time; shares of more than all clips.
@@ -55,7 +51,7 @@ class TFMeanFlow(ContinuousConsistency):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One batch of clean clips."""
         random, x0, text = self.randomness(batch), batch["latents"], batch["text"]
-        t, r = self.draw_times(random)
+        t, r = self.draw_spans(random, self.r_equals_t, self.r_is_zero)
         x_t = add_noise(x0, random.normal("noise", self.clip_shape), t)
 
         def u(x: Tensor, t: Tensor) -> Tensor:
@@ -72,11 +68,3 @@ class TFMeanFlow(ContinuousConsistency):
         self.report("train/loss", per_clip.mean())
         self.report_by_time(error, t)
         return (per_clip / (per_clip.detach() + self.weight_floor)).mean()
-
-    def draw_times(self, random: Randomness) -> tuple[Tensor, Tensor]:
-        """``t`` and ``r``, ``[B, F]``, the same for all frames of a clip."""
-        r, t = self.draw_levels(random, 2).sort(dim=1).values.split(1, dim=1)
-        share = random.uniform("span", (1,))
-        r = torch.where(share < self.r_equals_t, t, r)
-        r = torch.where(share >= 1 - self.r_is_zero, torch.zeros_like(r), r)
-        return t.expand(-1, self.clip_shape[0]), r.expand(-1, self.clip_shape[0])

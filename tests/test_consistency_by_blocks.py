@@ -117,7 +117,8 @@ def continuous(clip) -> torch.Tensor:
 
 def mean_flow(clip) -> torch.Tensor:
     """Eq. 3-4, with the backward difference, which may look behind r."""
-    t, r = (time[clip.row, 0].item() for time in clip.module.draw_times(clip.random))
+    spans = clip.module.draw_spans(clip.random, clip.module.r_equals_t, clip.module.r_is_zero)
+    t, r = (time[clip.row, 0].item() for time in spans)
     x, back = clip.noised(t), min(H, t)
     with torch.no_grad():
         v, now = clip.teacher(x, t), clip.student(x, t, until=r)

@@ -52,7 +52,8 @@ def test_the_loss_of_the_exact_mean_velocity_vanishes():
 
 def test_times_are_ordered_and_shared_by_a_clip():
     module = oracle(TFMeanFlow, Silent(), teacher=Velocity(), tangent="exact", **SETTINGS)
-    t, r = module.draw_times(Randomness(0, 0, [str(n) for n in range(4000)]))
+    draws = Randomness(0, 0, [str(n) for n in range(4000)])
+    t, r = module.draw_spans(draws, module.r_equals_t, module.r_is_zero)
     assert (r <= t).all() and (r >= 0).all() and (t < 1).all()
     assert torch.equal(t, t[:, :1].expand_as(t)) and torch.equal(r, r[:, :1].expand_as(r))
     for share in ((r == t)[:, 0], (r == 0)[:, 0]):

@@ -42,7 +42,7 @@ class NoisyPast(Past):
     ) -> None:
         super().__init__(net, text)
         blocks = list(zip(spans(sizes), times, strict=True))[noisy_from:]
-        self._times = {block.start: levels for block, levels in blocks}
+        self._times = {block.start: levels.to(eps.device) for block, levels in blocks}
         self._eps = eps
         self._calls: list[tuple[Tensor, Tensor]] = []
 
@@ -66,6 +66,12 @@ class NoisyPast(Past):
             t = levels[-1].to(x0.device).expand(x0.shape[:2])
             x = add_noise(x0, self._eps[:, block], t)
         self.write(x, t, block)
+
+
+def require_noisy_context(steps: Sequence[int], noisy_from: int | None, key: str) -> None:
+    """`require_noisy_block` and `require_two_steps`, of a setting ``key``."""
+    require_noisy_block(len(steps), noisy_from, key)
+    require_two_steps(steps, noisy_from, f"{key}: {noisy_from}", "noisy_from to null")
 
 
 def require_two_steps(steps: Sequence[int], noisy_from: int | None, said: str, cure: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_modules.diffusion import forcing
@@ -74,6 +75,22 @@ class ContinuousConsistency(Consistency):
     def draw_levels(self, random: Randomness, count: int) -> Tensor:
         """Noise levels ``[B, count]`` of a batch's clips."""
         return (self.time_mean + self.time_std * random.normal("time", (count,))).sigmoid()
+
+    def draw_spans(
+        self, random: Randomness, r_equals_t: float, r_is_zero: float
+    ) -> tuple[Tensor, Tensor]:
+        """``t`` and ``r <= t`` of a mean flow, ``[B, F]``, the same for all frames of a clip.
+
+        Args:
+            random: of the batch.
+            r_equals_t: share of clips with r = t, whose regression is that of the velocity.
+            r_is_zero: share of clips with r = 0, the jumps to data that the sampler makes.
+        """
+        r, t = self.draw_levels(random, 2).sort(dim=1).values.split(1, dim=1)
+        share = random.uniform("span", (1,))
+        r = torch.where(share < r_equals_t, t, r)
+        r = torch.where(share >= 1 - r_is_zero, torch.zeros_like(r), r)
+        return t.expand(-1, self.clip_shape[0]), r.expand(-1, self.clip_shape[0])
 
     def change(self, v: Velocity, x: Tensor, t: Tensor, v_teacher: Tensor, now: Tensor) -> Tensor:
         """``dv/dt`` where ``dx/dt = v_teacher``; ``now`` is ``v(x, t)``."""
