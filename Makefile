@@ -56,7 +56,8 @@ test: $(READY)  ## run the test suite
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-numeric: $(READY)  ## the tests that ask for numbers, in the plainest arithmetic that the libraries offer
-	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(PYTEST) -m "numeric and not slow and not gpu"
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(PYTEST) -m "numeric and not slow and not gpu" \
+		$$(grep -rl 'mark.numeric' tests --include=*.py)
 
 test-all: $(READY)  ## run the slow tests too; says which take longest
 	@$(PYTEST) --durations 30
