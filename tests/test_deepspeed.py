@@ -46,9 +46,9 @@ def case(stage: str, zero: int | str, parts: int = 1) -> dict:
     return about | {"name": name(stage, zero, parts), "parts": parts, "stop": stop}
 
 
-TRAINED = (*LONGER, *DMD)
-"""One stage for each set of networks: what ZeRO 1 and 2 split does not depend on the objective; DDP
-and ZeRO 3 follow a stage's forwards."""
+TRAINED = (*LONGER, "TFdCM", "TFsCM", "TFMeanFlow", *DMD)
+"""What ZeRO 1 and 2 split does not depend on the objective, so that of flow matching and of the ODE
+regressions one stage is enough; DDP and ZeRO 3 follow a stage's forwards."""
 MATRIX = [
     (stage, zero) for stage in STAGES for zero in WAYS if zero in (3, "ddp") or stage in TRAINED
 ]
