@@ -38,7 +38,9 @@ def test_layers_and_what_is_kept():
     }  # fmt: skip
     assert set(run.recipe) == {"recipe", "verb", "seed", "blocks", "needs", "fit", "launch"}
     assert run.recipe["needs"] == {"student": run.needs["student"].name}
-    assert run.expected_s == 2 * 7 / 3, "in proportion to the steps of which the scale speaks"
+    assert run.expected_s == pytest.approx(2 * 7 / 3), (
+        "in proportion to the steps of which the scale speaks"
+    )
     assert fixture("left").expected_s == 2
 
 

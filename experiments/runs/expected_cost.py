@@ -23,7 +23,7 @@ def hinted(costs: Mapping[str, Any], recipe: str, file: Path) -> float | None:
     return seconds
 
 
-def hinting(scales: Path, scale: str, recipe: str) -> str:
+def scale_of_hint(scales: Path, scale: str, recipe: str) -> str:
     """The scale that states the hint: itself, or the nearest of those that it extends."""
     lineage = scale_and_bases(scales, scale)
     own = (load(scales, each).get("launch", {}).get("cost_s", {}) for each in lineage)

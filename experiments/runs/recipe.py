@@ -39,7 +39,7 @@ from experiments.runs.config import (
     need_of,
     override,
 )
-from experiments.runs.expected_cost import count_of, hinted, hinting
+from experiments.runs.expected_cost import count_of, hinted, scale_of_hint
 from experiments.runs.files import load_recipe, load_scale
 from experiments.runs.yaml_reader import NAMES, parse_yaml
 
@@ -190,7 +190,9 @@ class Resolver:
     def _usual_count(self, name: str, file: Path) -> int:
         """`count_of` the recipe whose cost is hinted, without settings; 0 if unknown."""
         if name not in self._counts:
-            scale = load_scale(self.library.scales, hinting(self.library.scales, self.scale, name))
+            scale = load_scale(
+                self.library.scales, scale_of_hint(self.library.scales, self.scale, name)
+            )
             try:
                 self._counts[name] = count_of(interpolate(scale, self._recipes[name], file))
             except ValueError:  # it cannot be without settings

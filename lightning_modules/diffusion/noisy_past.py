@@ -63,7 +63,7 @@ class NoisyPast(Past):
         levels = self._times[block.start]
         x, t = calls[-1]
         if len(calls) < len(levels):
-            t = levels[-1].to(x0.device).expand(x0.shape[:2])
+            t = levels[-1].expand(x0.shape[:2])
             x = add_noise(x0, self._eps[:, block], t)
         self.write(x, t, block)
 

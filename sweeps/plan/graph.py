@@ -146,7 +146,7 @@ def _load(
         cells = _joined(parts, seeds, given, (*above, path), resolver_of)
         scales = {part["scale"] for part in parts}
         shared = scale if scales == {scale} else ""
-        bases = _at(resolver_of(scale), scale) if shared else set()
+        bases = _at(resolver_of(scale), scale) - {scale} if shared else set()
         return Sweep(path.stem, shared, list(seeds), cells, title, table, bases)
     resolver = resolver_of(scale)
     for number, group in enumerate(tree["cells"]):
@@ -162,7 +162,7 @@ def _load(
         if not here.isdisjoint(group.get("scales", here))
         for labels in _product(group.get("axes") or {}, seed)
     ]
-    return Sweep(path.stem, scale, list(seeds), cells, title, table, here)
+    return Sweep(path.stem, scale, list(seeds), cells, title, table, here - {scale})
 
 
 def _at(resolver: Resolver, scale: str) -> set[str]:

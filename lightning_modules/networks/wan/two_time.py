@@ -59,7 +59,7 @@ def with_second_time(student: nn.Module) -> Any:
     """
     if not hasattr(student, "with_second_time"):
         raise ValueError(
-            f"needs.student: a {type(student).__name__} offers no second time, which TFMeanFlow"
+            f"needs.student: a {type(student).__name__} offers no second time, which mean flow"
             " trains; give it a Wan"
         )
     return student.with_second_time()
