@@ -12,10 +12,14 @@ from tiny_rollouts import make_net
 
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention
-from lightning_modules.networks.wan.attention_probe import REPEATS, WARM_UP, fastest
+from lightning_modules.networks.wan.attention_probe import REPEATS, WARM_UP, fastest, random_parts
 
 CPU = torch.device("cpu")
 VISIBLE = visibility.teacher_forcing_mask((1, 2))
+
+
+def parts(queries, keys, gradient):
+    return random_parts(queries, keys, (2, 8), CPU, torch.float32, gradient)
 
 
 def attend(seconds: float, calls: list | None = None):
@@ -62,7 +66,7 @@ def test_the_fastest_is_chosen_and_all_times_are_said(caplog):
         "broken": raising,
         "mute": failing,
     }
-    chosen = fastest(kernels, 6, 9, (2, 8), CPU, torch.float32, gradient=True)
+    chosen = fastest(kernels, *parts(6, 9, True))
     assert chosen == "quick"
     assert calls == [((1, 6, 2, 8), (1, 9, 2, 8), torch.float32, True)] * (WARM_UP + REPEATS)
     assert "broken cannot be used here: OutOfMemoryError: CUDA out of memory" in caplog.text
@@ -83,17 +87,17 @@ def test_what_compiles_first_is_not_punished():
         return q.flatten(2)
 
     kernels = {"plain": attend(0.03), "compiled": lambda: compiling}
-    assert fastest(kernels, 4, 4, (1, 8), CPU, torch.float32, gradient=False) == "compiled"
+    assert fastest(kernels, *parts(4, 4, False)) == "compiled"
 
 
 def test_where_none_works_the_reasons_are_given():
     with pytest.raises(RuntimeError, match=r"launch\.attention: no kernel .* a: OutOfMemoryError"):
-        fastest({"a": raising}, 4, 4, (1, 8), CPU, torch.float32, gradient=False)
+        fastest({"a": raising}, *parts(4, 4, False))
 
 
 def test_it_draws_from_no_generator_of_others():
     before = torch.get_rng_state()
-    fastest({"a": attend(0.0)}, 4, 4, (1, 8), CPU, torch.float32, gradient=True)
+    fastest({"a": attend(0.0)}, *parts(4, 4, True))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -128,7 +132,9 @@ def test_a_mask_that_was_only_timed_is_not_kept(measured, monkeypatch):
 
 def test_the_heads_of_cameras_count(measured, monkeypatch):
     asked = []
-    monkeypatch.setattr(attention, "fastest", lambda *how: asked.append(how[3]) or "dense")
+    monkeypatch.setattr(
+        attention, "fastest", lambda _, q, *kv: asked.append(q.shape[2:]) or "dense"
+    )
     for net in (tiny_wan(), posed_wan()):
         x = torch.zeros(1, 6, net.config.in_channels, 4, 4)
         net.rope_and_masks(x, tuple(range(6)), torch.ones(6, 6).tril() > 0, None)

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lightning_modules.networks.wan import merged_attention, tangent_attention
-from lightning_modules.networks.wan.attention_probe import fastest
+from lightning_modules.networks.wan.attention_probe import fastest, random_parts
 from lightning_modules.networks.wan.flash_kernel import flash_kernel, flash_missing
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 from lightning_modules.networks.wan.masks import (
@@ -190,7 +190,7 @@ def _fastest(
 
     kernels = {name: partial(made, name) for name in there}
     queries, keys = len(rows) * tokens, len(rows[0]) * tokens
-    return fastest(kernels, queries, keys, heads, device, dtype, gradient)
+    return fastest(kernels, *random_parts(queries, keys, heads, device, dtype, gradient))
 
 
 def _capturing(device: torch.device) -> bool:

@@ -16,28 +16,16 @@ Made = Callable[[], Attend]
 """Makes a kernel with its mask, which lives no longer than its turn."""
 
 
-def fastest(
-    kernels: Mapping[str, Made],
-    queries: int,
-    keys: int,
-    heads: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-    gradient: bool,
-) -> str:
+def fastest(kernels: Mapping[str, Made], q: Tensor, k: Tensor, v: Tensor) -> str:
     """The name of the kernel with the shortest time; all times are logged.
 
-    One that fails (compiler, memory, hardware) is logged with its reason and left out. The draws
-    are from a generator of their own.
+    One that fails (compiler, memory, hardware) is logged with its reason and left out.
 
     Args:
         kernels: by name.
-        queries: tokens with a query, of one clip.
-        keys: tokens with a key.
-        heads: how many, and channels of one.
-        device: where they are timed.
-        dtype: of q, k and v.
-        gradient: whether the backward pass counts.
+        q: [B, T, H, E]; its backward pass counts if it requires a gradient.
+        k: [B, K, H, E].
+        v: as ``k``.
 
     Raises:
         RuntimeError: none of them works here; says why.
@@ -45,8 +33,8 @@ def fastest(
     times, failed = {}, {}
     for name, made in kernels.items():
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(gradient):
-                times[name] = _seconds(made(), queries, keys, heads, device, dtype, gradient)
+            with torch.inference_mode(False), torch.set_grad_enabled(q.requires_grad):
+                times[name] = _seconds(made(), q, k, v)
         except Exception as error:  # whatever a compiler or a driver raises
             failed[name] = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             log.warning("attention: %s cannot be used here: %s", name, failed[name])
@@ -58,29 +46,36 @@ def fastest(
     best = min(times, key=times.__getitem__)
     log.info(
         "attention: %s where frames are hidden, measured%s for %d queries of %d keys (%s): %s",
-        best, " with its backward pass" if gradient else "", queries, keys, device.type,
+        best, " with its backward pass" if q.requires_grad else "",
+        q.shape[1], k.shape[1], q.device.type,
         ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in times.items()),
     )  # fmt: skip
     return best
 
 
-def _seconds(
-    attend: Attend,
+def random_parts(
     queries: int,
     keys: int,
     heads: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
     gradient: bool,
-) -> float:
-    """The shortest of some calls, without those that compile and fill caches."""
+) -> list[Tensor]:
+    """q, k and v of one clip, drawn apart; ``heads``: how many, and channels of one."""
     make = torch.Generator(device).manual_seed(0)
-    parts = [
-        torch.randn((1, tokens, *heads), generator=make, device=device, dtype=dtype)
-        for tokens in (queries, keys, keys)
-    ]
-    for part in parts:
-        part.requires_grad_(gradient)
+    with torch.inference_mode(False):
+        return [
+            torch.randn(
+                (1, tokens, *heads),
+                generator=make, device=device, dtype=dtype, requires_grad=gradient,
+            )
+            for tokens in (queries, keys, keys)
+        ]  # fmt: skip
+
+
+def _seconds(attend: Attend, *parts: Tensor) -> float:
+    """The shortest of some calls, without those that compile and fill caches."""
+    device, gradient = parts[0].device, parts[0].requires_grad
 
     def call() -> float:
         _wait(device)
