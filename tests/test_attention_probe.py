@@ -12,7 +12,7 @@ from tiny_rollouts import make_net
 
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention
-from lightning_modules.networks.wan.attention_probe import REPEATS, WARM_UP, fastest, random_parts
+from lightning_modules.networks.wan.attention_probe import CALLS, fastest, random_parts
 
 CPU = torch.device("cpu")
 VISIBLE = visibility.teacher_forcing_mask((1, 2))
@@ -68,7 +68,7 @@ def test_the_fastest_is_chosen_and_all_times_are_said(caplog):
     }
     chosen = fastest(kernels, *parts(6, 9, True))
     assert chosen == "quick"
-    assert calls == [((1, 6, 2, 8), (1, 9, 2, 8), torch.float32, True)] * (WARM_UP + REPEATS)
+    assert calls == [((1, 6, 2, 8), (1, 9, 2, 8), torch.float32, True)] * CALLS
     assert "broken cannot be used here: OutOfMemoryError: CUDA out of memory" in caplog.text
     assert "mute cannot be used here: AssertionError\n" in caplog.text
     assert "quick where frames are hidden, measured with its backward pass" in caplog.text

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-WARM_UP, REPEATS = 2, 3
+CALLS = 5
+"""Of each; the shortest counts, so that the first ones may compile and fill caches."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k, v to the output [B, T, H * E]."""
@@ -74,7 +75,7 @@ def random_parts(
 
 
 def _seconds(attend: Attend, *parts: Tensor) -> float:
-    """The shortest of some calls, without those that compile and fill caches."""
+    """The shortest of some calls."""
     device, gradient = parts[0].device, parts[0].requires_grad
 
     def call() -> float:
@@ -86,7 +87,7 @@ def _seconds(attend: Attend, *parts: Tensor) -> float:
         _wait(device)
         return time.perf_counter() - start
 
-    return min([call() for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+    return min(call() for _ in range(CALLS))
 
 
 def _wait(device: torch.device) -> None:
