@@ -13,6 +13,7 @@ from tiny_rollouts import make_net
 from lightning_modules.diffusion import visibility
 from lightning_modules.networks.wan import attention
 from lightning_modules.networks.wan.attention_probe import CALLS, fastest, random_parts
+from lightning_modules.networks.wan.checkpointing import recomputes
 
 CPU = torch.device("cpu")
 VISIBLE = visibility.teacher_forcing_mask((1, 2))
@@ -139,6 +140,33 @@ def test_the_heads_of_cameras_count(measured, monkeypatch):
         x = torch.zeros(1, 6, net.config.in_channels, 4, 4)
         net.rope_and_masks(x, tuple(range(6)), torch.ones(6, 6).tril() > 0, None)
     assert net.prope and asked[-1][0] == 2 * asked[0][0] == 2 * net.config.num_attention_heads
+
+
+@pytest.mark.parametrize(("checkpointing", "calls"), [(False, 1), (True, 1), ("full", 2)], ids=str)
+def test_what_checkpointing_recomputes_counts_twice(measured, monkeypatch, checkpointing, calls):
+    """And without a gradient nothing is recomputed."""
+    ran = []
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, mask: ran.append(1) or q.flatten(2))
+
+    def fastest(kernels, *parts):
+        ran.clear()
+        kernels["merged"]()(*parts)
+        return "merged"
+
+    monkeypatch.setattr(attention, "fastest", fastest)
+    visible = torch.ones(4, 4).tril() > 0
+    how = visible, 2, 0, CPU, torch.float32, 0, (2, 8), checkpointing
+    attention.attention_mask(*how)
+    assert len(ran) == calls
+    with torch.no_grad():
+        attention.attention_mask(*how)
+    assert len(ran) == 1
+
+
+def test_attention_that_no_layer_keeps_is_recomputed():
+    """FlexAttention is compiled as a whole: there is no output of a kernel to keep."""
+    assert recomputes("flex", True) and not recomputes("flex", False)
+    assert not recomputes("merged", True) and not recomputes("dense", True)
 
 
 def test_beside_a_cache_nothing_is_timed(measured):

@@ -203,3 +203,10 @@ def test_a_network_from_scratch_is_given_its_arguments_at_once():
     recipe["fit"]["student_with"] = {"cameras": True}
     with pytest.raises(ValueError, match="fit.student_with: there is no needs.student"):
         fit.check(recipe)
+
+
+def test_a_student_is_either_new_or_given():
+    recipe = deepcopy(resolve("base", "tiny").recipe)
+    recipe["needs"]["student"] = "base"
+    with pytest.raises(ValueError, match="network, needs.student: .* remove one"):
+        fit.check(recipe)

@@ -103,6 +103,11 @@ def check(recipe: dict[str, Any]) -> None:
     check_forward_mode(stage, launch)
     _micro_batches(training, launch_for(kind, launch))
     if "network" in recipe:
+        if "student" in recipe["needs"]:
+            raise ValueError(
+                "network, needs.student: a student is either new, as the section network says, or"
+                " that of needs.student; remove one"
+            )
         second_time.require_section_of_one_time(kind, recipe["network"])
         meta_network(recipe["network"])  # a constructor refuses what does not go together
     if shape := recipe["stage"].get("clip_shape"):

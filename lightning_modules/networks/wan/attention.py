@@ -11,11 +11,10 @@ it into the form a kernel takes, and the kernel is chosen here:
 
 `auto` is dense on a CPU. On CUDA it is merged in half precision, which was fastest on an H100
 (docs/wan.md; the bench's rows `attention/*` measure it); in float32, which those kernels do not
-take, dense for masks of up to `SMALL` bytes, else flex. `measured` times, once
-for each mask without a KV cache, those that could be used (`attention_probe.py`), and is `auto`
-where no frame is hidden, and beside a cache, where every length would be another mask.
-Results do not depend on the choice but for rounding, and no choice needs memory quadratic in a
-large number of tokens: a dense mask that is too large is refused (`masks.DENSE_LIMIT`).
+take, dense for masks of up to `SMALL` bytes, else flex. `measured` times, once for each mask
+without a KV cache, those that could be used (`attention_probe.py`), and is `auto` where no frame is
+hidden, and beside a cache, where every length would be another mask. Results do not depend on the
+choice but for rounding; a dense mask that is too large is refused (`masks.DENSE_LIMIT`).
 
 Where numbers carry a forward derivative (dual numbers, `diffusion/tangents.py`), none of these
 kernels has one, and `tangent_attention.py` takes their place, whatever was chosen.
@@ -32,7 +31,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lightning_modules.networks.wan import merged_attention, tangent_attention
-from lightning_modules.networks.wan.attention_probe import fastest, random_parts
+from lightning_modules.networks.wan.attention_probe import fastest, random_parts, run_twice
+from lightning_modules.networks.wan.checkpointing import recomputes
 from lightning_modules.networks.wan.flash_kernel import flash_kernel, flash_missing
 from lightning_modules.networks.wan.flex_kernel import flex_kernel
 from lightning_modules.networks.wan.masks import (
@@ -47,6 +47,7 @@ from lightning_modules.networks.wan.masks import (
     prefixes,
 )
 from lightning_modules.networks.wan.rectangles import Rectangle, Rectangles, rectangles
+from lightning_modules.ranges import Checkpointing
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "measured", "dense", "merged", "flex", "flash"]
@@ -121,6 +122,7 @@ def attention_mask(
     dtype: torch.dtype,
     first: int = 0,
     heads: tuple[int, int] = (12, 128),
+    checkpointing: Checkpointing = False,
 ) -> Mask:
     """The mask of a call for `attend`: a frame matrix expanded to tokens, in the kernel's form.
 
@@ -132,6 +134,7 @@ def attention_mask(
         dtype: of a dense mask.
         first: query frame; those before it have no rows.
         heads: how many, and channels of one, as kernels are timed; Wan2.1-1.3B's.
+        checkpointing: of the layers, which run some kernels twice where there is a gradient.
 
     Returns:
         The mask [(N - first) * tokens, (cached + N) * tokens]; None if nothing is hidden.
@@ -149,8 +152,8 @@ def attention_mask(
     pieces = prefixes(rows, tokens, cached)
     small = dense_bytes(rows, tokens, cached, dtype) <= SMALL
     if _forced == "measured" and not cached and not _capturing(device):
-        gradient = torch.is_grad_enabled()
-        kernel = _fastest(rows, tokens, device, dtype, heads, gradient)
+        again = torch.is_grad_enabled() and checkpointing
+        kernel = _fastest(rows, tokens, device, dtype, heads, torch.is_grad_enabled(), again)
     else:
         kernel = choose(device, dtype in HALF, small, pieces is not None)
         _log_once(f"{kernel} where frames are hidden", device.type)
@@ -178,6 +181,7 @@ def _fastest(
     dtype: torch.dtype,
     heads: tuple[int, int],
     gradient: bool,
+    checkpointing: Checkpointing = False,
 ) -> str:
     """The kernel that is fastest for these frames, of those that are there."""
     there = ["merged"] if dtype in HALF or device.type != "cuda" else []
@@ -186,11 +190,12 @@ def _fastest(
 
     def made(name: str) -> Callable[..., Tensor]:
         form = dense_mask.__wrapped__ if name == "dense" else partial(_form, name)  # not kept
-        return partial(attend, mask=form(rows, tokens, 0, device, dtype))
+        kernel = partial(attend, mask=form(rows, tokens, 0, device, dtype))
+        return run_twice(kernel) if recomputes(name, checkpointing) else kernel
 
     kernels = {name: partial(made, name) for name in there}
-    queries, keys = len(rows) * tokens, len(rows[0]) * tokens
-    return fastest(kernels, *random_parts(queries, keys, heads, device, dtype, gradient))
+    lengths = len(rows) * tokens, len(rows[0]) * tokens
+    return fastest(kernels, *random_parts(*lengths, heads, device, dtype, gradient))
 
 
 def _capturing(device: torch.device) -> bool:

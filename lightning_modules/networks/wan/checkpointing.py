@@ -43,6 +43,11 @@ ATTENTION = frozenset(
 Kept = deque[Any]  # results of kernels, in the order of their calls
 
 
+def recomputes(kernel: str, how: Checkpointing) -> bool:
+    """Whether a layer that is checkpointed so runs this kernel of `attention.py` once more."""
+    return how == "full" or (bool(how) and kernel in ("flex", "flash"))
+
+
 def checkpointed(layer: Callable[..., Any], how: Checkpointing) -> Callable[..., Any]:
     """The layer, whose activations are recomputed when the backward pass comes to it.
 

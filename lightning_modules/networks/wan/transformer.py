@@ -216,8 +216,9 @@ class Wan(ModelMixin, ConfigMixin):
             dtype = torch.get_autocast_dtype(x.device.type)
         how = visible, height * width, len(cache or ()), x.device, dtype
         heads = self.config.num_attention_heads * (1 + self.prope), self.config.attention_head_dim
-        others = [attention_mask(*how, heads=heads)] * (len(self.blocks) - 1)
-        return rope, [*others, attention_mask(*how, first, heads)]
+        timed_as = heads, self.gradient_checkpointing
+        others = [attention_mask(*how, 0, *timed_as)] * (len(self.blocks) - 1)
+        return rope, [*others, attention_mask(*how, first, *timed_as)]
 
     def zero_head(self) -> None:
         """Make the output zero, as Wan's own code initialises it."""
