@@ -29,7 +29,14 @@ from lightning_modules.diffusion.visibility import block_causal_mask
 GOLDEN = json.loads((Path(__file__).parent / "golden_counts.json").read_text())
 CLIP = (21, 16, 60, 104)
 COUNTED = {  # what the tiny scale was when its counts were made
-    "tiny": {"clip_shape": [8, 16, 4, 4], "stages.pairs.intervals": 16},
+    "tiny": {
+        "clip_shape": [8, 16, 4, 4],
+        "stages.pairs.intervals": 16,
+        "real_score": {"recipe": "real_score"},
+        "score_network.num_layers": 3,
+        "score_network.attention_head_dim": 40,
+        "score_network.ffn_dim": 480,
+    },
 }
 
 
@@ -138,12 +145,13 @@ def self_rollout_in_fewer_calls(scale, turn):
     return Work(2.5 * a_prompt, separate["bytes"] - fused["bytes"])
 
 
-def test_the_tiny_worlds_critic_is_as_large_as_its_real_score():
-    """It starts from it; until stages were asked, the bench made it of the student's size."""
-    tree, run = subject("tiny").tree, resolver("tiny").resolve("stage3_asymmetric_dmd")
-    configs = networks_of(run, subject("tiny"))
-    assert configs["critic"] == configs["teacher"] == tree["score_network"]
-    assert configs["student"] == tree["network"]
+@pytest.mark.parametrize(("changed", "size"), [(COUNTED["tiny"], "score_network"), ({}, "network")])
+def test_a_critic_is_as_large_as_the_real_score_that_it_starts_from(changed, size):
+    """Which may be a base model that was trained on, so that its own recipe has no size."""
+    run = resolver("tiny").resolve("stage3_asymmetric_dmd", changed)
+    configs, tree = networks_of(run, subject("tiny")), subject("tiny").tree
+    assert configs["critic"] == configs["teacher"] == tree[size]
+    assert configs["student"] == tree["network"] != tree["score_network"]
 
 
 @pytest.mark.parametrize("case", [case for case in GOLDEN["work"] if " rollout " in case])

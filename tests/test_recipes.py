@@ -131,7 +131,8 @@ def test_flatten_keeps_the_description_of_a_need_whole():
     }  # fmt: skip
 
 
-OF_ONE_WORLD = {"probe", "base", "real_score", *recipes(OURS, "curate"), *recipes(OURS, "score")}
+OF_ONE_WORLD = {"probe", "base", "real_score", "continued_base"}
+OF_ONE_WORLD |= {*recipes(OURS, "curate"), *recipes(OURS, "score")}
 """Making clips and judging them is a world's own affair, a law is a real score that nobody trains,
 and Wan's weights are given; what lies between is for all of them."""
 
