@@ -36,10 +36,9 @@ _NETWORK = {
     "text_dim": 8, "freq_dim": 16, "ffn_dim": 32, "num_layers": 1,
 }  # fmt: skip
 SETTINGS = [f"{key}={value}" for key, value in _SMALL.items()]
-for _net in ("network", "score_network"):
-    SETTINGS += [f"{_net}.{key}={value}" for key, value in _NETWORK.items()]
+SETTINGS += [f"network.{key}={value}" for key, value in _NETWORK.items()]
 # The critic must not start as the real score, or the first step of Stage 3 has no gradient.
-SETTINGS += ["score_network.ffn_dim=48", "critic={recipe: base}"]
+SETTINGS.append("critic={recipe: base}")
 
 
 def _verb(arguments: list[str], output: Path, file_limit: int | None) -> None:

@@ -54,6 +54,7 @@ def test_every_part_is_measured(report):
     both = ["student", "critic"]
     assert trained == {
         "stage1_diffusion_forcing": [None], "stage1_teacher_forcing": [None], "posed_base": [None],
+        "continued_base": [None],
         "stage2_self_forcing_ode": [None], "stage2_causal_ode": [None],
         "stage2_causal_cd": [None], "stage2_causal_dmd": both, "stage3_asymmetric_dmd": both,
         "stage2_tf_dcm": [None], "stage2_tf_scm": [None], "stage2_tf_mean_flow": [None],

@@ -82,7 +82,7 @@ def call(runs: Path, *words: str) -> int:
 @pytest.fixture
 def runs(tmp_path) -> Path:
     """Data alone."""
-    return copied(tmp_path, "base", "real_score", "stage")
+    return copied(tmp_path, "base", "continued_base", "stage")
 
 
 def test_it_is_trained_and_sampled_by_recipe(runs, caplog):
