@@ -174,6 +174,13 @@ def test_the_alternative_stage_1_differs_in_nothing_but_its_class():
     assert other == one
 
 
+def test_a_base_that_is_trained_on_repeats_neither_its_noise_nor_its_order_of_clips():
+    longer = resolve("continued_base", "tiny")
+    base = longer.needs["student"]
+    assert base.recipe["recipe"] == "base" and longer.recipe["seed"] != base.recipe["seed"]
+    assert longer.recipe["stage"]["class"] == base.recipe["stage"]["class"] == "Bidirectional"
+
+
 @pytest.mark.parametrize("name", recipes(OURS))
 def test_recipes_of_ours_are_short(name):
     lines = (OURS.recipes / f"{name}.yaml").read_text().splitlines()
