@@ -21,7 +21,9 @@ from experiments.live.recording import as_png, digest_of, read_recording
 from experiments.live.students import open_student
 from experiments.runs.yaml_reader import dump_yaml, read_yaml
 
-CHOSEN = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
+CHOSEN = Namespace(
+    steps=None, window=None, sinks=0, sinks_follow=False, scale="tiny", wan=None, blocks=None
+)
 FRAMES = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 1), np.uint8)
 PICTURES = tuple(map(Picture, CAPTIONS, FRAMES))
 

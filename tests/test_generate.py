@@ -71,6 +71,9 @@ def test_any_length_seed_steps_and_image(run, generate, tmp_path):
     assert files[0].read_bytes() == before
     generate(run, *words, "--seed", 4, "--image", image)
     assert (tmp_path / "out" / files[0].name.replace("3", "4")).read_bytes() != before
+    generate(run, *words, "--seed", 3, "--image", image, "--sinks-follow")
+    followed = files[0].with_name(files[0].name.replace("sinks1", "sinks1-sinks-follow"))
+    assert followed.read_bytes() != files[0].read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def test_any_length_seed_steps_and_image(run, generate, tmp_path):
         (("--prompt", "a one", "--steps", 0), "--steps: 0 must be at least 1"),
         (("--prompt", "a one", "--seed", -1), "--seed: -1 must be at least 0"),
         (("--prompt", "a one", "--sinks", 6), "--window: 6 latent frames have no room for 6 sinks"),
+        (("--prompt", "a one", "--sinks-follow"), "--sinks-follow: there are no sinks; give"),
         (("--prompt", "a one", "--image", "none.png"), "none.png: no such file"),
         (("--prompt", "a", "--prompt", "one", "--out", "x.mp4"), "there are 2 prompts"),
     ],

@@ -19,7 +19,9 @@ from experiments.live.recording import Recorder, digest_of, read_recording
 from experiments.live.students import open_student
 from experiments.live.viewer import header
 
-CHOSEN = Namespace(steps=None, window=None, sinks=0, scale="tiny", wan=None, blocks=None)
+CHOSEN = Namespace(
+    steps=None, window=None, sinks=0, sinks_follow=False, scale="tiny", wan=None, blocks=None
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,17 @@ def test_the_command_serves_until_it_is_told_to_stop(recorded, tmp_path, number)
     ended = asyncio.run(watch())
     assert ended["reason"] == "the server was stopped" and process.wait(60) == 0
     assert read_recording(tmp_path / f"{ended['recording']}.jsonl").frames >= 3
+
+
+def test_another_context_than_the_recorded_is_refused(recorded, capsys):
+    run, file = recorded
+    words = ["live", str(run), "--replay", str(file)]
+    for more, said in (
+        (["--window", "4"], "--window: recorded with 6, this is 4; give what was recorded"),
+        (["--sinks", "1"], "--sinks: recorded with 0, this is 1"),
+    ):
+        assert main([*words, *more]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_a_recorded_walk_replays_with_its_keys_alone(tmp_path, caplog, capsys):

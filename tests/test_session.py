@@ -63,10 +63,11 @@ EVENTS = st.one_of(
 @given(
     events=st.dictionaries(st.integers(0, 11), st.lists(EVENTS, max_size=2), max_size=4),
     sinks=st.integers(0, 2),
+    follow=st.booleans(),
 )
 @trials(max_examples=8)
-def test_a_recording_replays_to_the_same_bytes(events, sinks):
-    tiny = replace(TINY, sinks=sinks)
+def test_a_recording_replays_to_the_same_bytes(events, sinks, follow):
+    tiny = replace(TINY, sinks=sinks, sinks_follow=follow and sinks > 0)
     live = Session(tiny, ONE, 3)
     made, heard = [], {}
     for index in range(12):

@@ -114,6 +114,7 @@ class Session:
             frames=None,
             window=student.window,
             sinks=student.sinks,
+            sinks_follow=student.sinks_follow,
             commit="fused",
         )
         self._blocks = self._stream()

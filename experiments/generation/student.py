@@ -50,6 +50,7 @@ class Student:
         shift, guidance: of the sampler.
         window: latent frames a block attends to, its own included.
         sinks: first latent frames that stay in the window.
+        sinks_follow: whether their positions stay beside the window's.
         fps: pixel frames per second.
         precision: ``32-true`` or ``bf16-mixed``.
         device: where it runs.
@@ -82,6 +83,7 @@ class Student:
     captions: tuple[str, ...] = ()
     camera: Camera | None = None
     pictures: tuple[Picture, ...] = ()
+    sinks_follow: bool = False
 
     def __post_init__(self) -> None:
         least = self.sinks + max(self.blocks) + 1

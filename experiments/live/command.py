@@ -51,6 +51,11 @@ def declare_students(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sinks", type=int, default=0, help="first latent frames that stay in the window (0)"
     )
+    parser.add_argument(
+        "--sinks-follow",
+        action="store_true",
+        help="their positions stay beside the window's, however long the video (they stay at 0)",
+    )
     parser.add_argument("--scale", help="of a student that no run has trained (wan1.3b)")
     parser.add_argument(
         "--wan",

@@ -153,6 +153,7 @@ def _chosen(chosen: argparse.Namespace) -> list[str]:
     numbers = {name: getattr(chosen, name) for name in ("steps", "frames", "window", "sinks")}
     parts = [f"{name}{value}" for name, value in ({"seed": chosen.seed} | numbers).items()
              if value or name == "seed"]  # fmt: skip
+    parts += ["sinks-follow"] if chosen.sinks_follow else []
     parts += [f"keys-{_slug(chosen.keys)}"] if chosen.keys else []
     return parts + ([f"image-{chosen.image.stem}"] if chosen.image else [])
 

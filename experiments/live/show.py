@@ -63,8 +63,17 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
     """Make a recording's clip anew and compare every frame; write it as a video if asked to.
 
     Raises:
-        ValueError: a frame differs, though it is the student that was recorded.
+        ValueError: a frame differs, though it is the student that was recorded; or another context
+            was recorded.
     """
+    recorded = recording.students[0]
+    for option in ("window", "sinks", "sinks_follow"):
+        now = getattr(student, option)
+        if recorded.get(option, now) != now:
+            raise ValueError(
+                f"--{option.replace('_', '-')}: recorded with {recorded[option]}, this is {now};"
+                " give what was recorded"
+            )
     session = Session(
         student,
         recording.prompt,
@@ -82,7 +91,6 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
     else:
         for _ in made:
             pass
-    recorded = recording.students[0]
     if not different:
         log.info("equal: all %d frames", recording.frames)
     elif recorded.get("identity") != student.identity:

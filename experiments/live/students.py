@@ -64,6 +64,8 @@ def open_student(where: str, chosen: argparse.Namespace) -> Student:
             raise ValueError(f"--{option}: {value} must be at least 1")
     if chosen.sinks < 0:
         raise ValueError(f"--sinks: {chosen.sinks} must be at least 0")
+    if chosen.sinks_follow and not chosen.sinks:
+        raise ValueError("--sinks-follow: there are no sinks; give --sinks, too")
     home = _home(where)
     if isinstance(home, Path) and (home / "recipe.yaml").is_file():
         return _of_run(RunFolder(home), chosen)
@@ -252,4 +254,5 @@ def _student(
         captions=tuple(islice(encoders.captions, 100)),
         camera=encoders.camera if posed else None,
         pictures=encoders.pictures if posed else (),
+        sinks_follow=chosen.sinks_follow,
     )

@@ -209,7 +209,7 @@ def header(sessions: Sequence[Session]) -> dict[str, Any]:
     import torch
 
     first, students = sessions[0], [session.student for session in sessions]
-    told = ("name", "identity", "blocks", "window", "sinks", "precision")
+    told = ("name", "identity", "blocks", "window", "sinks", "sinks_follow", "precision")
     return {
         "students": [
             {key: getattr(each, key) for key in told}

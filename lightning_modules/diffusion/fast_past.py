@@ -10,6 +10,9 @@ The loop is :func:`rollout.stream`, as everywhere; only the KV-cache update diff
                         trained on; with ``noisy_from``, blocks from that frame on
     window   frames a block attends to, its own included; the first ``sinks`` are never evicted
 
+Positions are absolute, so that the distance to sinks grows; where they follow the window, it is no
+longer than the window, and until that is full nothing differs.
+
 A commit attends to what its block attended to when it was denoised. In a full window the next block
 no longer does, so there a fused commit needs a call of its own.
 """
@@ -37,6 +40,7 @@ class FastPast(Past):
         window: frames a block attends to, its own included; 0: all.
         sinks: first frames of the clip that stay in the window; plus the largest block they must
             be fewer than the window.
+        sinks_follow: whether they stand just before the other frames of a full window.
         commit: one of ``COMMITS``.
         noisy_from: first frame of the first block whose commit is ``none``, whatever ``commit``
             says of the blocks before; None: there is no such block.
@@ -52,13 +56,14 @@ class FastPast(Past):
         frames: int | None,
         window: int = 0,
         sinks: int = 0,
+        sinks_follow: bool = False,
         commit: str = "separate",
         noisy_from: int | None = None,
     ) -> None:
         assert commit in COMMITS, commit
         assert window or frames, "a clip without end needs a window"
         self.window = min(each for each in (window, frames) if each)
-        self.sinks, self.commit_mode = sinks, commit
+        self.sinks, self.sinks_follow, self.commit_mode = sinks, sinks_follow, commit
         self.noisy_from = math.inf if noisy_from is None else noisy_from
         if commit == "none":
             self.noisy_from = 0
@@ -92,6 +97,8 @@ class FastPast(Past):
         mask = block_causal_mask([block.stop - block.start for block in blocks])
         t = x0.new_zeros(x0.shape[:2])
         self.forward(x0, t, *blocks, visible=mask, write_cache=True, predicted=0)
+        if self.sinks_follow:
+            self.cache.follow(self.sinks)
 
     @property
     def held(self) -> set[int]:
@@ -157,6 +164,8 @@ class FastPast(Past):
         """Evict frames until the block ``x`` fits into the window."""
         if not self._has_room(x):
             self.cache.keep(self.window - x.shape[1], self.sinks)
+            if self.sinks_follow:
+                self.cache.follow(self.sinks)
 
     def _retract(self, x: Tensor) -> None:
         self.cache.retract(x.shape[1])

@@ -14,9 +14,8 @@ frame; keys are stored after QK-norm and RoPE, at absolute positions.
 
 Positions stay absolute however long the clip: RoPE makes attention depend on distances alone,
 angles are computed in float64 from any frame index, and a window bounds the distance between its
-frames. The distance to the *sinks* grows without bound, as in the published code; to bound it,
-their keys would have to be rotated again at each step (Rolling Forcing), which no student here was
-trained for.
+frames. The distance to the *sinks* grows without bound, as in the published code, unless sampling
+lets them follow the window (`StaticKVCache.follow`).
 """
 
 from collections.abc import Callable, Sequence

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_modules.networks.cameras import tiled
 from lightning_modules.networks.wan.kv_cache import KeyValue, KVCache, WithContext
+from lightning_modules.networks.wan.rotary import apply_rope, rope_table
 
 
 class StaticKVCache(KVCache):
@@ -35,6 +36,7 @@ class StaticKVCache(KVCache):
         self.capacity = capacity
         self.version = 0
         self._frame_tokens = 0
+        self._sinks: list[Tensor] = []  # keys of each layer's sinks as they were committed
 
     def move_origin(self, change: Tensor) -> None:
         """As `KVCache.move_origin`, in place."""
@@ -43,9 +45,30 @@ class StaticKVCache(KVCache):
             posed = part[:, : len(self) * self._frame_tokens].chunk(2, 2)[1]
             posed.copy_(tiled(posed, change[:, None]))
 
+    def follow(self, sinks: int) -> None:
+        """Move the first ``sinks`` frames in time to just before the others, as RoPE sees them.
+
+        Their keys are turned by as many frames as are missing between. That is exact, since RoPE
+        knows distances alone, and always from what was committed, so that roundings do not add up.
+        Heads under PRoPE have no positions.
+
+        Source: LongLive's relative positions in the KV cache, arXiv 2509.22622.
+        """
+        assert not torch.is_grad_enabled(), "the cache is written under torch.no_grad() only"
+        in_time = sorted(self.frames)
+        if not sinks or len(in_time) <= sinks:
+            return
+        assert self.frames[:sinks] == tuple(in_time[:sinks]), "sinks are never moved"
+        held = [self._rotated(layer, sinks) for layer in range(len(self._buffers))]
+        self._sinks = self._sinks or [keys.clone() for keys in held]
+        away = in_time[sinks] - 1 - in_time[sinks - 1]
+        turn = rope_table((away,), 1, 1, held[0].shape[-1], held[0].device)
+        for keys, committed in zip(held, self._sinks, strict=True):
+            keys.copy_(apply_rope(committed, turn))
+
     def restart(self) -> None:
         """Empty the cache for the next rollout; the buffers stay allocated."""
-        self.frames = ()
+        self.frames, self._sinks = (), []
 
     def read(self, layer: int) -> KeyValue | None:
         """As `KVCache.read`: views of the buffers, valid until the next write."""
@@ -97,6 +120,11 @@ class StaticKVCache(KVCache):
         tokens = slice(start * self._frame_tokens, stop * self._frame_tokens)
         keys, values = self._buffers[layer]
         return keys[:, tokens], values[:, tokens]
+
+    def _rotated(self, layer: int, frames: int) -> Tensor:
+        """Keys of the first frames under RoPE: of all heads, or of the first half of them."""
+        keys, _ = self.part(layer, 0, frames)
+        return keys.chunk(2, 2)[0] if self._posed else keys
 
     def _write(self, layer: int, frames: int, keys: Tensor, values: Tensor) -> KeyValue:
         self._allocate(layer, frames, keys, values)
