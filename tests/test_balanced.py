@@ -56,7 +56,13 @@ TRAINED = [
     for scale in ("tiny", "wan1.3b")
     for name in recipes(resolver(scale).library, "fit")
     if "student" in load_recipe(resolver(scale).library.recipes, name)["needs"]
+    if resolver(scale).has_sections_of(name)
 ]
+
+
+def test_a_recipe_whose_budget_a_scale_lacks_is_no_row_there():
+    assert ("tiny", "continued_base") in TRAINED and ("wan1.3b", "continued_base") not in TRAINED
+    assert ("wan1.3b", "posed_base") in TRAINED and ("wan1.3b", "stage2_causal_cd") in TRAINED
 
 
 @pytest.mark.parametrize(("scale", "name"), TRAINED)

@@ -55,7 +55,8 @@ def bench(
     """Training steps of all stages that start from another run's student; random networks."""
     library = resolver.library
     for name in recipes(library, "fit"):
-        if "student" in load_recipe(library.recipes, name)["needs"]:
+        given = "student" in load_recipe(library.recipes, name)["needs"]
+        if given and resolver.has_sections_of(name):
             run = resolver.resolve(name, settings)
             if run.recipe["fit"]["steps"]:
                 yield Task(f"train/{name}", partial(step_rows, subject, protocol, run))

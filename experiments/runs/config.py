@@ -104,6 +104,15 @@ def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
     return tree
 
 
+def has(tree: Any, path: str) -> bool:
+    """Whether a tree has this key, written with dots."""
+    for key in path.split("."):
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
 def put(tree: dict, changes: dict) -> dict:
     """A copy of ``tree`` with ``changes`` put into it, section by section; keys may be new."""
     for path, value in flatten(changes).items():

@@ -34,6 +34,7 @@ from experiments.runs.config import (
     check_sections,
     fixed,
     flatten,
+    has,
     interpolate,
     nearest,
     need_of,
@@ -128,6 +129,11 @@ class Resolver:
     def ineffective(self, recipe: str, settings: Mapping[str, Any]) -> list[str]:
         """Settings of the scale that this recipe overrides with a value of its own."""
         return fixed(load_recipe(self.library.recipes, recipe), self._tree, flatten(settings))
+
+    def has_sections_of(self, recipe: str) -> bool:
+        """Whether the scale has the sections that this recipe reads, such as a stage's budget."""
+        read = re.findall(r"\$\{([\w.]+)\.\w+\}", str(load_recipe(self.library.recipes, recipe)))
+        return all(has(self._tree, path) for path in read)
 
     def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
         key = (name, id(scale), canonical(settings))

@@ -42,8 +42,6 @@ from lightning_modules.networks.wan.shapes import check_shapes, first_predicted
 from lightning_modules.networks.wan.static_cache import StaticKVCache
 from lightning_modules.ranges import Positive, PositiveInt
 
-__all__ = ["Wan"]
-
 
 class Wan(ModelMixin, ConfigMixin):
     """Wan 2.1 text-to-video at any size, under the contract of `networks/__init__.py`.
@@ -216,9 +214,9 @@ class Wan(ModelMixin, ConfigMixin):
             dtype = torch.get_autocast_dtype(x.device.type)
         how = visible, height * width, len(cache or ()), x.device, dtype
         heads = self.config.num_attention_heads * (1 + self.prope), self.config.attention_head_dim
-        timed_as = heads, self.gradient_checkpointing
-        others = [attention_mask(*how, 0, *timed_as)] * (len(self.blocks) - 1)
-        return rope, [*others, attention_mask(*how, first, *timed_as)]
+        timed = heads, self.gradient_checkpointing
+        others = [attention_mask(*how, 0, *timed)] * (len(self.blocks) - 1)
+        return rope, [*others, attention_mask(*how, first, *timed)]
 
     def zero_head(self) -> None:
         """Make the output zero, as Wan's own code initialises it."""
