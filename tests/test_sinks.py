@@ -89,22 +89,39 @@ def test_after_a_thousand_frames_keys_were_turned_once():
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@torch.no_grad()
-def test_heads_under_prope_stay_as_they_are():
-    heads = posed_wan().config.num_attention_heads
-    cache = StaticKVCache(1, 6, posed=True)
-    keys = torch.randn(1, 12, 2 * heads, 12)
+def full(keys: torch.Tensor, cache: StaticKVCache) -> torch.Tensor:
+    """Keys of the sink [B, S, 2 H, E] of six frames of which two are dropped."""
+    cache.restart()
     cache.with_context(0, 6)(keys, keys)
     cache.append(range(6), [(keys, keys)])
     cache.keep(4, sinks=1)
     before = cache.part(0, 0, 1)[0].clone()
+    assert torch.equal(before, keys[:, :2])
     cache.follow(1)
-    after, values = cache.part(0, 0, 1)
-    assert torch.equal(after[:, :, heads:], before[:, :, heads:])
-    assert (after[:, :, :heads] - before[:, :, :heads]).abs().max() > 0.1
-    assert torch.equal(values, keys[:, :2])
-    cache.restart()
-    cache.with_context(0, 1)(keys[:, :2], keys[:, :2])
-    cache.append([0], [(keys[:, :2], keys[:, :2])])
+    return cache.part(0, 0, 1)[0].clone()
+
+
+@torch.no_grad()
+def test_heads_under_prope_stay_as_they_are():
+    heads = posed_wan().config.num_attention_heads
+    cache, keys = StaticKVCache(1, 6, posed=True), torch.randn(1, 12, 2 * heads, 12)
+    turned = full(keys, cache)
+    assert torch.equal(turned[:, :, heads:], keys[:, :2, heads:])
+    assert (turned[:, :, :heads] - keys[:, :2, :heads]).abs().max() > 0.1
+    assert torch.equal(cache.part(0, 0, 1)[1], keys[:, :2]), "values have no positions"
+
+
+@torch.no_grad()
+def test_a_restart_forgets_the_sinks_that_were():
+    cache, first, second = StaticKVCache(1, 6), *torch.randn(2, 1, 12, 2, 12)
+    full(first, cache)
+    assert torch.equal(full(second, cache), full(second, StaticKVCache(1, 6)))
+
+
+@torch.no_grad()
+def test_without_other_frames_there_is_nothing_to_follow():
+    cache, keys = StaticKVCache(1, 6), torch.randn(1, 2, 2, 12)
+    cache.with_context(0, 1)(keys, keys)
+    cache.append([0], [(keys, keys)])
     cache.follow(1)
-    assert torch.equal(cache.part(0, 0, 1)[0], keys[:, :2]), "there is nothing to follow"
+    assert torch.equal(cache.part(0, 0, 1)[0], keys)
