@@ -69,10 +69,11 @@ def test_replayed_rollouts_are_the_same(commit):
             assert (recorder.recorded, recorder.replayed) == (before[0], before[1] + calls)
 
 
+@pytest.mark.parametrize("follow", [False, True])
 @torch.no_grad()
-def test_windows_and_other_batch_sizes_are_recorded_anew():
+def test_windows_and_other_batch_sizes_are_recorded_anew(follow):
     net, sizes, recorder = make_net(), (1,) * 9, Recorder()
-    how = {"frames": 9, "window": 4, "sinks": 1}
+    how = {"frames": 9, "window": 4, "sinks": 1, "sinks_follow": follow}
     random, text, noise = setting(frames=9)
     fast = FastPast(Replay(net, recorder), text, **how)
     for keys in ("abc", "abc", "ab", "abc", "abc"):

@@ -44,6 +44,11 @@ def test_a_session_is_recorded_and_replays_to_the_same_bytes(tmp_path):
             (tmp_path / "changed.jsonl").write_text(lines.replace(digest, "0" * 16))
             await changed.tell(type="replay", recording="changed")
             await changed.hear(lambda page: page.last("ended"))
+            other = await page()
+            (tmp_path / "other.jsonl").write_text(lines.replace('"sinks": 0', '"sinks": 1'))
+            await other.tell(type="replay", recording="other")
+            await other.hear(lambda page: page.last("error"))
+            assert "--sinks: recorded with 1, this is 0" in other.last("error")["text"]
             return one, again, changed, name
 
     one, again, changed, name = asyncio.run(live())

@@ -56,7 +56,9 @@ def bench(
     library = resolver.library
     for name in recipes(library, "fit"):
         given = "student" in load_recipe(library.recipes, name)["needs"]
-        if given and resolver.has_sections_of(name):
+        if given and not resolver.has_sections_of(name):
+            log.info("train/%s: this scale has no budget for it", name)
+        elif given:
             run = resolver.resolve(name, settings)
             if run.recipe["fit"]["steps"]:
                 yield Task(f"train/{name}", partial(step_rows, subject, protocol, run))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -107,6 +107,16 @@ class Student:
         if not longest:
             return ""
         return f"a prompt has {longest} tokens and is cut after {self.text.length}"
+
+    def require_context(self, recorded: Mapping[str, Any]) -> None:
+        """Raise ValueError if a recording says that the student saw another context."""
+        for option in ("window", "sinks", "sinks_follow"):
+            now = getattr(self, option)
+            if recorded.get(option, now) != now:
+                raise ValueError(
+                    f"--{option.replace('_', '-')}: recorded with {recorded[option]}, this is"
+                    f" {now}; give what was recorded"
+                )
 
     def require_keys(self, keys: Collection[str]) -> None:
         """Raise ValueError if these keys do not move its camera, or if it has none."""

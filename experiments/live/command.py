@@ -54,7 +54,7 @@ def declare_students(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sinks-follow",
         action="store_true",
-        help="their positions stay beside the window's, however long the video (they stay at 0)",
+        help="keep the RoPE positions of the sinks next to the window's (absolute positions)",
     )
     parser.add_argument("--scale", help="of a student that no run has trained (wan1.3b)")
     parser.add_argument(

@@ -67,13 +67,7 @@ def replay(recording: Recording, student: Student, mp4: Path | None) -> None:
             was recorded.
     """
     recorded = recording.students[0]
-    for option in ("window", "sinks", "sinks_follow"):
-        now = getattr(student, option)
-        if recorded.get(option, now) != now:
-            raise ValueError(
-                f"--{option.replace('_', '-')}: recorded with {recorded[option]}, this is {now};"
-                " give what was recorded"
-            )
+    student.require_context(recorded)
     session = Session(
         student,
         recording.prompt,

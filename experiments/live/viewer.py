@@ -155,6 +155,8 @@ class Viewer:
 
     def _replay(self, recording: Recording) -> None:
         self.end("restarted")
+        for old, now in zip(recording.students, self.students, strict=False):
+            now.require_context(old)
         lanes = max(1, min(len(recording.students), len(self.students)))
         self._begin(
             [

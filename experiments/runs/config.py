@@ -61,7 +61,7 @@ def override(
     """
     for path, value in settings.items():
         parts = path.split(".")
-        in_scale, in_own = _has(scale, parts), _has(own, parts)
+        in_scale, in_own = has(scale, parts), has(own, parts)
         if entry := _ENTRY.search(path):
             whole = path[: entry.start()]
             raise ValueError(
@@ -93,24 +93,15 @@ def extend(tree: dict, changes: dict, file: Path, under: Path) -> dict:
     """
     for path, value in flatten(changes).items():
         parts = path.split(".")
-        if not _has(tree, parts) and parts[:2] != ["launch", "slurm"]:
+        if not has(tree, parts) and parts[:2] != ["launch", "slurm"]:
             hint = nearest(path, paths(tree))
             raise ValueError(
                 f"{file}: unknown key {path!r}: {under}, which it extends, has none such{hint}"
             )
-        if _has(tree, parts):
+        if has(tree, parts):
             _check_kept(f"{file}: {path}", _at(tree, parts), value)
         tree = _with(tree, parts, value)
     return tree
-
-
-def has(tree: Any, path: str) -> bool:
-    """Whether a tree has this key, written with dots."""
-    for key in path.split("."):
-        if not isinstance(tree, dict) or key not in tree:
-            return False
-        tree = tree[key]
-    return True
 
 
 def put(tree: dict, changes: dict) -> dict:
@@ -126,7 +117,7 @@ def fixed(own: dict, scale: dict, settings: Iterable[str]) -> list[str]:
     return [
         path
         for path, parts in paths_of.items()
-        if _has(own, parts) and _has(scale, parts) and not _is_reference(own[parts[0]], parts[0])
+        if has(own, parts) and has(scale, parts) and not _is_reference(own[parts[0]], parts[0])
     ]
 
 
@@ -234,7 +225,8 @@ def _at(tree: Any, parts: list[str]) -> Any:
     return tree
 
 
-def _has(tree: Any, parts: list[str]) -> bool:
+def has(tree: Any, parts: list[str]) -> bool:
+    """Whether a tree has the key whose path has these parts."""
     for part in parts:
         if not isinstance(tree, dict) or part not in tree:
             return False

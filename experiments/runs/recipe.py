@@ -133,7 +133,7 @@ class Resolver:
     def has_sections_of(self, recipe: str) -> bool:
         """Whether the scale has the sections that this recipe reads, such as a stage's budget."""
         read = re.findall(r"\$\{([\w.]+)\.\w+\}", str(load_recipe(self.library.recipes, recipe)))
-        return all(has(self._tree, path) for path in read)
+        return all(has(self._tree, path.split(".")) for path in read)
 
     def _resolve(self, name: str, scale: dict, settings: dict, above: tuple[str, ...]) -> Run:
         key = (name, id(scale), canonical(settings))
