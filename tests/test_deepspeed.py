@@ -257,11 +257,10 @@ def test_another_number_of_processes_is_refused_with_the_cure(fits):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("zero", ZERO)
 def test_on_gpus(fits, tmp_path, zero):
     """As on the CPU, on at most two of them."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     cases = [OTHER | {"name": "gpu", "zero_stage": zero, "accelerator": "gpu"}]
     in_group(min(2, torch.cuda.device_count()), cases, fits[0].parent / "shards", tmp_path)
     wanted = load_file(fits[0] / "AsymmetricDMD.safetensors")
